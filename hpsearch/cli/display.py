@@ -1,0 +1,157 @@
+"""What a person sees while workers run: a live table in a terminal, plain lines elsewhere, the result at the end."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import click
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from hpsearch.errors import EXIT_FAILED, EXIT_INTERRUPTED
+from hpsearch.events import EpochDone, Event, StudyOpened, TrialEnded, TrialStarted, WorkerFailed, WorkerLeft
+from hpsearch.processes import WorkerExited
+from hpsearch.settings import Settings
+
+
+@dataclass
+class Watch:
+    """What is known from the events so far: one row per worker, and the study as a whole."""
+
+    study: str = ""
+    metric: str = ""
+    max_trials: int = 0
+    finished: int = 0
+    best_number: int | None = None
+    best_value: float | None = None
+    rows: dict[int, EpochDone] = field(default_factory=dict)
+    devices: dict[int, str] = field(default_factory=dict)
+    failures: list[WorkerFailed] = field(default_factory=list)
+    interrupted: bool = False
+    crashed: bool = False
+    first_finished: int = 0
+    started: float = 0.0
+
+    def take(self, worker: int, event: Event | WorkerExited) -> str | None:
+        """Take one event in; the line that a plain output shows for it, if any."""
+        match event:
+            case StudyOpened():
+                return self._open(worker, event)
+            case TrialStarted():
+                self.rows[worker] = EpochDone(event.trial, 0, event.epochs, float("nan"), 0.0)
+            case EpochDone():
+                self.rows[worker] = event
+            case TrialEnded():
+                return self._end(worker, event)
+            case WorkerLeft():
+                self.interrupted |= event.interrupted
+                return f"worker {worker}: {event.reason}"
+            case WorkerFailed():
+                known = event.message in {failure.message for failure in self.failures}
+                self.failures.append(event)
+                return None if known else f"worker {worker}: {event.message}"
+            case WorkerExited():
+                if event.code not in (0, EXIT_INTERRUPTED) and not self.failures:
+                    self.crashed = True
+                    return f"worker {worker}: its process ended with code {event.code}"
+        return None
+
+    def exit_code(self) -> int:
+        """The exit code of the whole command."""
+        if self.failures:
+            return max(failure.code for failure in self.failures)
+        return EXIT_FAILED if self.crashed else EXIT_INTERRUPTED if self.interrupted else 0
+
+    def time_left(self) -> str:
+        """How long the whole study will still take, at the pace since this command began."""
+        ended = self.finished - self.first_finished
+        if not ended or not self.max_trials:
+            return "time left unknown"
+        seconds = (self.max_trials - self.finished) * (time.monotonic() - self.started) / ended
+        return f"about {_duration(seconds)} left"
+
+    def summary(self) -> str:
+        """Trials, best value and time left, in one line."""
+        best = "no result yet" if self.best_value is None else f"best {self.best_value:.4f} in trial {self.best_number}"
+        return f"{self.finished} of {self.max_trials} trials ended, {best}, {self.time_left()}"
+
+    def _open(self, worker: int, event: StudyOpened) -> str | None:
+        self.devices[worker] = event.device
+        if event.study == self.study:
+            return None
+        self.study, self.metric, self.max_trials = event.study, event.metric, event.max_trials
+        self.finished = self.first_finished = event.finished
+        self.best_number, self.best_value = event.best_number, event.best_value
+        self.started = time.monotonic()
+        return f"study {event.study}: {event.finished} of {event.max_trials} trials ended"
+
+    def _end(self, worker: int, event: TrialEnded) -> str:
+        row = self.rows.pop(worker, None)
+        self.finished = max(self.finished, event.finished)
+        self.best_number, self.best_value = event.best_number, event.best_value
+        epochs = f" after epoch {event.epoch} of {row.epochs}" if row and event.epoch else ""
+        value = "" if event.value is None else f", {self.metric} {event.value:.4f}"
+        reason = f" ({event.reason})" if event.reason else ""
+        return f"trial {event.trial} {event.state.lower()}{epochs}{value}{reason}; {self.summary()}"
+
+
+def show(events: Iterable[tuple[int, Event | WorkerExited]], settings: Settings) -> int:
+    """Show the events of all workers until they end, then the result; the exit code of the command."""
+    console = Console()
+    watch = Watch()
+    if console.is_terminal:
+        with Live(_table(watch), console=console, refresh_per_second=4) as live:
+            for worker, event in events:
+                line = watch.take(worker, event)
+                if line and isinstance(event, TrialEnded) and event.state != "COMPLETE":
+                    line = None  # the table's caption counts them; only results stay on the screen
+                if line and not isinstance(event, WorkerFailed):
+                    console.print(Text(line))
+                live.update(_table(watch))
+    else:
+        for worker, event in events:
+            line = watch.take(worker, event)
+            if line and not isinstance(event, WorkerFailed):
+                click.echo(line)
+    for message in dict.fromkeys(failure.message for failure in watch.failures):
+        click.echo(f"hpsearch: {message}", err=True)
+    if watch.study:
+        _show_result(watch, settings)
+    return watch.exit_code()
+
+
+def _table(watch: Watch) -> Group:
+    table = Table(box=box.SIMPLE_HEAD, title=f"study {watch.study}" if watch.study else "starting workers")
+    for column in ("worker", "device", "trial", "epoch", watch.metric or "value", "images/s"):
+        table.add_column(column, justify="right")
+    for worker, row in sorted(watch.rows.items()):
+        value, speed = (f"{row.value:.4f}", f"{row.images_per_second:,.0f}") if row.epoch else ("-", "-")
+        device = watch.devices.get(worker, "")
+        table.add_row(str(worker), device, str(row.trial), f"{row.epoch}/{row.epochs}", value, speed)
+    return Group(table, Text(watch.summary() if watch.study else "loading", style="bold"))
+
+
+def _show_result(watch: Watch, settings: Settings) -> None:
+    from hpsearch.cli.study import print_best, trial_row
+    from hpsearch.search.importance import importances
+    from hpsearch.storage.open import connect
+    from hpsearch.storage.studies import load_study, ranked
+
+    study = load_study(connect(settings.storage_url), watch.study)
+    best = ranked(study)[:1]
+    if best:
+        click.echo(f"\nbest of study {watch.study} so far" if watch.finished < watch.max_trials else "\nbest")
+        print_best(study, [trial_row(trial) for trial in best])
+        click.echo(importances(study.optuna_study).sentence())
+    again = watch.interrupted or watch.finished < watch.max_trials
+    click.echo(f"next: hpsearch {'worker' if again else 'best'} {watch.study}")
+    click.echo("      hpsearch dashboard")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

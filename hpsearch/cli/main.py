@@ -1,0 +1,91 @@
+"""The command `hpsearch`: finds the subcommand, and turns errors into one line and an exit code.
+
+Exit codes: 0 done, 1 a run failed, 2 what was given cannot be used, 75 interrupted (run the same command again).
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from hpsearch.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, HpsearchError, UsageError
+
+# name -> (where the click command is, the line that `hpsearch --help` shows). Literal, so that help imports nothing.
+COMMANDS = {
+    "create-study": ("hpsearch.cli.study:create_study", "Create a study by name or from a TOML file."),
+    "worker": ("hpsearch.cli.worker:worker", "Train trials until the budget of the study is used."),
+    "list": ("hpsearch.cli.study:list_studies", "List the studies of the storage, and those that can be created."),
+    "status": ("hpsearch.cli.study:status", "Show how far a study is."),
+    "trials": ("hpsearch.cli.study:trials", "Show the trials of a study."),
+    "best": ("hpsearch.cli.study:best", "Show the best configurations of a study, and what mattered."),
+    "dashboard": ("hpsearch.cli.dashboard:dashboard", "Browse the studies with optuna-dashboard (read-only)."),
+    "validate": ("hpsearch.cli.validate:validate", "Name every mistake in a study file."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a subcommand's module only when that subcommand is run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names in the table's order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The imported command, or None for an unknown name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name][0].split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table's own lines, so that nothing is imported."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="hpsearch")
+def cli() -> None:
+    """Find the best training recipe for a small image classifier.
+
+    \b
+    hpsearch create-study quickstart      a study is a question, in TOML
+    hpsearch worker quickstart            start one on every device you have
+    hpsearch best quickstart              the answer so far
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit the process with its code."""
+    try:
+        code = cli.main(args=arguments, prog_name="hpsearch", standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code or 0)
+    except click.exceptions.Exit as leaving:
+        sys.exit(leaving.exit_code)
+    except click.Abort:
+        sys.exit(EXIT_INTERRUPTED)
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "hpsearch"
+        _say(f"{' '.join(error.format_message().split())} (see `{path} --help`)")
+        sys.exit(EXIT_USAGE)
+    except click.ClickException as error:
+        _say(error.format_message())
+        sys.exit(EXIT_USAGE)
+    except UsageError as error:
+        _say(str(error))
+        sys.exit(EXIT_USAGE)
+    except HpsearchError as error:
+        _say(str(error))
+        sys.exit(EXIT_FAILED)
+    except BrokenPipeError:  # `hpsearch trials | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
+
+
+def _say(message: str) -> None:
+    for line in message.splitlines():
+        click.echo(f"hpsearch: {line}", err=True)

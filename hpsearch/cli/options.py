@@ -1,0 +1,62 @@
+"""What several commands share: the storage option, study arguments with completion, and JSON output."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from hpsearch.settings import Settings
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+def storage_option(function: Decorated) -> Decorated:
+    """Add `--storage URL`."""
+    return click.option(
+        "--storage",
+        metavar="URL",
+        help="sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE; "
+        "default: HPSEARCH_STORAGE, else sqlite:///storage/hpsearch.db.",
+    )(function)
+
+
+def json_option(function: Decorated) -> Decorated:
+    """Add `--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for a machine to read.")(function)
+
+
+def settings_from(storage: str | None = None, device: str | None = None, data_dir: Path | None = None) -> Settings:
+    """The environment's settings, with what the command line says on top."""
+    settings = Settings.from_environment()
+    given = {"storage_url": storage, "device": device, "data_dir": data_dir}
+    return replace(settings, **{key: value for key, value in given.items() if value is not None})
+
+
+def print_json(value: object) -> None:
+    """Print `value` as indented JSON."""
+    click.echo(json.dumps(value, indent=2, allow_nan=False, default=str))
+
+
+def complete_recorded(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Shell completion: the studies of the storage."""
+    from hpsearch.errors import HpsearchError
+    from hpsearch.storage.open import connect
+    from hpsearch.storage.studies import study_names
+
+    try:
+        names = study_names(connect(settings_from(ctx.params.get("storage")).storage_url))
+    except HpsearchError:
+        return []  # a shell that completes is no place for messages
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def complete_available(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Shell completion: the studies that can be created, and TOML files."""
+    from hpsearch.catalogue import study_names
+
+    names = [CompletionItem(name) for name in study_names() if name.startswith(incomplete)]
+    return names or [CompletionItem(incomplete, type="file")]

@@ -1,0 +1,123 @@
+"""`hpsearch worker`: train trials here, in this process or in one for each GPU or share of the cores."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import click
+
+from hpsearch.cli.options import complete_recorded, settings_from, storage_option
+from hpsearch.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, HpsearchError, UsageError
+from hpsearch.events import Event, WorkerFailed, WorkerLeft, to_json
+from hpsearch.interrupt import Interrupted, Interruption
+from hpsearch.settings import Settings
+
+
+@click.command()
+@click.argument("study", required=False, shell_complete=complete_recorded)
+@click.option("--device", metavar="auto|cpu|cuda:N|all", help="Where to train; all: one process per GPU.")
+@click.option("--workers", type=click.IntRange(min=1), help="Several processes that share the cores, on a CPU.")
+@click.option("--max-trials", type=click.IntRange(min=1), help="Leave after so many trials (each process).")
+@click.option(
+    "--max-idle",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="SECONDS",
+    help="Wait so long for a study with trials left before leaving.  [default: 0]",
+)
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of data sets; default: HPSEARCH_DATA.")
+@storage_option
+@click.option("--events", is_flag=True, hidden=True)  # print events as JSON lines, for the process that shows them
+def worker(
+    study: str | None,
+    device: str | None,
+    workers: int | None,
+    max_trials: int | None,
+    max_idle: float,
+    data_dir: Path | None,
+    storage: str | None,
+    events: bool,
+) -> int:
+    """Train trials of STUDY until its budget is used; without STUDY, of every study in turn.
+
+    Start one on every machine and GPU that has the storage in reach. Ctrl-C gives the running trial back.
+    Exit codes: 0 nothing left to do, 1 failed, 2 cannot be used as given, 75 interrupted.
+    """
+    settings = settings_from(storage, device, data_dir)
+    if not events and (workers or 1) == 1 and settings.device != "all":
+        return _work_and_show(study, settings, max_trials, max_idle)
+    if events:
+        return _work_and_print(study, settings, max_trials, max_idle)
+    devices = _devices(settings.device, workers)
+    arguments = [_arguments(study, name, max_trials, max_idle) for name in devices]
+    return _run_processes(arguments, study, settings)
+
+
+def _work(
+    study: str | None, settings: Settings, max_trials: int | None, max_idle: float, interruption: Interruption
+) -> Iterator[Event]:
+    """The events of a worker in this process; an error becomes its last one."""
+    try:
+        from hpsearch.storage.open import connect
+        from hpsearch.worker import Limits, serve
+
+        limits = Limits(max_trials, max_idle)
+        yield from serve(connect(settings.storage_url), study, settings, interruption, limits)
+    except Interrupted:
+        yield WorkerLeft("interrupted", interrupted=True)
+    except HpsearchError as error:
+        yield WorkerFailed(str(error), EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED)
+
+
+def _work_and_show(study: str | None, settings: Settings, max_trials: int | None, max_idle: float) -> int:
+    from hpsearch.cli.display import show
+
+    interruption = Interruption()
+    with interruption.listening(), closing(_work(study, settings, max_trials, max_idle, interruption)) as events:
+        return show(((0, event) for event in events), settings)
+
+
+def _work_and_print(study: str | None, settings: Settings, max_trials: int | None, max_idle: float) -> int:
+    interruption = Interruption()
+    code = 0
+    with interruption.listening(), closing(_work(study, settings, max_trials, max_idle, interruption)) as events:
+        for event in events:
+            print(to_json(event), flush=True)
+            if isinstance(event, WorkerFailed):
+                code = event.code
+            elif isinstance(event, WorkerLeft) and event.interrupted:
+                code = EXIT_INTERRUPTED
+    return code
+
+
+def _run_processes(arguments: list[list[str]], study: str | None, settings: Settings) -> int:
+    from hpsearch.cli.display import show
+    from hpsearch.processes import Workers
+
+    # In the environment, as the arguments of a process can be read by everybody on the machine.
+    environment = {**os.environ, "HPSEARCH_STORAGE": settings.storage_url, "HPSEARCH_HOME": str(settings.home)}
+    if settings.data_dir is not None:
+        environment["HPSEARCH_DATA"] = str(settings.data_dir)
+    group = Workers(arguments, environment)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the workers get Ctrl-C themselves; this process sees them off
+    signal.signal(signal.SIGTERM, lambda _number, _frame: group.terminate())
+    return show(group.events(), settings)
+
+
+def _devices(device: str, workers: int | None) -> list[str]:
+    if device != "all":
+        return [device] * (workers or 1)
+    if workers is not None:
+        raise UsageError(f"--workers {workers} with --device all: all means one process per GPU; give one of the two")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UsageError("--device all: this machine has no GPU; use --device cpu with --workers N")
+    return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+
+
+def _arguments(study: str | None, device: str, max_trials: int | None, max_idle: float) -> list[str]:
+    limits = ["--max-idle", str(max_idle), *(["--max-trials", str(max_trials)] if max_trials else [])]
+    return ["--device", device, *limits, *([study] if study else [])]

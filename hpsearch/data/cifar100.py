@@ -1,0 +1,117 @@
+"""cifar100: 50,000 training images of 100 classes from torchvision's official files; the test file is never opened.
+
+Source: https://www.cs.toronto.edu/~kriz/cifar.html and torchvision.datasets.CIFAR100.
+"""
+
+import hashlib
+import io
+import pickle
+import socket
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpsearch.data.images import RawImages, Source, refuse_argument, resized
+from hpsearch.errors import DataError
+
+FOLDER = "cifar-100-python"
+ARCHIVE = "cifar-100-python.tar.gz"
+ARCHIVE_MD5 = "eb9058c3a382ffc7106e4002c42a8d85"
+URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
+TRAIN_MD5 = "16019d7e3df5f24257cddd939b257f8d"  # these as in torchvision.datasets.CIFAR100; a test compares them
+META_MD5 = "7973b15100ade9c7d40fb424638fde48"
+DOWNLOAD_TIMEOUT_SECONDS = 30.0  # per connection: a network that swallows packets must not hang a worker
+ARRAY_NAMES: dict[tuple[str, str], Any] = {  # what a pickled array names, by NumPy 1 (the official files) and 2
+    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+    ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
+
+
+def read_train(source: Source) -> RawImages:
+    """The 50,000 training images (N, 3, image_size, image_size), from `data_dir`, `download_dir` or the network."""
+    refuse_argument(source)
+    place = _find(source) or _download(source)
+    train = _unpickle(_checked(place, "train", TRAIN_MD5))
+    meta = _unpickle(_checked(place, "meta", META_MD5))
+    images = np.asarray(train["data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
+    labels = np.asarray(train["fine_labels"], dtype=np.int64)
+    return RawImages(resized(images, source.image_size), labels, tuple(meta["fine_label_names"]))
+
+
+def _find(source: Source) -> Path | None:
+    """The folder cifar-100-python, or the archive of that name, in one of the two places."""
+    for parent in (source.data_dir, source.download_dir):
+        if parent is None:
+            continue
+        candidates = [parent / FOLDER, *([parent] if parent.name == FOLDER else []), parent / ARCHIVE]
+        for place in candidates:
+            if (place / "train").is_file() or place.is_file():
+                return place
+    return None
+
+
+def _download(source: Source) -> Path:
+    """The archive, fetched through torchvision, which checks its MD5; DataError says where to put the files."""
+    from torchvision.datasets.utils import download_url  # imports torch; only needed without files
+
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
+    try:
+        download_url(URL, str(source.download_dir), filename=ARCHIVE, md5=ARCHIVE_MD5)
+    except (OSError, RuntimeError) as error:
+        looked = [str(place) for place in (source.data_dir, source.download_dir) if place is not None]
+        raise DataError(
+            f"cifar100: no folder {FOLDER} in {' or '.join(looked)}, and downloading {URL} failed ({error}); "
+            f"put the folder {FOLDER} (files train and meta) or {ARCHIVE} into a folder and name that folder with "
+            "--data-dir or HPSEARCH_DATA."
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+    return source.download_dir / ARCHIVE
+
+
+def _checked(place: Path, member: str, md5: str) -> bytes:
+    """One file of the folder or archive; DataError unless its MD5 is the published one."""
+    try:
+        content = _read(place, member)
+    except (OSError, EOFError, KeyError, tarfile.TarError) as error:
+        raise DataError(
+            f"cifar100: cannot read {member} from {place} ({error}); unpack {ARCHIVE} again, or remove {place} "
+            "to have it downloaded."
+        ) from error
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise DataError(
+            f"cifar100: {member} from {place} has the MD5 sum {found}, the official file {md5}; it is damaged or "
+            "another data set: unpack the official archive again."
+        )
+    return content
+
+
+def _read(place: Path, member: str) -> bytes:
+    """The bytes of one file; out of the archive, no other file is unpacked."""
+    if place.is_dir():
+        return (place / member).read_bytes()
+    with tarfile.open(place) as archive:
+        extracted = archive.extractfile(f"{FOLDER}/{member}")
+        assert extracted is not None
+        return extracted.read()
+
+
+def _unpickle(content: bytes) -> dict[str, Any]:
+    """The dictionary in one of the official files."""
+    result: dict[str, Any] = _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
+    return result
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles containers, numbers, text and arrays; any other name is refused, so nothing can be executed."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        if (module_name, global_name) not in ARRAY_NAMES:
+            raise DataError(f"cifar100: the file names {module_name}.{global_name}, which is no array; it is refused.")
+        return ARRAY_NAMES[module_name, global_name]

@@ -1,0 +1,98 @@
+"""folder:PATH: one's own images in PATH/train/<class>/*, of any size and colour mode; PATH/test is never opened."""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from hpsearch.data.images import Images, RawImages, Source
+from hpsearch.errors import DataError
+
+NUM_NAMED = 10  # unreadable files named in one message; the rest is counted
+
+
+def read_train(source: Source) -> RawImages:
+    """Every image as RGB (N, 3, image_size, image_size), classes sorted by name.
+
+    Each image is resized once, with antialiasing; the sides are not kept in proportion. Raises one DataError that
+    names the unreadable files.
+    """
+    files = _class_files(_train_folder(source))
+    paths = [path for members in files.values() for path in members]
+    labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(members) for members in files.values()])
+    images = np.empty((len(paths), 3, source.image_size, source.image_size), dtype=np.uint8)
+    with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes outside the interpreter's lock
+        problems = pool.map(_decode_into, images, paths)
+    bad = [f"{path} ({problem})" for path, problem in zip(paths, problems, strict=True) if problem]
+    if bad:
+        more = f" and {len(bad) - NUM_NAMED} more" if len(bad) > NUM_NAMED else ""
+        raise DataError(
+            f"data.name = {source.name!r}: {len(bad)} of {len(paths)} files are no readable images: "
+            f"{', '.join(bad[:NUM_NAMED])}{more}; repair or remove them."
+        )
+    return RawImages(images, labels, tuple(files))
+
+
+def stamp(source: Source) -> str:
+    """A text that changes when a file under train/ is added, removed or changed: paths, sizes and change times."""
+    folder = _train_folder(source)
+    digest = hashlib.sha256(str(folder.resolve()).encode())
+    for class_name, members in _class_files(folder).items():
+        for path in members:
+            state = path.stat()
+            digest.update(f"\0{class_name}\0{path.name}\0{state.st_size}\0{state.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def _train_folder(source: Source) -> Path:
+    if not source.argument:
+        raise DataError("data.name = 'folder': the colon and a path are missing; write folder:PATH.")
+    folder = Path(source.argument).expanduser() / "train"
+    if not folder.is_dir():
+        raise DataError(
+            f"data.name = {source.name!r}: there is no folder {folder}; put the training images into "
+            f"{folder}/<class>/*, one folder for each class."
+        )
+    return folder
+
+
+def _class_files(folder: Path) -> dict[str, list[Path]]:
+    """Class -> its files, both sorted by name; hidden ones (.DS_Store) are not meant as images."""
+    files = {
+        entry.name: sorted(path for path in entry.iterdir() if path.is_file() and not path.name.startswith("."))
+        for entry in sorted(folder.iterdir())
+        if entry.is_dir() and not entry.name.startswith(".")
+    }
+    if len(files) < 2:
+        found = f"only {', '.join(files)}" if files else "none"
+        raise DataError(f"{folder}: two or more class folders are needed, found {found}; make {folder}/<class>/*.")
+    for class_name, members in files.items():
+        if len(members) < 2:
+            raise DataError(
+                f"{folder / class_name}: a class needs two or more images (one to train, one to validate), "
+                f"found {len(members)}; add images or remove the folder."
+            )
+    return files
+
+
+def _decode_into(out: Images, path: Path) -> str:
+    """Fill `out` (3, H, W) from one file; what is wrong with the file, or ""."""
+    height, width = out.shape[1:]
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (2 * width, 2 * height))  # JPEG: decode no larger than needed
+            rgb = _eight_bit(ImageOps.exif_transpose(image)).convert("RGB")
+        small = rgb.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    except Exception as error:  # decoders of damaged files raise nearly anything
+        return f"{type(error).__name__}: {str(error).removesuffix(f' {str(path)!r}')}"
+    out[:] = np.asarray(small).transpose(2, 0, 1)
+    return ""
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey values scaled to 8 bits; Pillow's own conversion would cut them off at 255."""
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    return image

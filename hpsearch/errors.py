@@ -1,0 +1,43 @@
+"""The exception tree: every error that a person may see, as one sentence.
+
+    HpsearchError                 exit code 1: a run failed
+    └── UsageError                exit code 2: what was given cannot be used; nothing was changed
+        ├── StudyFileError        a study file, or a --set that changes it
+        ├── DataError             a data set that is missing, broken or unsuited
+        └── StorageError          a storage URL that cannot be opened, a study that is not there
+
+A message says what was given, where, the rule (or the choices), and what to do next.
+"""
+
+from collections.abc import Sequence
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
+
+
+class HpsearchError(Exception):
+    """Anything that hpsearch itself reports; ends a command with exit code 1."""
+
+
+class UsageError(HpsearchError):
+    """Input that cannot be used; ends a command with exit code 2 and leaves everything as it was."""
+
+
+class StudyFileError(UsageError):
+    """One or more mistakes in a study file.
+
+    `mistakes` holds one sentence each, with file, key, value and rule.
+    """
+
+    def __init__(self, mistakes: Sequence[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = tuple(mistakes)
+
+
+class DataError(UsageError):
+    """A data set that is missing, broken, or does not suit the model."""
+
+
+class StorageError(UsageError):
+    """A storage that cannot be opened, or a study that it does not hold."""

@@ -1,0 +1,91 @@
+"""What a worker tells the person who watches it: small frozen values that travel as lines of JSON."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
+
+
+@dataclass(frozen=True)
+class StudyOpened:
+    """A worker has loaded the study and its data and is about to take trials."""
+
+    study: str
+    metric: str
+    device: str
+    max_trials: int
+    finished: int
+    best_number: int | None
+    best_value: float | None
+
+
+@dataclass(frozen=True)
+class TrialStarted:
+    """A trial begins; `searched` holds the hyperparameters that the study searches."""
+
+    trial: int
+    epochs: int
+    searched: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """One epoch of a trial has been trained and recorded; `value` is the objective."""
+
+    trial: int
+    epoch: int
+    epochs: int
+    value: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class TrialEnded:
+    """A trial has ended: COMPLETE, PRUNED, FAIL, or WAITING when it was given back."""
+
+    trial: int
+    state: str
+    epoch: int
+    value: float | None
+    reason: str
+    finished: int
+    best_number: int | None
+    best_value: float | None
+
+
+@dataclass(frozen=True)
+class WorkerLeft:
+    """The worker takes no more trials, and why."""
+
+    reason: str
+    interrupted: bool = False
+
+
+@dataclass(frozen=True)
+class WorkerFailed:
+    """The worker ends by an error: its sentence, and the exit code of its process."""
+
+    message: str
+    code: int
+
+
+Event = StudyOpened | TrialStarted | EpochDone | TrialEnded | WorkerLeft | WorkerFailed
+
+_KINDS = {kind.__name__: kind for kind in get_args(Event)}
+
+
+def to_json(event: Event) -> str:
+    """One line, without the line's end."""
+    return json.dumps({"event": type(event).__name__, **asdict(event)})
+
+
+def from_json(line: str) -> Event:
+    """The event of one line.
+
+    Raises:
+        ValueError: the line is not one that `to_json` made.
+    """
+    fields = json.loads(line)
+    try:
+        return _KINDS[fields.pop("event")](**fields)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not an event of a worker: {line[:200]!r}") from error

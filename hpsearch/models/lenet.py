@@ -1,0 +1,62 @@
+"""lenet: LeNet-5 as published, for images of any size from 16 x 16 on.
+
+Source: LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition", 1998, figure 2.
+Differences: every map of the second convolution sees all six maps of the first, average pooling has no weights, and
+the output layer is linear, for cross-entropy.
+"""
+
+from torch import Tensor, nn
+
+from hpsearch.errors import DataError
+
+SMALLEST = 16  # pixels: two 5 x 5 convolutions, each with pooling, leave one
+F6_SHARE = 0.7  # F6 has 84 units for the 120 of C5
+
+
+class LeNet5(nn.Module):
+    """(B, C, H, W) -> (B, num_classes); `hidden_width` is C5, F6 follows. Dropout comes after C5 and F6."""
+
+    def __init__(
+        self, input_shape: tuple[int, int, int], num_classes: int, *, hidden_width: int = 120, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        f6 = f6_width(hidden_width)
+        self.features = convolutions(input_shape[0])
+        self.c5 = nn.Linear(num_features(input_shape), hidden_width)
+        self.f6 = nn.Linear(hidden_width, f6)
+        self.output = nn.Linear(f6, num_classes)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.features(images).flatten(1)
+        x = self.dropout(self.c5(x).tanh())
+        x = self.dropout(self.f6(x).tanh())
+        logits: Tensor = self.output(x)
+        return logits
+
+
+def convolutions(channels: int) -> nn.Sequential:
+    """C1 to S4: (B, C, H, W) -> (B, 16, h, w); 5 x 5 for 32 x 32."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, 5), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(6, 16, 5), nn.Tanh(), nn.AvgPool2d(2)
+    )
+
+
+def num_features(input_shape: tuple[int, int, int]) -> int:
+    """Values that `convolutions` leaves of one image. Raises DataError if it is too small."""
+    _, height, width = input_shape
+    if min(height, width) < SMALLEST:
+        raise DataError(
+            f"lenet: images of {height} x {width} pixels are too small, at least {SMALLEST} x {SMALLEST} are needed; "
+            "set data.image_size, or use 2lp or 3lp"
+        )
+    return 16 * _after(height) * _after(width)
+
+
+def f6_width(hidden_width: int) -> int:
+    return max(1, round(F6_SHARE * hidden_width))
+
+
+def _after(pixels: int) -> int:
+    """One side after two convolutions and poolings."""
+    return ((pixels - 4) // 2 - 4) // 2

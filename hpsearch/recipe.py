@@ -1,0 +1,111 @@
+"""The recipe: everything that one trial trains with, as one frozen value."""
+
+import hashlib
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hpsearch.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a hyperparameter is, and which values it may take; `at_least` is included, `above` and `below` are not."""
+
+    kind: type  # int, float or str
+    about: str
+    at_least: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def interval(self) -> str:
+        """The rule in words; empty for a name."""
+        limits = (("at least", self.at_least), ("above", self.above), ("below", self.below))
+        return " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
+
+    def broken_by(self, value: object) -> str | None:
+        """The rule that the value breaks, as the end of a sentence; None if it breaks none."""
+        if self.kind is str:
+            return None if isinstance(value, str) else "must be a name in quotes"
+        if isinstance(value, bool) or not isinstance(value, int if self.kind is int else int | float):
+            return "must be a whole number" if self.kind is int else "must be a number"
+        if not math.isfinite(value):
+            return "must be finite"
+        kept = (
+            (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+        return None if kept else f"must be {self.interval()}"
+
+
+# Every hyperparameter that a study may fix or search: the one home of its type, its limits and its meaning.
+RULES = {
+    "epochs": Rule(int, "passes over the training part", at_least=1),
+    "optimizer": Rule(str, "what turns gradients into steps"),
+    "learning_rate": Rule(float, "the initial rate", above=0),
+    "peak_learning_rate": Rule(float, "onecycle only: the highest rate, never below the initial one", above=0),
+    "scheduler": Rule(str, "how the rate changes over the steps"),
+    "gamma": Rule(float, "exponential only: the rate is multiplied by it after every epoch", above=0),
+    "momentum": Rule(float, "SGD momentum, or Adam's first beta; onecycle cycles it instead", at_least=0, below=1),
+    "weight_decay": Rule(float, "L2 penalty of SGD and Adam, decoupled decay of AdamW", at_least=0),
+    "batch_size": Rule(int, "images per step", at_least=1),
+    "clip_norm": Rule(float, "largest gradient norm; 0 switches clipping off", at_least=0),
+    "augmentation": Rule(str, "how training images are varied"),
+    "hidden_width": Rule(int, "units of the first hidden layer; if absent, the published width", at_least=1),
+    "dropout": Rule(float, "share of units dropped; if absent, the architecture's own rate", at_least=0, below=1),
+    "seed": Rule(int, "initialisation and dropout; if absent, follows from study seed and trial", at_least=0),
+    "stream_seed": Rule(int, "data order and augmentation; if absent, follows from the study seed", at_least=0),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Model, optimizer, schedule and regularisation of one trial; each field is a hyperparameter of a study.
+
+    Rates are per step; `epochs` counts passes over the training part. Names of `model`, `optimizer`, `scheduler`
+    and `augmentation` are keys of the tables MODELS, OPTIMIZERS, SCHEDULES and AUGMENTATIONS.
+    """
+
+    model: str
+    epochs: int
+    optimizer: str = "sgd"
+    learning_rate: float = 0.01
+    peak_learning_rate: float | None = None  # onecycle only; never below learning_rate
+    scheduler: str = "constant"
+    gamma: float = 0.95  # exponential only: the rate is multiplied by it after every epoch
+    momentum: float = 0.9  # SGD momentum, or Adam's first beta; onecycle cycles it 0.95 -> 0.85 instead
+    weight_decay: float = 0.0
+    batch_size: int = 64
+    clip_norm: float = 0.0  # largest gradient norm; 0 switches clipping off
+    augmentation: str = "none"
+    hidden_width: int | None = None  # None: the architecture's published width
+    dropout: float | None = None  # None: the architecture's own rate
+    seed: int = 0  # initialisation and dropout
+    stream_seed: int = 0  # data order and augmentation; trials that share it can share the work
+
+    def __post_init__(self) -> None:
+        for name, rule in RULES.items():
+            value = getattr(self, name)
+            complaint = None if value is None and name in ABSENT else rule.broken_by(value)
+            if complaint:
+                raise UsageError(f"recipe: {name} = {value!r}: {complaint}")
+        if self.peak_learning_rate is not None and self.peak_learning_rate < self.learning_rate:
+            rule_text = f"must not be below learning_rate = {self.learning_rate!r}"
+            raise UsageError(f"recipe: peak_learning_rate = {self.peak_learning_rate!r}: {rule_text}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The recipe as plain JSON values."""
+        return asdict(self)
+
+
+ABSENT = ("peak_learning_rate", "hidden_width", "dropout")  # may be None: not set
+
+
+def fold(*numbers: int) -> int:
+    """One seed from several numbers: 63 bits, the same on every machine and Python version.
+
+    BLAKE2b of the decimal text, so that neighbouring inputs give unrelated seeds.
+    """
+    digest = hashlib.blake2b(",".join(map(str, numbers)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

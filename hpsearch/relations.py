@@ -1,0 +1,280 @@
+"""What must hold between the values of a study, each right on its own: conditions, peak rates, seeds, budget, first.
+
+A Draft is what could be read of [training] and [space]. It also knows the names that stand there with mistakes, so that
+one mistake does not bring others with it.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hpsearch.errors import StudyFileError
+from hpsearch.recipe import RULES, Recipe
+from hpsearch.sections import PRUNER_OPTIONS, SAMPLER_OPTIONS
+from hpsearch.space import (
+    Choice,
+    Conditions,
+    Float,
+    Parameter,
+    Value,
+    active,
+    is_kind,
+    order,
+    recorded_name,
+    show,
+    suggestion,
+)
+
+PEAK_SCHEDULER = "onecycle"  # the only schedule that climbs to a peak rate
+
+# Hyperparameters that mean something under one schedule only; their `when` need not be written.
+IMPLIED: dict[str, Conditions] = {
+    "peak_learning_rate": {"scheduler": (PEAK_SCHEDULER,)},
+    "gamma": {"scheduler": ("exponential",)},
+}
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Hyperparameters read so far, and the names written in the file, readable or not."""
+
+    training: Mapping[str, Value]
+    space: Mapping[str, Parameter]
+    fixed: frozenset[str]
+    searched: frozenset[str]
+    when: Mapping[str, Conditions]  # as written, also of parameters with mistakes
+    times: Mapping[str, str]
+
+    @property
+    def declared(self) -> frozenset[str]:
+        return self.fixed | self.searched
+
+    def can_be(self, name: str, value: Value) -> bool:
+        """Whether some trial has this value; also, if the hyperparameter is there but could not be read."""
+        if name in self.training:
+            return self.training[name] == value
+        if name in self.space:
+            return self.space[name].contains(value)
+        return name in self.declared or bool(default(name) == value)
+
+    def applied(self) -> "Draft":
+        """The draft with the conditions that count: implied ones added, those on fixed values settled and gone."""
+        return replace(self, space={name: self._applied(name, parameter) for name, parameter in self.space.items()})
+
+    def _applied(self, name: str, parameter: Parameter) -> Parameter:
+        when = {**parameter.when, **IMPLIED.get(name, {})}
+        return replace(parameter, when={source: values for source, values in when.items() if source in self.searched})
+
+
+def default(name: str) -> Any:
+    return Recipe.__dataclass_fields__[name].default
+
+
+def highest(name: str, training: Mapping[str, Value], space: Mapping[str, Parameter]) -> float | None:
+    """The largest value that a numeric hyperparameter can take in a study; None if it has no value at all."""
+    if name in training:
+        return float(training[name])
+    if name in space:
+        parameter = space[name]
+        return max(map(float, parameter.choices)) if isinstance(parameter, Choice) else parameter.high
+    return float(default(name)) if isinstance(default(name), int | float) else None
+
+
+def plan_mistakes(draft: Draft, values: Mapping[str, Any]) -> Iterator[str]:
+    """How many trials, from which seeds, by which sampler, stopped how; `values` holds the sections read so far."""
+    seeds, budget, pruner = values["seeds"], values.get("budget"), values.get("pruner")
+    if not seeds and not draft.searched:
+        yield "space: is missing, and so is seeds; search something, or train the same over seeds = 15"
+    if seeds and draft.searched:
+        yield "seeds: is for studies that search nothing; with [space], give [budget] trials instead"
+    if seeds and "seed" in draft.fixed:
+        yield "seeds: the seed is fixed under [training] as well; keep one of the two"
+    if seeds and not draft.searched and budget and budget.trials > len(seeds):
+        yield f"budget.trials = {budget.trials}: must be at most {len(seeds)}, the number of seeds"
+    epochs = highest("epochs", draft.training, draft.space)
+    if pruner and epochs and (pruner.min_epochs or 1) > epochs:
+        yield f"pruner.min_epochs = {pruner.min_epochs}: must be at most epochs = {epochs:g}"
+    yield from option_mistakes("sampler", SAMPLER_OPTIONS, values.get("sampler"))
+    yield from option_mistakes("pruner", PRUNER_OPTIONS, pruner)
+    if (sampler := values.get("sampler")) and sampler.name == "grid":
+        yield from grid_mistakes(draft.space)
+
+
+def option_mistakes(key: str, options: Mapping[str, tuple[str, ...]], section: Any) -> Iterator[str]:
+    if section is None or section.name not in options:
+        return
+    allowed = options[section.name]
+    for option in section.options().keys() - set(allowed):
+        yield f"{key}.{option}: {section.name} does not take it; it takes {', '.join(allowed) or 'no options'}"
+
+
+def grid_mistakes(space: Mapping[str, Parameter]) -> Iterator[str]:
+    for name, parameter in space.items():
+        if isinstance(parameter, Float) and parameter.step is None:
+            yield f"space.{name}: the grid sampler needs a step, or choices instead of a range"
+
+
+def draft_mistakes(draft: Draft) -> Iterator[str]:
+    """What is wrong between [training] and [space], and inside [space]."""
+    for name in sorted(draft.fixed & draft.searched):
+        yield f"space.{name}: is fixed under [training] as well; keep one of the two"
+    if "epochs" not in draft.declared:
+        yield "training.epochs: is missing; it is how many passes over the training part a trial makes"
+    try:
+        order(draft.space)
+    except StudyFileError as error:
+        yield from error.mistakes
+    for name, conditions in draft.when.items():
+        yield from condition_mistakes(name, conditions, draft)
+    for name, source in draft.times.items():
+        yield from times_mistakes(name, source, draft)
+    yield from schedule_mistakes(draft)
+    yield from peak_mistakes(draft)
+
+
+def condition_mistakes(name: str, conditions: Conditions, draft: Draft) -> Iterator[str]:
+    for source, allowed in conditions.items():
+        key = f"space.{name}.when.{source}"
+        if source not in draft.declared:
+            yield f"{key}: is not in this study{suggestion(source, sorted(draft.declared - {name}))}"
+        for value in allowed:
+            if source in draft.space and not waits_for(draft.space[source], value):
+                yield f"{key} = {show(value)}: {source} cannot take it; it is {described(draft.space[source])}"
+        if source in draft.training and draft.training[source] not in allowed:
+            yield f"{key}: never holds, because {source} is fixed to {show(draft.training[source])}"
+        if any(value not in IMPLIED.get(name, {}).get(source, allowed) for value in allowed):
+            yield f"{key}: {name} means nothing without {source} = {show(IMPLIED[name][source][0])}"
+
+
+def waits_for(parameter: Parameter, value: Value) -> bool:
+    """Whether a condition may wait for this value; a factor has no value of its own to wait for."""
+    return parameter.contains(value) and not (isinstance(parameter, Float) and parameter.times)
+
+
+def times_mistakes(name: str, source: str, draft: Draft) -> Iterator[str]:
+    key = f"space.{name}.times = {show(source)}"
+    if source not in draft.declared:
+        yield f"{key}: is not in this study{suggestion(source, sorted(draft.declared - {name}))}"
+    elif source in RULES and RULES[source].kind is str:
+        yield f"{key}: is not a number"
+    elif name == "peak_learning_rate" and source != "learning_rate":
+        yield f'{key}: must be "learning_rate", so that the peak is not below it'
+    elif RULES[name].below is not None:
+        yield f"{key}: {name} must stay below {RULES[name].below:g}, so it cannot be a multiple"
+    elif source in draft.space and (draft.space[source].when or source in IMPLIED):
+        yield f"{key}: is not in every trial, so nothing can be a multiple of it"
+
+
+def schedule_mistakes(draft: Draft) -> Iterator[str]:
+    """A hyperparameter of a schedule that the study never uses."""
+    for name, condition in IMPLIED.items():
+        schedule = condition["scheduler"][0]
+        if name in draft.declared and not draft.can_be("scheduler", schedule):
+            section = "space" if name in draft.searched else "training"
+            yield f"{section}.{name}: means nothing without scheduler = {show(schedule)}, which no trial can have"
+
+
+def peak_mistakes(draft: Draft) -> Iterator[str]:
+    """The peak rate is there if the schedule needs it, and never below the initial rate."""
+    name, peak = "peak_learning_rate", draft.space.get("peak_learning_rate")
+    if name not in draft.declared and draft.can_be("scheduler", PEAK_SCHEDULER) and "scheduler" not in unread(draft):
+        yield f"space.{name}: is missing; scheduler = {show(PEAK_SCHEDULER)} needs it, here or under [training]"
+    start = highest("learning_rate", draft.training, draft.space)
+    if isinstance(peak, Float) and peak.times == "learning_rate":
+        if peak.low < 1:
+            yield f"space.{name}.low = {show(peak.low)}: must be at least 1, or the peak is below the initial rate"
+    elif peak is not None:
+        lowest = min(map(float, peak.choices)) if isinstance(peak, Choice) else peak.low
+        if start and lowest < start:
+            yield f"space.{name} = {described(peak)}: {below_start(start)}"
+    elif name in draft.training and start and float(draft.training[name]) < start:
+        yield f"training.{name} = {show(draft.training[name])}: {below_start(start)}"
+
+
+def unread(draft: Draft) -> frozenset[str]:
+    """Names that stand in the file, but with mistakes."""
+    return draft.declared - draft.training.keys() - draft.space.keys()
+
+
+def below_start(start: float) -> str:
+    advice = 'search it as { times = "learning_rate", low = 1.0, high = 30.0, log = true }'
+    return f"must not be below the highest learning_rate, {show(start)}; {advice}"
+
+
+def described(parameter: Parameter) -> str:
+    if isinstance(parameter, Choice):
+        return f"one of {', '.join(map(show, parameter.choices))}"
+    step = f" in steps of {parameter.step:g}" if parameter.step not in (None, 1) else ""
+    return f"{show(parameter.low)} to {show(parameter.high)}{step}"
+
+
+# Known good configurations
+
+
+def read_first(tables: object, draft: Draft) -> tuple[tuple[Mapping[str, Value], ...], list[str]]:
+    """The [[first]] configurations by recorded name, in the order of the file; a factor may be given as such."""
+    if not isinstance(tables, list | tuple) or not all(isinstance(table, Mapping) for table in tables):
+        return (), [f"first = {show(tables)}: must be sections, [[first]]"]
+    configurations, mistakes = [], []
+    for number, table in enumerate(tables, start=1):
+        configuration, found = read_configuration(table, draft)
+        configurations.append(configuration)
+        mistakes += [f"first[{number}].{mistake}" for mistake in found]
+    return tuple(configurations), mistakes
+
+
+def first_mistakes(first: tuple[Mapping[str, Value], ...], budget: Any) -> Iterator[str]:
+    if budget and budget.trials < len(first):
+        yield f"budget.trials = {budget.trials}: must be at least {len(first)}, the number of [[first]] configurations"
+
+
+def read_configuration(table: Mapping[str, Any], draft: Draft) -> tuple[dict[str, Value], list[str]]:
+    recorded = {recorded_name(name, parameter): parameter for name, parameter in draft.space.items()}
+    known = {*draft.declared, *recorded}
+    mistakes = [
+        f"{name}: is not searched in this study{suggestion(name, sorted(draft.searched))}"
+        for name in table
+        if name not in known
+    ]
+    mistakes += [
+        f"{name} = {show(table[name])}: is fixed to {show(value)} under [training]"
+        for name, value in draft.training.items()
+        if name in table and table[name] != value
+    ]
+    configuration: dict[str, Value] = {}
+    for name, parameter in draft.space.items():
+        if name in table or recorded_name(name, parameter) in table:
+            value, mistake = read_value(name, parameter, table, draft)
+            configuration |= {} if value is None else {recorded_name(name, parameter): value}
+            mistakes += [mistake] if mistake else []
+    return configuration, mistakes
+
+
+def read_value(
+    name: str, parameter: Parameter, table: Mapping[str, Any], draft: Draft
+) -> tuple[Value | None, str | None]:
+    """One value of a configuration as it is recorded, or the mistake in it."""
+    value = written = table.get(name, table.get(recorded_name(name, parameter)))
+    if not active(parameter, table):
+        needed = " and ".join(f"{source} is {' or '.join(map(show, v))}" for source, v in parameter.when.items())
+        return None, f"{name} = {show(written)}: is used only when {needed}"
+    if isinstance(parameter, Float) and parameter.times and name in table:
+        if any(times_mistakes(name, parameter.times, draft)):
+            return None, None  # said already
+        base = table.get(parameter.times, draft.training.get(parameter.times))
+        if not is_kind(float, base) or not is_kind(float, written) or not base:
+            return None, f"{name} = {show(written)}: needs {parameter.times} beside it, because it is a multiple of it"
+        value = written / base
+    if not isinstance(value, int | float | str) or not parameter.contains(value):
+        multiple = f" times {parameter.times}" if isinstance(parameter, Float) and parameter.times else ""
+        return None, f"{name} = {show(written)}: is outside [space], {described(parameter)}{multiple}"
+    return exact(parameter, value), None
+
+
+def exact(parameter: Parameter, value: Value) -> Value:
+    """The value that the parameter holds: a float moved inside its range by rounding, a choice as it was written."""
+    if isinstance(parameter, Float):
+        return min(max(float(value), parameter.low), parameter.high)
+    if isinstance(parameter, Choice):
+        return parameter.choices[parameter.choices.index(value)]
+    return value

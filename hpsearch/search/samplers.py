@@ -1,0 +1,192 @@
+"""What to try: samplers, from the study file's [sampler] section, and how a trial asks them.
+
+Every function of the table SAMPLERS takes the study, a seed and the section's options. A sampler is made anew for each
+trial, seeded from the study's seed and the trial's number: one worker alone repeats a study exactly.
+"""
+
+import importlib
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
+
+from hpsearch.recipe import fold
+from hpsearch.search import SAMPLERS
+from hpsearch.space import Choice, Float, Int, Parameter, Space, active, asked
+from hpsearch.spec import StudySpec
+
+
+def make_sampler(spec: StudySpec, number: int) -> BaseSampler:
+    """The study's sampler for trial `number`."""
+    module, function = SAMPLERS[spec.sampler.name].split(":")
+    make: Callable[..., BaseSampler] = getattr(importlib.import_module(module), function)
+    options = spec.sampler.options()
+    base = options.pop("seed", spec.seed)
+    return make(spec, fold(base, number) % 2**32, **options)
+
+
+def max_trials(spec: StudySpec) -> int:
+    """How many trials the study can have: its budget, or all there is to try if that is less."""
+    if spec.sampler.name == "grid":
+        return min(spec.budget.trials, len(spec.first) + len(grid_points(spec.space)))
+    return spec.budget.trials
+
+
+def suggest(trial: optuna.Trial, spec: StudySpec) -> dict[str, Any]:
+    """Ask for every parameter that the trial has, in an order that meets the conditions; by recorded name."""
+    chosen: dict[str, Any] = {}
+    for name, parameter in spec.parameters.items():
+        if active(parameter, chosen):
+            chosen[name] = trial._suggest(name, distribution(parameter))
+    return chosen
+
+
+def corner(spec: StudySpec) -> dict[str, Any]:
+    """The configuration with the first choice and the lowest value of everything."""
+    point: dict[str, Any] = {}
+    for name, parameter in spec.parameters.items():
+        if active(parameter, point):
+            point[name] = at(parameter, 0.0)
+    return point
+
+
+def distribution(parameter: Parameter) -> BaseDistribution:
+    """The parameter in Optuna's terms."""
+    if isinstance(parameter, Choice):
+        return CategoricalDistribution(parameter.choices)
+    if isinstance(parameter, Int):
+        return IntDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
+    return FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
+
+
+def tpe(spec: StudySpec, seed: int, *, startup_trials: int = 10) -> BaseSampler:
+    """Tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011), multivariate, counting running trials in."""
+    conditional = any(parameter.when for parameter in spec.space.values())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `group`, which conditions need
+        return optuna.samplers.TPESampler(n_startup_trials=startup_trials, group=conditional, seed=seed)
+
+
+def random(spec: StudySpec, seed: int) -> BaseSampler:
+    """Independent draws."""
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def gp(spec: StudySpec, seed: int, *, startup_trials: int = 10) -> BaseSampler:
+    """Gaussian process with expected improvement; slow beyond a thousand trials."""
+    return optuna.samplers.GPSampler(n_startup_trials=startup_trials, seed=seed, warn_independent_sampling=False)
+
+
+def cmaes(spec: StudySpec, seed: int, *, startup_trials: int = 10) -> BaseSampler:
+    """CMA-ES (Hansen and Ostermeier 2001) on the numeric parameters; choices are drawn at random."""
+    return _ReplayedCmaEsSampler(n_startup_trials=startup_trials, seed=seed, warn_independent_sampling=False)
+
+
+def grid(spec: StudySpec, seed: int) -> BaseSampler:
+    """Every combination once, in the order of the study file; needs choices, whole numbers or steps."""
+    points = grid_points(spec.space)
+    return _NumberedSampler(spec, lambda index: points[index % len(points)])
+
+
+def qmc(spec: StudySpec, seed: int) -> BaseSampler:
+    """Scrambled Sobol points, spread evenly whatever was found (Sobol 1967; Owen 1998)."""
+    from scipy.stats.qmc import Sobol  # slow to import
+
+    parameters = spec.parameters
+
+    def point(index: int) -> dict[str, Any]:
+        engine = Sobol(len(parameters), scramble=True, rng=spec.seed)  # all trials draw from one sequence
+        engine.fast_forward(index)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # "balance properties": every prefix is used here
+            unit = engine.random(1)[0]
+        return {name: at(parameter, float(u)) for (name, parameter), u in zip(parameters.items(), unit, strict=True)}
+
+    return _NumberedSampler(spec, point)
+
+
+def grid_points(space: Space) -> list[dict[str, Any]]:
+    """Every combination of the space, by recorded names; parameters that a combination does not have are left out."""
+    points: list[dict[str, Any]] = [{}]
+    for name, parameter in asked(space).items():
+        points = [
+            {**point, name: value} if exists else point
+            for point in points
+            for exists in [active(parameter, point)]
+            for value in (_values(parameter) if exists else [None])
+        ]
+    return points
+
+
+def at(parameter: Parameter, u: float) -> Any:
+    """The value at the fraction `u`, in [0, 1), of the parameter's range."""
+    if isinstance(parameter, Choice) or (parameter.step and not parameter.log):
+        values = _values(parameter)
+        return values[int(u * len(values))]
+    if not parameter.log:
+        return parameter.low + u * (parameter.high - parameter.low)
+    half = 0.5 if isinstance(parameter, Int) else 0.0  # every whole number owns the half on both its sides
+    low, high = math.log(parameter.low - half), math.log(parameter.high + half)
+    value = math.exp(low + u * (high - low))
+    return min(max(round(value), parameter.low), parameter.high) if half else min(value, parameter.high)
+
+
+def _values(parameter: Parameter) -> list[Any]:
+    if isinstance(parameter, Choice):
+        return list(parameter.choices)
+    step = parameter.step or 1
+    count = math.floor((parameter.high - parameter.low) / step + 1e-9) + 1
+    return [parameter.low + index * step for index in range(count)]
+
+
+class _NumberedSampler(BaseSampler):
+    """Takes the whole configuration from the trial's number, not counting the known good configurations."""
+
+    def __init__(self, spec: StudySpec, point: Callable[[int], dict[str, Any]]) -> None:
+        self._distributions = {name: distribution(parameter) for name, parameter in spec.parameters.items()}
+        self._num_first = len(spec.first)
+        self._point = point
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._distributions
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._point(max(trial.number - self._num_first, 0))
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        # Reached only by a known good configuration that leaves a condition open which its own point does not meet.
+        sampler = optuna.samplers.RandomSampler(seed=trial.number)
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+
+class _ReplayedCmaEsSampler(optuna.samplers.CmaEsSampler):
+    """CMA-ES whose state is computed again from the trials.
+
+    Optuna's own keeps the state in the database as a pickle, and unpickling runs what a database says.
+    """
+
+    def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> None:
+        self._completed = completed_trials
+
+    def _init_optimizer(self, trans: Any, direction: optuna.study.StudyDirection) -> Any:
+        optimizer = super()._init_optimizer(trans, direction)
+        sign = 1.0 if direction == optuna.study.StudyDirection.MINIMIZE else -1.0
+        while True:
+            trials = self._get_solution_trials(self._completed, optimizer.generation)
+            if len(trials) < optimizer.population_size:
+                return optimizer
+            optimizer.tell(
+                [
+                    (trans.transform(trial.params), sign * (trial.value or 0.0))
+                    for trial in trials[: optimizer.population_size]
+                ]
+            )

@@ -1,0 +1,98 @@
+"""The sections of a study file that hold settings: keys, types, limits and defaults, as frozen pydantic models.
+
+[training], [space] and [[first]] hold hyperparameters instead; their rules are `recipe.RULES`.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A section of a study file: unknown keys are mistakes, and 1 is not "1"."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    """[model]: the architecture."""
+
+    name: str = Field(description="an architecture: built in, or added by an installed package")
+
+
+class Data(Section):
+    """[data]: the images."""
+
+    name: str = Field(
+        description="a data set, built in or added by an installed package; after a colon, what it needs: `folder:PATH`"
+    )
+    image_size: int = Field(32, ge=8, description="height and width in pixels to which images are resized")
+
+
+class Sampler(Section):
+    """[sampler]: what to try next."""
+
+    name: str = Field("tpe", description="the sampler")
+    startup_trials: int | None = Field(None, ge=1, description="random trials before the sampler starts to learn")
+    seed: int | None = Field(None, ge=0, description="the sampler's own seed; if absent, follows from the study seed")
+
+    def options(self) -> dict[str, Any]:
+        """The options that the study sets, by name."""
+        return self.model_dump(exclude={"name"}, exclude_none=True)
+
+
+class Pruner(Section):
+    """[pruner]: which trials to stop early."""
+
+    name: str = Field("asha", description="the pruner; `none`, if nothing is searched")
+    min_epochs: int | None = Field(None, ge=1, description="epochs that every trial may train")
+    factor: int | None = Field(None, ge=2, description="one in so many trials passes a rung; rungs grow by it")
+    startup_trials: int | None = Field(None, ge=0, description="trials that must have ended before any is stopped")
+
+    def options(self) -> dict[str, Any]:
+        """The options that the study sets, by name."""
+        return self.model_dump(exclude={"name"}, exclude_none=True)
+
+
+class Budget(Section):
+    """[budget]: when the study is done."""
+
+    trials: int = Field(ge=1, description="trials to run, pruned and failed ones included")
+
+
+class Objective(Section):
+    """[objective]: what makes a trial better than another."""
+
+    metric: Literal["validation_accuracy", "validation_loss"] = Field(
+        "validation_accuracy", description="validation_accuracy (the higher the better) or validation_loss (the lower)"
+    )
+
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]:
+        return "minimize" if self.metric == "validation_loss" else "maximize"
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "model": Model,
+    "data": Data,
+    "sampler": Sampler,
+    "pruner": Pruner,
+    "budget": Budget,
+    "objective": Objective,
+}
+
+# The options that each sampler and pruner takes; tests compare them with the functions' arguments.
+SAMPLER_OPTIONS = {
+    "tpe": ("startup_trials", "seed"),
+    "random": ("seed",),
+    "gp": ("startup_trials", "seed"),
+    "cmaes": ("startup_trials", "seed"),
+    "grid": ("seed",),
+    "qmc": ("seed",),
+}
+PRUNER_OPTIONS = {
+    "asha": ("min_epochs", "factor"),
+    "hyperband": ("min_epochs", "factor"),
+    "median": ("startup_trials", "min_epochs"),
+    "none": (),
+}

@@ -1,0 +1,57 @@
+"""What the environment says: storage URL, home folder, data folder and device. Nothing else reads it."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+HIDDEN = "***"
+
+# name=value pairs that carry a secret, in the query of a URL or in a libpq connection string
+SECRET_PAIR = re.compile(r"(?i)(\w*(?:password|passwd|pwd|secret|token)\w*\s*=\s*)('[^']*'|[^&;\s]+)")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where things are on this machine.
+
+    storage_url: where studies are recorded (HPSEARCH_STORAGE; default: hpsearch.db in the home folder).
+    home: everything else that outlives a process (HPSEARCH_HOME; default: ./storage).
+    data_dir: data sets that are already there (HPSEARCH_DATA; None: download or ask).
+    device: auto, cpu, cuda:N or all (HPSEARCH_DEVICE; default: auto).
+    """
+
+    storage_url: str
+    home: Path
+    data_dir: Path | None
+    device: str
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
+        """The settings of this process; an empty variable counts as not set."""
+        home = Path(environment.get("HPSEARCH_HOME") or "storage").expanduser()
+        data_dir = environment.get("HPSEARCH_DATA")
+        return cls(
+            storage_url=environment.get("HPSEARCH_STORAGE") or f"sqlite:///{home.as_posix()}/hpsearch.db",
+            home=home,
+            data_dir=Path(data_dir).expanduser() if data_dir else None,
+            device=environment.get("HPSEARCH_DEVICE") or "auto",
+        )
+
+
+def redact(url: str) -> str:
+    """The URL without its password, for messages and logs.
+
+    A password may itself hold '@', '/', '?' or ':' that should have been percent-encoded, so everything between the
+    user's name and the last '@' is hidden: rather too much than a part of a password. A SQLite URL has a path and no
+    user. Secrets in the query, or in a libpq string, are hidden too.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "", url
+    if "@" in rest and not scheme.lower().startswith("sqlite"):
+        user_and_password, _, place = rest.rpartition("@")
+        user, colon, _ = user_and_password.partition(":")
+        rest = f"{user}:{HIDDEN}@{place}" if colon else rest
+    return SECRET_PAIR.sub(rf"\g<1>{HIDDEN}", f"{scheme}{separator}{rest}")

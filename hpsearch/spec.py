@@ -1,0 +1,153 @@
+"""A study as one frozen value: from the tables of its TOML file, and to and from JSON for the database.
+
+    text ─ read_tables ─▶ tables ─ with_overrides ─▶ tables ─ build ─▶ StudySpec ─ to_json ─▶ database
+                                                     (form.py says every mistake)
+
+What a study means is here; what a study file may say is in `form.py`. Names of models, data sets, optimizers and so on
+are checked by `catalogue.py`, which knows the tables.
+"""
+
+import copy
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from hpsearch.errors import StudyFileError, UsageError
+from hpsearch.form import read_study
+from hpsearch.recipe import Recipe
+from hpsearch.relations import PEAK_SCHEDULER, highest
+from hpsearch.sections import SECTIONS, Budget, Data, Model, Objective, Pruner, Sampler
+from hpsearch.space import Float, Parameter, Value, asked, order, recorded_name, to_table
+
+
+@dataclass(frozen=True)
+class StudySpec:
+    """A question, in full: what is fixed, what is searched, how, how long, and from which seeds."""
+
+    name: str
+    description: str
+    model: Model
+    data: Data
+    training: Mapping[str, Value]  # fixed hyperparameters: recipe field -> value
+    space: Mapping[str, Parameter]  # searched ones; `when` names searched ones only
+    sampler: Sampler
+    pruner: Pruner
+    budget: Budget
+    objective: Objective
+    seed: int  # everything random in the study follows from it
+    seeds: tuple[int, ...]  # with nothing searched: the seed of trial 0, 1, ...; else empty
+    first: tuple[Mapping[str, Value], ...]  # configurations to try first, by recorded name
+
+    @cached_property
+    def parameters(self) -> dict[str, Parameter]:
+        """Recorded name to parameter, in the order in which a trial asks; those not `space.active` are left out."""
+        return asked(self.space)
+
+    @property
+    def max_epochs(self) -> int:
+        """The epochs of the longest trial."""
+        return int(highest("epochs", self.training, self.space) or 0)
+
+    def summary(self) -> str:
+        """The study in half a line."""
+        what = f"{len(self.space)} hyperparameters searched" if self.space else f"{len(self.seeds)} seeds"
+        return f"{self.model.name} on {self.data.name}, {what}, {self.budget.trials} trials of {self.max_epochs} epochs"
+
+    def recipe(self, params: Mapping[str, Any], seed: int, stream_seed: int) -> Recipe:
+        """The recipe of one trial: fixed values, and what the trial recorded; anything else has its default.
+
+        Seeds that the study itself fixes or searches win over the given ones.
+        Raises UsageError for a recorded name that the study does not have.
+        """
+        if foreign := params.keys() - self.parameters.keys():
+            raise UsageError(f"study {self.name}: {', '.join(sorted(foreign))} is no hyperparameter of its space")
+        values: dict[str, Any] = {"seed": seed, "stream_seed": stream_seed, **self.training}
+        for name in order(self.space):
+            parameter = self.space[name]
+            if (recorded := recorded_name(name, parameter)) in params:
+                factor_of = parameter.times if isinstance(parameter, Float) else None
+                values[name] = params[recorded] * values[factor_of] if factor_of else params[recorded]
+        if values.get("scheduler") != PEAK_SCHEDULER:
+            values.pop("peak_learning_rate", None)  # fixed for the trials of the search that are onecycle
+        return Recipe(model=self.model.name, **values)
+
+    def to_tables(self) -> dict[str, Any]:
+        """The tables of a study file that says the same, with every default written out; plain JSON values."""
+        tables: dict[str, Any] = {"name": self.name, "description": self.description, "seed": self.seed}
+        tables |= {"seeds": list(self.seeds)} if self.seeds else {}
+        tables |= {key: getattr(self, key).model_dump(exclude_none=True) for key in SECTIONS}
+        tables |= {"training": dict(self.training)}
+        tables |= {"space": {name: to_table(parameter) for name, parameter in self.space.items()}}
+        return tables | ({"first": [dict(configuration) for configuration in self.first]} if self.first else {})
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_tables())
+
+    @staticmethod
+    def from_json(text: str) -> "StudySpec":
+        """The study that `to_json` wrote. Raises StudyFileError if the rules have changed since."""
+        return build(json.loads(text), "the study in the storage")
+
+
+def parse(text: str, source: str) -> StudySpec:
+    """The study that a TOML text describes; `source` is what mistakes call it.
+
+    Raises StudyFileError with every mistake of form. Names that no table holds: see `catalogue.read`.
+    """
+    return build(read_tables(text, source), source)
+
+
+def read_tables(text: str, source: str) -> dict[str, Any]:
+    """The tables of a TOML text. Raises StudyFileError with the line of a syntax error."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        place = str(error).replace("end of document", f"the end, line {len(text.splitlines())}")
+        raise StudyFileError([f"{source}: is not valid TOML: {' '.join(place.split())}"]) from error
+
+
+def build(tables: Mapping[str, Any], source: str) -> StudySpec:
+    """The study that the tables describe. Raises StudyFileError with every mistake of form."""
+    values, mistakes = read_study(tables)
+    if mistakes:
+        raise StudyFileError([f"{source}: {' '.join(mistake.split())}" for mistake in mistakes])
+    return StudySpec(**values)
+
+
+def with_overrides(tables: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The tables with each `section.key=value` applied, as `--set` gives them; the original is left as it is.
+
+    The value is read as TOML; what is not TOML is a text, so that `training.scheduler=onecycle` needs no quotes.
+    Raises StudyFileError if an override has no `=`, or leads through something that is not a table.
+    """
+    changed = copy.deepcopy(dict(tables))
+    mistakes = [mistake for override in overrides if (mistake := apply_override(changed, override))]
+    if mistakes:
+        raise StudyFileError(mistakes)
+    return changed
+
+
+def apply_override(tables: dict[str, Any], override: str) -> str | None:
+    """Write one override into the tables; the mistake, if it cannot be done."""
+    path, equals, text = override.partition("=")
+    keys = [key.strip() for key in path.split(".")]
+    if not equals or not all(keys):
+        return f"--set {override}: must be section.key=value, such as training.epochs=5"
+    table = tables
+    for depth, key in enumerate(keys[:-1], start=1):
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            return f"--set {override}: {'.'.join(keys[:depth])} is not a table; set it as a whole"
+    table[keys[-1]] = override_value(text.strip())
+    return None
+
+
+def override_value(text: str) -> Any:
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if parsed.keys() == {"value"} else text

@@ -1,0 +1,174 @@
+"""From a storage URL to a database: Optuna's storage and the engine beneath it, set up to be shared."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from filelock import FileLock
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages._cached_storage import _CachedStorage
+from optuna.storages._rdb import models
+from sqlalchemy import Engine, event
+from sqlalchemy.engine import URL, make_url
+
+from hpsearch.errors import StorageError
+from hpsearch.settings import redact
+from hpsearch.storage import tables
+
+BUSY_TIMEOUT_SECONDS = 60  # how long a SQLite writer waits for another one
+CONNECT_TIMEOUT_SECONDS = 10
+SCHEMA_LOCK = 0x68707365  # the PostgreSQL advisory lock under which the schema is made ("hpse")
+
+
+@dataclass(frozen=True)
+class Database:
+    """One open study database: `storage` for Optuna's public API, `engine` for whole transactions.
+
+    A context manager: at its end, connections are closed.
+    """
+
+    storage: BaseStorage
+    engine: Engine
+
+    def __enter__(self) -> "Database":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every connection; the database can still be used and opens new ones."""
+        self.storage.remove_session()
+        self.engine.dispose()
+
+
+def create(url: str) -> Database:
+    """Open the database at `url`, making its tables first where they are missing.
+
+    Only `create-study` calls this: workers that race to make a schema fail on SQLite.
+
+    Raises:
+        StorageError: the URL has no known form, or the database cannot be reached or written.
+    """
+    parsed = _parse(url)
+    with _readable_errors(parsed), _schema_lock(parsed):
+        return _open(parsed, make_tables=True)
+
+
+def connect(url: str) -> Database:
+    """Open the database at `url`, which must hold hpsearch's tables already.
+
+    Raises:
+        StorageError: the URL has no known form, the database cannot be reached, or no study was ever created in it.
+    """
+    parsed = _parse(url)
+    with _readable_errors(parsed):
+        missing = parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file()
+        if missing or not _has_tables(parsed):
+            raise StorageError(
+                f"{redact(url)} holds no studies yet: create one with `hpsearch create-study NAME`, "
+                "or name another storage with --storage or HPSEARCH_STORAGE"
+            )
+        return _open(parsed, make_tables=False)
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        parsed = None
+    if parsed is not None and parsed.drivername in ("postgres", "postgresql"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed is None or parsed.drivername not in ("sqlite", "postgresql+psycopg") or not parsed.database:
+        raise StorageError(
+            f"storage URL {redact(url)}: must be sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
+        )
+    if parsed.database == ":memory:":
+        raise StorageError(f"storage URL {redact(url)}: workers cannot share a database in memory; name a file")
+    return parsed
+
+
+def _open(url: URL, *, make_tables: bool) -> Database:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if make_tables:
+        if url.get_backend_name() == "sqlite":
+            Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
+        engine = _engine(url)
+        models.BaseModel.metadata.create_all(engine)
+        tables.METADATA.create_all(engine)
+        engine.dispose()
+    storage = RDBStorage(
+        url.render_as_string(hide_password=False), engine_kwargs=_engine_options(url), skip_table_creation=True
+    )
+    storage.engine.dispose()  # the constructor has connected already, without what follows
+    _prepare_connections(storage.engine)
+    return Database(_CachedStorage(storage), storage.engine)
+
+
+def _engine(url: URL) -> Engine:
+    engine = sqlalchemy.create_engine(url, **_engine_options(url))
+    _prepare_connections(engine)
+    return engine
+
+
+def _engine_options(url: URL) -> dict[str, Any]:
+    if url.get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS}}
+    # Optuna keeps naive UTC times: a session in another time zone would shift them.
+    options = {"options": "-c timezone=UTC", "connect_timeout": CONNECT_TIMEOUT_SECONDS}
+    return {"connect_args": options, "pool_pre_ping": True}
+
+
+def _prepare_connections(engine: Engine) -> None:
+    if engine.dialect.name != "sqlite":
+        return
+
+    @event.listens_for(engine, "connect")
+    def _set_pragmas(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")  # readers do not block the writer
+        cursor.execute("PRAGMA foreign_keys=ON")  # a deleted study takes hpsearch's rows with it
+        cursor.close()
+
+
+def _has_tables(url: URL) -> bool:
+    engine = _engine(url)
+    try:
+        return sqlalchemy.inspect(engine).has_table(tables.EPOCHS.name)
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _schema_lock(url: URL) -> Iterator[None]:
+    if url.get_backend_name() == "sqlite":
+        path = Path(url.database or "")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            yield
+        return
+    engine = _engine(url)
+    try:
+        with engine.begin() as connection:
+            connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(SCHEMA_LOCK)))
+            yield
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _readable_errors(url: URL) -> Iterator[None]:
+    try:
+        yield
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, OSError, RuntimeError) as error:
+        reason = " ".join(str(getattr(error, "orig", None) or error).split())
+        password = url.password
+        if password:
+            reason = reason.replace(str(password), "***")
+        raise StorageError(
+            f"storage {url.render_as_string(hide_password=True)} cannot be opened: {reason}"
+        ) from error

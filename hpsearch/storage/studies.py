@@ -1,0 +1,160 @@
+"""Studies in the database: create one from its specification, load it, count its trials."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import optuna
+from optuna.storages._rdb import models
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from hpsearch.errors import StorageError
+from hpsearch.spec import StudySpec
+from hpsearch.storage.open import Database
+from hpsearch.storage.tables import STUDIES, TRIALS
+
+SPEC_KEY = "hpsearch:spec"  # the study's user attribute that holds its specification as JSON
+CREATED_KEY = "hpsearch:created"  # when, in UTC, ISO 8601
+RECIPE_KEY = "hpsearch:recipe"  # trial attribute: every hyperparameter that the trial trained with
+REASON_KEY = "hpsearch:reason"  # trial attribute: why it ended before its last epoch
+TRACEBACK_KEY = "hpsearch:traceback"  # trial attribute: of an exception that ended it
+METRIC_NAMES_KEY = "study:metric_names"  # Optuna's own key: the dashboard labels the objective with it
+
+
+@dataclass(frozen=True)
+class LoadedStudy:
+    """A study of the database with its specification; `optuna_study` has no sampler and no pruner of its own."""
+
+    name: str
+    study_id: int
+    spec: StudySpec
+    optuna_study: optuna.Study
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a study is: trials by state, and the best finished one (None before the first)."""
+
+    complete: int
+    pruned: int
+    failed: int
+    running: int
+    waiting: int
+    best_number: int | None
+    best_value: float | None
+
+    @property
+    def finished(self) -> int:
+        """Trials that have ended, in whatever way."""
+        return self.complete + self.pruned + self.failed
+
+    @property
+    def started(self) -> int:
+        """Trials that count against the budget."""
+        return self.finished + self.running
+
+
+def create_study(database: Database, spec: StudySpec, name: str) -> None:
+    """Record the study and its known good configurations, all in one transaction.
+
+    Raises:
+        StorageError: the name is taken.
+    """
+    attributes = {SPEC_KEY: spec.to_json(), CREATED_KEY: datetime.now(UTC).isoformat(timespec="seconds")}
+    direction = StudyDirection.MAXIMIZE if spec.objective.direction == "maximize" else StudyDirection.MINIMIZE
+    study = models.StudyModel(
+        study_name=name,
+        directions=[models.StudyDirectionModel(objective=0, direction=direction)],
+        user_attributes=[
+            models.StudyUserAttributeModel(key=key, value_json=json.dumps(value)) for key, value in attributes.items()
+        ],
+        system_attributes=[
+            models.StudySystemAttributeModel(key=METRIC_NAMES_KEY, value_json=json.dumps([spec.objective.metric]))
+        ],
+        trials=[_waiting_trial(number, params) for number, params in enumerate(spec.first)],
+    )
+    try:
+        with Session(database.engine) as session, session.begin():
+            session.add(study)
+    except IntegrityError as error:
+        raise StorageError(
+            f"study {name!r} exists already: continue it with `hpsearch worker {name}`, "
+            "or create another one with --study-name"
+        ) from error
+
+
+def load_study(database: Database, name: str) -> LoadedStudy:
+    """The study called `name`.
+
+    Raises:
+        StorageError: there is none, or it was not created by hpsearch.
+    """
+    try:
+        study = optuna.load_study(
+            study_name=name,
+            storage=database.storage,
+            sampler=optuna.samplers.RandomSampler(),
+            pruner=optuna.pruners.NopPruner(),
+        )
+    except KeyError as error:
+        known = study_names(database)
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it holds {', '.join(known) or 'none'};"
+        raise StorageError(
+            f"study {name!r} is not in this storage: {hint} create it with `hpsearch create-study`"
+        ) from error
+    text = study.user_attrs.get(SPEC_KEY)
+    if text is None:
+        raise StorageError(f"study {name!r} was not created by hpsearch: create one with `hpsearch create-study`")
+    return LoadedStudy(name, study._study_id, StudySpec.from_json(text), study)
+
+
+def study_names(database: Database) -> list[str]:
+    """All studies, the oldest first."""
+    with database.engine.connect() as connection:
+        return list(connection.scalars(select(STUDIES.c.study_name).order_by(STUDIES.c.study_id)))
+
+
+def progress(database: Database, study: LoadedStudy) -> Progress:
+    """Count the study's trials and find the best one; two statements, whatever the number of trials."""
+    of_study = TRIALS.c.study_id == study.study_id
+    values = models.TrialValueModel.__table__
+    column = values.c.value
+    best = column.desc() if study.spec.objective.direction == "maximize" else column.asc()
+    with database.engine.connect() as connection:
+        counted = connection.execute(select(TRIALS.c.state, func.count()).where(of_study).group_by(TRIALS.c.state))
+        counts: Mapping[TrialState, int] = {state: number for state, number in counted}
+        first = connection.execute(
+            select(TRIALS.c.number, column)
+            .join(values, values.c.trial_id == TRIALS.c.trial_id)
+            .where(of_study, TRIALS.c.state == TrialState.COMPLETE)
+            .order_by(best, TRIALS.c.number)
+            .limit(1)
+        ).one_or_none()
+    return Progress(
+        complete=counts.get(TrialState.COMPLETE, 0),
+        pruned=counts.get(TrialState.PRUNED, 0),
+        failed=counts.get(TrialState.FAIL, 0),
+        running=counts.get(TrialState.RUNNING, 0),
+        waiting=counts.get(TrialState.WAITING, 0),
+        best_number=first[0] if first else None,
+        best_value=first[1] if first else None,
+    )
+
+
+def ranked(study: LoadedStudy) -> list[FrozenTrial]:
+    """The completed trials, the best first."""
+    complete = study.optuna_study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    sign = -1.0 if study.spec.objective.direction == "maximize" else 1.0
+    return sorted(complete, key=lambda trial: (sign * (trial.value if trial.value is not None else 0.0), trial.number))
+
+
+def _waiting_trial(number: int, params: Mapping[str, object]) -> models.TrialModel:
+    fixed = models.TrialSystemAttributeModel(key="fixed_params", value_json=json.dumps(dict(params)))
+    return models.TrialModel(number=number, state=TrialState.WAITING, system_attributes=[fixed])

@@ -1,0 +1,68 @@
+"""A data set on the device that trains: uint8 tensors, and what it takes to normalise them."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Arrays(Protocol):
+    """What is needed of a `hpsearch.data.load.DataSet`; images uint8 (N, C, H, W), labels (N,)."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def train_images(self) -> Any: ...
+    @property
+    def train_labels(self) -> Any: ...
+    @property
+    def validation_images(self) -> Any: ...
+    @property
+    def validation_labels(self) -> Any: ...
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+    @property
+    def std(self) -> tuple[float, ...]: ...
+
+
+@dataclass(frozen=True)
+class DeviceData:
+    """Images uint8 (N, C, H, W), labels int64 (N,); mean and std per channel on the scale 0..1."""
+
+    train_images: Tensor
+    train_labels: Tensor
+    validation_images: Tensor
+    validation_labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_classes: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.train_images.device
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.train_images.shape[1:]
+        return channels, height, width
+
+
+def place(dataset: Arrays, device: torch.device | str) -> DeviceData:
+    """The data set on the device; on a CPU the images stay in their memory map, which all workers share."""
+    return DeviceData(
+        _tensor(dataset.train_images, device),
+        _tensor(dataset.train_labels, device).long(),
+        _tensor(dataset.validation_images, device),
+        _tensor(dataset.validation_labels, device).long(),
+        tuple(dataset.mean),
+        tuple(dataset.std),
+        len(dataset.classes),
+    )
+
+
+def _tensor(array: Any, device: torch.device | str) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable.*")  # nobody writes to them
+        return torch.from_numpy(array).to(device)

@@ -1,0 +1,113 @@
+"""folder: any size, any mode; every unreadable file is named at once."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hpsearch.data.folder import read_train, stamp
+from hpsearch.data.images import Source
+from hpsearch.data.load import load
+from hpsearch.errors import DataError
+
+
+def source(path: Path, image_size: int = 16) -> Source:
+    return Source(f"folder:{path}", str(path), None, Path("unused"), image_size)
+
+
+def picture(path: Path, colour: tuple[int, int, int] = (200, 100, 50), mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40 + len(path.name), 20), colour).convert(mode).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes of twelve pictures."""
+    for number in range(12):
+        picture(tmp_path / "images/train/cat" / f"{number:02}.png", (number, 0, 0))
+        picture(tmp_path / "images/train/ant" / f"{number:02}.png", (0, number, 0))
+    return tmp_path / "images"
+
+
+def test_classes_and_files_in_order_of_their_names(folder: Path) -> None:
+    (folder / "train/cat/.DS_Store").write_bytes(b"no picture, and not meant as one")
+    raw = read_train(source(folder))
+    assert raw.classes == ("ant", "cat")
+    assert raw.labels.tolist() == [0] * 12 + [1] * 12
+    assert raw.images.shape == (24, 3, 16, 16)
+    assert raw.images[:12, 1, 0, 0].tolist() == list(range(12)) == raw.images[12:, 0, 8, 8].tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("a.png", "RGBA"),
+        ("a.png", "P"),
+        ("a.png", "L"),
+        ("a.png", "1"),
+        ("a.jpg", "CMYK"),
+        ("a.gif", "P"),
+        ("a.png", "LA"),
+    ],
+)
+def test_any_mode_becomes_rgb(folder: Path, name: str, mode: str) -> None:
+    picture(folder / "train/ant" / name, (255, 255, 255), mode)
+    pixels = read_train(source(folder)).images[12]
+    assert pixels.shape == (3, 16, 16)
+    assert pixels.min() >= 250
+
+
+def test_sixteen_bit_grey_is_scaled_not_cut_off(folder: Path) -> None:
+    Image.fromarray(np.full((30, 30), 0x8000, np.uint16)).save(folder / "train/ant/x.png")
+    assert set(read_train(source(folder)).images[12].ravel().tolist()) == {0x80}
+
+
+def test_shrinking_averages(folder: Path) -> None:
+    """Stripes one pixel wide turn grey; picking pixels would leave them black or white."""
+    stripes = np.zeros((160, 160), np.uint8)
+    stripes[:, ::2] = 255
+    Image.fromarray(stripes).save(folder / "train/ant/x.png")
+    pixels = read_train(source(folder)).images[12].astype(int)
+    assert abs(pixels - 127).max() < 20
+
+
+def test_unreadable_files_are_named_ten_at_most(folder: Path) -> None:
+    for number in range(12):
+        path = folder / "train/cat" / f"{number:02}.png"
+        path.write_bytes(path.read_bytes()[:40] if number % 2 else b"text")
+    with pytest.raises(DataError) as caught:
+        load(f"folder:{folder}", data_dir=None, cache_dir=folder / "cache")
+    message = str(caught.value)
+    assert "12 of 24 files" in message
+    assert "and 2 more" in message
+    assert "\n" not in message
+    assert all(f"cat/{number:02}.png" in message for number in range(10))
+    assert "cat/10.png" not in message
+
+
+def test_a_folder_that_is_no_data_set_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the colon and a path are missing"):
+        read_train(Source("folder", "", None, tmp_path, 16))
+    with pytest.raises(DataError, match=r"there is no folder .*nowhere/train"):
+        read_train(source(tmp_path / "nowhere"))
+    (folder / "train/empty").mkdir()
+    with pytest.raises(DataError, match=r"train/empty: a class needs two or more images .* found 0"):
+        read_train(source(folder))
+    picture(tmp_path / "single/train/cat/a.png")
+    with pytest.raises(DataError, match="two or more class folders are needed, found only cat"):
+        read_train(source(tmp_path / "single"))
+
+
+def test_stamp_tells_every_change(folder: Path) -> None:
+    stamps = [stamp(source(folder))]
+    picture(folder / "train/cat/new.png")
+    stamps.append(stamp(source(folder)))
+    (folder / "train/cat/new.png").rename(folder / "train/ant/new.png")
+    stamps.append(stamp(source(folder)))
+    picture(folder / "train/ant/new.png", (1, 2, 3))
+    stamps.append(stamp(source(folder)))
+    assert len(set(stamps)) == 4
+    assert stamp(source(folder)) == stamps[-1]
+    picture(folder / "test/ant/new.png")
+    assert stamp(source(folder)) == stamps[-1]

@@ -1,0 +1,74 @@
+"""URLs, schema creation, and Optuna's own contract for storages on what `open.py` returns."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+
+from hpsearch.errors import StorageError
+from hpsearch.storage.open import connect, create
+from tests.postgres import PostgresServer
+
+
+@pytest.mark.parametrize(
+    "url", ["", "nonsense", "mysql://host/db", "sqlite://", "sqlite:///:memory:", "sqlite+aiosqlite:///x.db"]
+)
+def test_unknown_urls_are_refused_in_one_line(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for opener in (create, connect):
+        with pytest.raises(StorageError) as caught:
+            opener(url)
+        assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_connect_makes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="holds no studies yet"):
+        connect(f"sqlite:///{tmp_path / 'absent.db'}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_connect_to_an_empty_postgresql_database(postgres: PostgresServer) -> None:
+    url = postgres.new_database()
+    with pytest.raises(StorageError, match="holds no studies yet"):
+        connect(url)
+
+
+def test_password_is_never_in_a_message() -> None:
+    with pytest.raises(StorageError) as caught:
+        connect("postgresql+psycopg://user:s3cret@127.0.0.1:1/db")
+    assert "s3cret" not in str(caught.value)
+    assert "127.0.0.1" in str(caught.value)
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    path = tmp_path / "text.db"
+    path.write_text("this is no database, " * 100)
+    with pytest.raises(StorageError, match="not a database"):
+        create(f"sqlite:///{path}")
+
+
+def test_sqlite_is_set_up_to_be_shared(tmp_path: Path) -> None:
+    with create(f"sqlite:///{tmp_path / 'a' / 'study.db'}") as database, database.engine.connect() as connection:
+        assert connection.scalar(sqlalchemy.text("PRAGMA journal_mode")) == "wal"
+        assert connection.scalar(sqlalchemy.text("PRAGMA foreign_keys")) == 1
+        assert connection.scalar(sqlalchemy.text("PRAGMA busy_timeout")) == 60_000
+
+
+def test_postgresql_sessions_are_in_utc(postgres: PostgresServer) -> None:
+    with create(postgres.new_database()) as database, database.engine.connect() as connection:
+        assert connection.scalar(sqlalchemy.text("SHOW timezone")) == "UTC"
+
+
+def test_eight_processes_create_the_schema_at_once(storage_url: str) -> None:
+    program = "import sys; from hpsearch.storage.open import create; create(sys.argv[1])"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program, storage_url], stderr=subprocess.PIPE, text=True)
+        for _ in range(8)
+    ]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 8, errors
+    with connect(storage_url) as database:
+        assert database.storage.get_all_studies() == []
