@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import get_args
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,10 @@ class StudyOpened:
 
 @dataclass(frozen=True)
 class TrialStarted:
-    """A trial begins; `searched` holds the hyperparameters that the study searches."""
+    """A trial begins; it has at most so many epochs."""
 
     trial: int
     epochs: int
-    searched: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,7 @@ def from_json(line: str) -> Event:
     """
     fields = json.loads(line)
     try:
-        return _KINDS[fields.pop("event")](**fields)
+        event: Event = _KINDS[fields.pop("event")](**fields)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not an event of a worker: {line[:200]!r}") from error
+    return event

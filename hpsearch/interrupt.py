@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Interrupted(Exception):  # noqa: N818 -- an event, not an error
+class Interrupted(Exception):
     """The process was asked to stop while it trained."""
 
 

@@ -10,22 +10,30 @@ import optuna
 import torch
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
+from torch import nn
 
+from hpsearch import catalogue
 from hpsearch.data.load import load
 from hpsearch.errors import HpsearchError, UsageError
 from hpsearch.events import EpochDone, Event, StudyOpened, TrialEnded, TrialStarted, WorkerLeft
 from hpsearch.interrupt import Interrupted, Interruption
-from hpsearch.models.build import build_model
+from hpsearch.models.build import Constructor, build_model
 from hpsearch.recipe import Recipe, fold
 from hpsearch.search.pruners import make_pruner
 from hpsearch.search.samplers import corner, make_sampler, max_trials, suggest
 from hpsearch.settings import Settings
-from hpsearch.spec import StudySpec
-from hpsearch.space import recorded_name
 from hpsearch.storage import ledger
 from hpsearch.storage.open import Database
-from hpsearch.storage.studies import RECIPE_KEY, REASON_KEY, TRACEBACK_KEY, LoadedStudy, load_study, progress, study_names
-from hpsearch.train.program import DeviceData, EpochResult, Program, place
+from hpsearch.storage.studies import (
+    REASON_KEY,
+    RECIPE_KEY,
+    TRACEBACK_KEY,
+    LoadedStudy,
+    load_study,
+    progress,
+    study_names,
+)
+from hpsearch.train.program import DeviceData, Program, place
 
 IDLE_POLL_SECONDS = 1.0  # between looks for a study with trials left
 CRASHES_BEFORE_LEAVING = 3  # trials in a row that end by an exception: then the fault is not the trial's
@@ -37,6 +45,21 @@ class Limits:
 
     max_trials: int | None = None
     max_idle_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the trials of one study share in this process."""
+
+    database: Database
+    study: LoadedStudy
+    data: DeviceData
+    constructor: Constructor
+    interruption: Interruption
+
+    def model(self, recipe: Recipe) -> nn.Module:
+        """The recipe's model, freshly initialised."""
+        return build_model(recipe, self.data.input_shape, self.data.num_classes, self.constructor)
 
 
 @dataclass(frozen=True)
@@ -64,9 +87,8 @@ def run(
         HpsearchError: three trials in a row ended by an exception.
     """
     study = load_study(database, study_name)
-    study.optuna_study.pruner = make_pruner(study.spec)
     device = choose_device(settings.device)
-    data = _prepare(study.spec, settings, device)
+    bench = _prepare(database, study, settings, device, interruption)
     now = progress(database, study)
     limit = max_trials(study.spec)
     yield StudyOpened(
@@ -77,7 +99,7 @@ def run(
         trial_id = ledger.create_trial(database, study.study_id, limit)
         if trial_id is None:
             return
-        outcome = yield from _run_trial(database, study, trial_id, data, interruption)
+        outcome = yield from _run_trial(bench, trial_id)
         done += 1
         crashes = crashes + 1 if outcome.traceback else 0
         if crashes == CRASHES_BEFORE_LEAVING:
@@ -142,76 +164,73 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _prepare(spec: StudySpec, settings: Settings, device: torch.device) -> DeviceData:
-    """The data on the device, once it is sure that the study's model can be built for it."""
+def _prepare(
+    database: Database, study: LoadedStudy, settings: Settings, device: torch.device, interruption: Interruption
+) -> Bench:
+    """Load the data onto the device, and make sure that the study's model can be built for it."""
+    spec = study.spec
+    constructor = catalogue.load("hpsearch.models", spec.model.name)
     dataset = load(
         spec.data.name,
         data_dir=settings.data_dir,
         cache_dir=settings.home / "datasets",
         image_size=spec.data.image_size,
     )
-    data = place(dataset, device)
-    build_model(spec.recipe(corner(spec), 0, 0), data.input_shape, data.num_classes)
-    return data
+    bench = Bench(database, study, place(dataset, device), constructor, interruption)
+    bench.model(spec.recipe(corner(spec), 0, 0))
+    study.optuna_study.pruner = make_pruner(spec)
+    return bench
 
 
-def _run_trial(
-    database: Database, study: LoadedStudy, trial_id: int, data: DeviceData, interruption: Interruption
-) -> Generator[Event, None, Outcome]:
+def _run_trial(bench: Bench, trial_id: int) -> Generator[Event, None, Outcome]:
     """Train one trial to its end, whatever that is, and record it."""
-    number = database.storage.get_trial_number_from_id(trial_id)
+    number = bench.database.storage.get_trial_number_from_id(trial_id)
     try:
-        outcome = yield from _train(database, study, trial_id, number, data, interruption)
+        outcome = yield from _train(bench, trial_id, number)
     except Interrupted:
         outcome = Outcome(TrialState.WAITING, 0, reason="interrupted: it goes back to the queue")
     except GeneratorExit:  # nobody reads the events any more
-        ledger.release(database, trial_id)
+        ledger.release(bench.database, trial_id)
         raise
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError):
         raise  # the storage is at fault, not the trial
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
         outcome = Outcome(TrialState.FAIL, 0, reason=reason, traceback=traceback.format_exc())
-    _record(database, study, trial_id, number, outcome)
-    now = progress(database, study)
+    _record(bench, trial_id, number, outcome)
+    now = progress(bench.database, bench.study)
     yield TrialEnded(
-        number,
-        outcome.state.name,
-        outcome.epoch,
-        outcome.value,
-        outcome.reason,
-        now.finished,
-        now.best_number,
-        now.best_value,
+        trial=number,
+        state=outcome.state.name,
+        epoch=outcome.epoch,
+        value=outcome.value,
+        reason=outcome.reason,
+        finished=now.finished,
+        best_number=now.best_number,
+        best_value=now.best_value,
     )
     return outcome
 
 
-def _train(
-    database: Database,
-    study: LoadedStudy,
-    trial_id: int,
-    number: int,
-    data: DeviceData,
-    interruption: Interruption,
-) -> Generator[Event, None, Outcome]:
-    """Choose the trial's recipe and train it until its last epoch, a rung that it fails, or a loss that is no number."""
-    recipe = _choose_recipe(study, trial_id, number)
-    yield TrialStarted(number, recipe.epochs, _searched(study.spec, recipe))
-    program = Program(recipe, build_model(recipe, data.input_shape, data.num_classes), data)
-    metric = study.spec.objective.metric
+def _train(bench: Bench, trial_id: int, number: int) -> Generator[Event, None, Outcome]:
+    """Choose the trial's recipe and train it: to its last epoch, a rung that it fails, or a loss that is no number."""
+    recipe = _choose_recipe(bench.study, trial_id, number)
+    yield TrialStarted(number, recipe.epochs)
+    program = Program(recipe, bench.model(recipe), bench.data)
+    spec = bench.study.spec
     value = math.nan
     while program.epoch < recipe.epochs:
-        with interruption.allowed():
+        with bench.interruption.allowed():
             result = program.run_epoch()
-        value = math.nan if result.diverged else getattr(result, metric)
-        if not ledger.report(database, trial_id, result.epoch, value, asdict(result)):
+        value = math.nan if result.diverged else getattr(result, spec.objective.metric)
+        if not ledger.report(bench.database, trial_id, result.epoch, value, asdict(result)):
             return Outcome(TrialState.FAIL, result.epoch, reason="ended by somebody else while it trained")
         yield EpochDone(number, result.epoch, recipe.epochs, value, result.images_per_second)
         if result.diverged:
-            return Outcome(TrialState.PRUNED, result.epoch, reason=_divergence(result))
-        if result.epoch < recipe.epochs and _prune(database, study, trial_id):
-            return Outcome(TrialState.PRUNED, result.epoch, value, f"pruned by {study.spec.pruner.name}")
+            reason = f"diverged in epoch {result.epoch}: the training loss or a gradient is not a finite number"
+            return Outcome(TrialState.PRUNED, result.epoch, reason=reason)
+        if result.epoch < recipe.epochs and _fails_rung(bench, trial_id):
+            return Outcome(TrialState.PRUNED, result.epoch, value, f"pruned by {spec.pruner.name}")
     return Outcome(TrialState.COMPLETE, program.epoch, value)
 
 
@@ -226,26 +245,20 @@ def _choose_recipe(study: LoadedStudy, trial_id: int, number: int) -> Recipe:
     return recipe
 
 
-def _searched(spec: StudySpec, recipe: Recipe) -> dict[str, object]:
-    return {name: value for name, value in recipe.as_dict().items() if name in spec.space and value is not None}
+def _fails_rung(bench: Bench, trial_id: int) -> bool:
+    study = bench.study.optuna_study
+    return study.pruner.prune(study, bench.database.storage.get_trial(trial_id))
 
 
-def _prune(database: Database, study: LoadedStudy, trial_id: int) -> bool:
-    return study.optuna_study.pruner.prune(study.optuna_study, database.storage.get_trial(trial_id))
-
-
-def _divergence(result: EpochResult) -> str:
-    return f"diverged in epoch {result.epoch}: the training loss or a gradient is not a finite number"
-
-
-def _record(database: Database, study: LoadedStudy, trial_id: int, number: int, outcome: Outcome) -> None:
+def _record(bench: Bench, trial_id: int, number: int, outcome: Outcome) -> None:
     if outcome.state == TrialState.WAITING:
-        ledger.release(database, trial_id)
+        ledger.release(bench.database, trial_id)
         return
-    if database.storage.get_trial(trial_id).state != TrialState.RUNNING:
+    storage = bench.database.storage
+    if storage.get_trial(trial_id).state != TrialState.RUNNING:
         return  # ended by somebody else
     for key, text in ((REASON_KEY, outcome.reason), (TRACEBACK_KEY, outcome.traceback)):
         if text:
-            database.storage.set_trial_user_attr(trial_id, key, text)
+            storage.set_trial_user_attr(trial_id, key, text)
     value = outcome.value if outcome.state == TrialState.COMPLETE else None
-    study.optuna_study.tell(number, value, state=outcome.state)
+    bench.study.optuna_study.tell(number, value, state=outcome.state)

@@ -73,7 +73,7 @@ def imported(module: str) -> set[str]:
 @pytest.mark.parametrize("module", modules())
 def test_imports_go_down(module: str) -> None:
     for other in imported(module):
-        same_folder = module.split(".")[0] == other.split(".")[0] and "." in module
+        same_folder = module.split(".", maxsplit=1)[0] == other.split(".")[0] and "." in module
         lower = layer(other) < layer(module) or (layer(other) == layer(module) and layer(module) in (0, 1, 2, 3))
         assert same_folder or lower, f"{module} (layer {layer(module)}) imports {other} (layer {layer(other)})"
 

@@ -144,7 +144,7 @@ def _show_result(watch: Watch, settings: Settings) -> None:
     best = ranked(study)[:1]
     if best:
         click.echo(f"\nbest of study {watch.study} so far" if watch.finished < watch.max_trials else "\nbest")
-        print_best(study, [trial_row(trial) for trial in best])
+        print_best(study, [trial_row(study, trial) for trial in best])
         click.echo(importances(study.optuna_study).sentence())
     again = watch.interrupted or watch.finished < watch.max_trials
     click.echo(f"next: hpsearch {'worker' if again else 'best'} {watch.study}")

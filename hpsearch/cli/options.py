@@ -32,8 +32,12 @@ def json_option(function: Decorated) -> Decorated:
 def settings_from(storage: str | None = None, device: str | None = None, data_dir: Path | None = None) -> Settings:
     """The environment's settings, with what the command line says on top."""
     settings = Settings.from_environment()
-    given = {"storage_url": storage, "device": device, "data_dir": data_dir}
-    return replace(settings, **{key: value for key, value in given.items() if value is not None})
+    return replace(
+        settings,
+        storage_url=storage or settings.storage_url,
+        device=device or settings.device,
+        data_dir=data_dir or settings.data_dir,
+    )
 
 
 def print_json(value: object) -> None:

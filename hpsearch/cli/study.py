@@ -48,7 +48,9 @@ def create_study(
         click.echo(f"study {name} exists already in {redact(settings.storage_url)}")
         return
     studies.create_study(database, spec, name)
-    click.echo(f"study {name}: {max_trials(spec)} trials of up to {spec.max_epochs} epochs, in {redact(settings.storage_url)}")
+    click.echo(
+        f"study {name}: {max_trials(spec)} trials of up to {spec.max_epochs} epochs, in {redact(settings.storage_url)}"
+    )
     click.echo(f"next: hpsearch worker {name}")
 
 
@@ -115,7 +117,7 @@ def status(study: str, storage: str | None, as_json: bool) -> None:
 def trials(study: str, storage: str | None, as_json: bool) -> None:
     """Show the trials of a study, in the order of their numbers."""
     _database, loaded, _now = _open(study, storage)
-    rows = [trial_row(trial) for trial in loaded.optuna_study.get_trials(deepcopy=False)]
+    rows = [trial_row(loaded, trial) for trial in loaded.optuna_study.get_trials(deepcopy=False)]
     if as_json:
         print_json(rows)
         return
@@ -124,7 +126,7 @@ def trials(study: str, storage: str | None, as_json: bool) -> None:
         ["trial", "state", "epochs", "value", *names, "reason"],
         [
             [*(_cell(row[key]) for key in ("number", "state", "epochs", "value")),
-             *(_cell(row["hyperparameters"].get(name)) for name in names), row["reason"]]
+             *(_cell(row["searched"].get(name)) for name in names), row["reason"]]
             for row in rows
         ],
     )  # fmt: skip
@@ -141,7 +143,7 @@ def best(study: str, top: int, storage: str | None, as_json: bool) -> None:
     from hpsearch.storage.studies import ranked
 
     _database, loaded, _now = _open(study, storage)
-    rows = [trial_row(trial) for trial in ranked(loaded)[:top]]
+    rows = [trial_row(loaded, trial) for trial in ranked(loaded)[:top]]
     found = importances(loaded.optuna_study)
     if as_json:
         print_json({"best": rows, "importances": asdict(found)})
@@ -155,8 +157,9 @@ def best(study: str, top: int, storage: str | None, as_json: bool) -> None:
 
 def print_best(loaded: "LoadedStudy", rows: list[dict[str, Any]]) -> None:
     """A table with one column per configuration and one line per hyperparameter that the study searches."""
-    names = [name for name in loaded.spec.space if any(name in row["hyperparameters"] for row in rows)]
-    lines = [[name, *(_cell(row["hyperparameters"].get(name)) for row in rows)] for name in names or ["seed"]]
+    names = [name for name in loaded.spec.space if any(name in row["searched"] for row in rows)]
+    lines = [[name, *(_cell(row["searched"].get(name)) for row in rows)] for name in names]
+    lines.append(["seed", *(_cell(row["recipe"].get("seed")) for row in rows)])
     values = [loaded.spec.objective.metric, *(_cell(row["value"]) for row in rows)]
     _print_table(["", *(f"trial {row['number']}" for row in rows)], [values, *lines])
 
@@ -199,16 +202,21 @@ def _summary(database: "Database", name: str) -> dict[str, Any]:
     }
 
 
-def trial_row(trial: "FrozenTrial") -> dict[str, Any]:
+def trial_row(loaded: "LoadedStudy", trial: "FrozenTrial") -> dict[str, Any]:
+    """One trial as plain values; `searched` holds the hyperparameters that the study searches and this trial has."""
+    from hpsearch.space import recorded_name
     from hpsearch.storage.studies import REASON_KEY, RECIPE_KEY, TRACEBACK_KEY
 
     recipe = trial.user_attrs.get(RECIPE_KEY, {})
+    space = loaded.spec.space.items()
+    searched = [name for name, parameter in space if recorded_name(name, parameter) in trial.params]
     return {
         "number": trial.number,
         "state": trial.state.name,
         "value": trial.value,
         "epochs": len(trial.intermediate_values),
-        "hyperparameters": {key: value for key, value in recipe.items() if value is not None},
+        "searched": {name: recipe[name] for name in searched if name in recipe},
+        "recipe": recipe,
         "reason": trial.user_attrs.get(REASON_KEY, ""),
         "traceback": trial.user_attrs.get(TRACEBACK_KEY, ""),
     }

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def worker(
 
 def _work(
     study: str | None, settings: Settings, max_trials: int | None, max_idle: float, interruption: Interruption
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """The events of a worker in this process; an error becomes its last one."""
     try:
         from hpsearch.storage.open import connect

@@ -1,5 +1,7 @@
 """Which hyperparameters mattered, by Optuna's PED-ANOVA, and whether there were trials enough to say so."""
 
+import contextlib
+import warnings
 from dataclasses import dataclass
 
 import optuna
@@ -21,7 +23,9 @@ class Importances:
         if not self.shares:
             return f"importances: too few completed trials ({self.num_complete}) to tell"
         listed = ", ".join(f"{name} {share:.0%}" for name, share in self.shares.items())
-        caution = f", a rough guess from {self.num_complete} completed trials" if self.num_complete < MIN_COMPLETE else ""
+        caution = (
+            f", a rough guess from {self.num_complete} completed trials" if self.num_complete < MIN_COMPLETE else ""
+        )
         return f"importances for reaching the best tenth (PED-ANOVA{caution}): {listed}"
 
 
@@ -30,8 +34,8 @@ def importances(study: optuna.Study) -> Importances:
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     shares: dict[str, float] = {}
     if len(complete) > 1 and len({trial.value for trial in complete}) > 1:
-        try:
+        with contextlib.suppress(ValueError, RuntimeError), warnings.catch_warnings():
+            # Suppressed: no parameter that all of them share, or no spread. Ignored: too few trials, which we say.
+            warnings.simplefilter("ignore", UserWarning)
             shares = optuna.importance.get_param_importances(study)
-        except (ValueError, RuntimeError):  # no parameter that all of them share, or no spread in it
-            shares = {}
     return Importances("PED-ANOVA", len(complete), dict(shares))

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial
 
 from hpsearch.recipe import fold
 from hpsearch.search import SAMPLERS
-from hpsearch.space import Choice, Float, Int, Parameter, Space, active, asked
+from hpsearch.space import Choice, Int, Parameter, Space, active, asked
 from hpsearch.spec import StudySpec
 
 
@@ -101,10 +101,9 @@ def qmc(spec: StudySpec, seed: int) -> BaseSampler:
 
     def point(index: int) -> dict[str, Any]:
         engine = Sobol(len(parameters), scramble=True, rng=spec.seed)  # all trials draw from one sequence
-        engine.fast_forward(index)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # "balance properties": every prefix is used here
-            unit = engine.random(1)[0]
+            unit = engine.random(index + 1)[-1]
         return {name: at(parameter, float(u)) for (name, parameter), u in zip(parameters.items(), unit, strict=True)}
 
     return _NumberedSampler(spec, point)

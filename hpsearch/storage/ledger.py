@@ -35,7 +35,7 @@ def create_trial(database: Database, study_id: int, max_trials: int) -> int | No
 
 
 def report(database: Database, trial_id: int, epoch: int, value: float, metrics: Mapping[str, float]) -> bool:
-    """Record one epoch: `value` as Optuna's intermediate value at step `epoch`, `metrics` (every name of METRICS) as a row.
+    """Record one epoch: `value` as Optuna's intermediate value at step `epoch`, and the `metrics` of METRICS as a row.
 
     Returns False, and writes nothing, if the trial is no longer running.
     """
@@ -95,7 +95,7 @@ def _start_next(connection: Connection, study_id: int, max_trials: int) -> int |
         return trial_id
     number = connection.scalar(select(func.count()).where(of_study))
     row |= {"study_id": study_id, "number": number}
-    return connection.scalars(insert(TRIALS).values(row).returning(TRIALS.c.trial_id)).one()
+    return int(connection.scalars(insert(TRIALS).values(row).returning(TRIALS.c.trial_id)).one())
 
 
 def _lock_running(connection: Connection, trial_id: int) -> bool:

@@ -169,6 +169,4 @@ def _readable_errors(url: URL) -> Iterator[None]:
         password = url.password
         if password:
             reason = reason.replace(str(password), "***")
-        raise StorageError(
-            f"storage {url.render_as_string(hide_password=True)} cannot be opened: {reason}"
-        ) from error
+        raise StorageError(f"storage {url.render_as_string(hide_password=True)} cannot be opened: {reason}") from error

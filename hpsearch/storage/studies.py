@@ -129,7 +129,7 @@ def progress(database: Database, study: LoadedStudy) -> Progress:
     best = column.desc() if study.spec.objective.direction == "maximize" else column.asc()
     with database.engine.connect() as connection:
         counted = connection.execute(select(TRIALS.c.state, func.count()).where(of_study).group_by(TRIALS.c.state))
-        counts: Mapping[TrialState, int] = {state: number for state, number in counted}
+        counts: Mapping[TrialState, int] = dict(counted)
         first = connection.execute(
             select(TRIALS.c.number, column)
             .join(values, values.c.trial_id == TRIALS.c.trial_id)

@@ -17,7 +17,7 @@ from hpsearch.storage.studies import LoadedStudy, create_study, load_study, prog
 from hpsearch.storage.tables import METRICS
 from tests.studies import TINY
 
-MEASURED = {name: 0.5 for name in METRICS}
+MEASURED = dict.fromkeys(METRICS, 0.5)
 
 
 @pytest.fixture

@@ -1,0 +1,100 @@
+"""Pruners: rungs are a function of the values reported there, in whatever order."""
+
+import inspect
+import math
+import random
+from importlib import import_module
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from hpsearch.search import PRUNERS
+from hpsearch.search.pruners import RungPruner, make_pruner
+from hpsearch.sections import PRUNER_OPTIONS
+from hpsearch.spec import parse
+from tests.studies import TINY
+
+
+def lock_step(values: list[float], direction: str = "maximize") -> list[int]:
+    """All trials report epoch 1 first and are decided afterwards; the numbers of those that go on."""
+    study = optuna.create_study(direction=direction)
+    pruner = RungPruner(epochs=9, min_epochs=1, factor=3)
+    trials = [study.ask() for _ in values]
+    for trial, value in zip(trials, values, strict=True):
+        trial.report(value, 1)
+    return [trial.number for trial in study.trials if not pruner.prune(study, trial)]
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending", "shuffled"])
+def test_of_64_in_lock_step_a_third_goes_on(order: str) -> None:
+    values = [index / 64 for index in range(64)]
+    if order == "descending":
+        values.reverse()
+    elif order == "shuffled":
+        random.Random(0).shuffle(values)
+    survivors = lock_step(values)
+    assert len(survivors) == 22  # ceil(64 / 3)
+    assert {values[number] for number in survivors} == set(sorted(values)[-22:])
+
+
+def test_direction_and_values_that_are_no_numbers() -> None:
+    assert lock_step([0.1, 0.2, 0.3], "minimize") == [0]
+    assert lock_step([0.1, math.nan, 0.3]) == [2]
+    assert lock_step([math.nan]) == []
+
+
+def test_the_first_to_arrive_goes_on() -> None:
+    assert lock_step([0.1]) == [0]
+
+
+def test_rungs_and_only_rungs_decide() -> None:
+    study = optuna.create_study(direction="maximize")
+    pruner = RungPruner(epochs=20, min_epochs=2, factor=3)
+    assert sorted(pruner.rungs) == [2, 6, 18]
+    good, bad = study.ask(), study.ask()
+    for epoch in range(1, 21):
+        good.report(1.0, epoch)
+        bad.report(0.0, epoch)
+        assert pruner.prune(study, study.trials[1]) == (epoch in (2, 6, 18))
+        assert not pruner.prune(study, study.trials[0])
+
+
+def test_ended_trials_count() -> None:
+    study = optuna.create_study(direction="maximize")
+    for value in (0.9, 0.8, 0.7):
+        trial = study.ask()
+        trial.report(value, 1)
+        study.tell(trial, state=TrialState.PRUNED)
+    late = study.ask()
+    late.report(0.75, 1)
+    assert RungPruner(9, 1, 3).prune(study, study.trials[-1])  # third of four; two go on
+    late.report(0.85, 2)
+    assert not RungPruner(9, 2, 3).prune(study, study.trials[-1])  # the only one at epoch 2
+
+
+@pytest.mark.parametrize("name", sorted(PRUNERS))
+def test_every_pruner_of_the_table(name: str) -> None:
+    spec = parse(TINY.replace('name = "asha"', f'name = "{name}"'), "tiny.toml")
+    pruner = make_pruner(spec)
+    study = optuna.create_study(study_name="s", direction="maximize", pruner=pruner)
+    ends = []
+    for index in range(12):
+        trial = study.ask()
+        for epoch in range(1, spec.max_epochs + 1):
+            trial.report(1.0 - index / 12, epoch)
+            if pruner.prune(study, study.trials[-1]):
+                ends.append(epoch)
+                study.tell(trial, state=TrialState.PRUNED)
+                break
+        else:
+            study.tell(trial, 1.0 - index / 12)
+    assert bool(ends) == (name != "none")  # ever worse trials: something must be stopped
+    assert study.best_trial.number == 0
+
+
+def test_options_of_the_study_file_are_those_of_the_functions() -> None:
+    for name, target in PRUNERS.items():
+        module, function = target.split(":")
+        taken = list(inspect.signature(getattr(import_module(module), function)).parameters)[1:]
+        assert sorted(taken) == sorted(PRUNER_OPTIONS[name])

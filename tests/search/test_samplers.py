@@ -1,0 +1,151 @@
+"""Samplers: every one of the table fills a conditional space, grids and Sobol points are exact, nothing is unpickled."""
+
+import math
+from collections import Counter
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from hpsearch.search import SAMPLERS
+from hpsearch.search.samplers import at, corner, distribution, grid_points, make_sampler, max_trials, suggest
+from hpsearch.space import Choice, Float, Int
+from hpsearch.sections import SAMPLER_OPTIONS
+from hpsearch.spec import StudySpec, parse
+from tests.studies import TINY
+
+CONTINUOUS = """
+learning_rate = { low = 1e-3, high = 1e-1, log = true }
+weight_decay = { low = 1e-6, high = 1e-2, log = true }
+"""
+CONDITIONAL = """
+optimizer = ["sgd", "adam"]
+momentum = { low = 0.5, high = 0.9, step = 0.2, when = { optimizer = "sgd" } }
+batch_size = { low = 16, high = 64, step = 16 }
+scheduler = ["constant", "onecycle"]
+peak_learning_rate = { times = "learning_rate", low = 1.0, high = 4.0, step = 1.0 }
+"""
+
+
+def study_of(sampler: str, space: str, trials: int = 20) -> StudySpec:
+    """A study that searches `space`."""
+    head = TINY.split("[space]")[0]
+    tail = f'[sampler]\nname = "{sampler}"\n[budget]\ntrials = {trials}\n'
+    return parse(f"{head}[space]\n{space}\n{tail}", "test.toml")
+
+
+def search(spec: StudySpec, num_trials: int) -> list[dict[str, Any]]:
+    """What one worker alone would try, if it minimized the orders of magnitude of all numbers."""
+    study = optuna.create_study()
+    tried = []
+    for number in range(num_trials):
+        study.sampler = make_sampler(spec, number)
+        trial = study.ask()
+        tried.append(suggest(trial, spec))
+        study.tell(trial, magnitude(tried[-1]))
+    return tried
+
+
+def magnitude(params: dict[str, Any]) -> float:
+    """The decimal orders of magnitude of all numbers, summed."""
+    return sum(math.log10(value) for value in params.values() if isinstance(value, int | float))
+
+
+@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"grid"}))
+def test_every_sampler_fills_a_conditional_space(name: str) -> None:
+    spec = study_of(name, CONTINUOUS + CONDITIONAL)
+    tried = search(spec, 14)  # past the ten random trials of those that learn
+    for params in tried:
+        assert ("momentum" in params) == (params["optimizer"] == "sgd")
+        assert ("peak_learning_rate_factor" in params) == (params["scheduler"] == "onecycle")
+        for key, value in params.items():
+            assert spec.parameters[key].contains(value), (key, value)
+        recipe = spec.recipe(params, 0, 0)
+        assert recipe.peak_learning_rate is None or recipe.peak_learning_rate >= recipe.learning_rate
+    assert len({str(params) for params in tried}) > 10
+
+
+@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"grid"}))
+def test_one_worker_alone_repeats_a_study(name: str) -> None:
+    spec = study_of(name, CONTINUOUS)
+    assert search(spec, 13) == search(spec, 13)
+
+
+@pytest.mark.parametrize("name", ["tpe", "gp", "cmaes"])
+def test_samplers_that_learn_come_nearer_than_their_first_guesses(name: str) -> None:
+    costs = [magnitude(params) for params in search(study_of(name, CONTINUOUS), 60)]
+    # The space spans 2 + 4 orders of magnitude; random draws stay at its middle, 3 above the best.
+    assert sum(costs[-10:]) / 10 < sum(costs[:10]) / 10 - 1.0
+
+
+def test_grid_tries_every_combination_once() -> None:
+    space = "learning_rate = [0.01]\n" + CONDITIONAL
+    spec = study_of("grid", space, trials=1000)
+    spec_points = grid_points(spec.space)
+    assert len(spec_points) == (3 + 1) * 4 * (1 + 4)  # momenta of sgd and adam; batch sizes; constant and four factors
+    assert max_trials(spec) == len(spec_points)
+    tried = Counter(tuple(sorted(params.items())) for params in search(spec, len(spec_points)))
+    assert set(tried.values()) == {1}
+    assert max_trials(study_of("grid", space, trials=7)) == 7
+
+
+def test_sobol_points_fill_the_range_evenly() -> None:
+    params = search(study_of("qmc", CONTINUOUS), 16)
+    cells = Counter(int((math.log10(p["learning_rate"]) + 3) / 2 * 16) for p in params)
+    assert set(cells.values()) == {1}  # sixteen scrambled Sobol points: one in each sixteenth
+
+
+@pytest.mark.parametrize(
+    ("parameter", "values"),
+    [
+        (Choice(("a", "b", "c")), ["a", "b", "c"]),
+        (Int(2, 8, step=2), [2, 4, 6, 8]),
+        (Int(1, 100, log=True), [1, 10, 100]),
+        (Float(0.1, 0.5, step=0.2), [0.1, 0.3, 0.5]),
+        (Float(1e-4, 1.0, log=True), []),
+        (Float(-1.0, 1.0), []),
+    ],
+)
+def test_at_covers_the_range_and_stays_inside(parameter: Any, values: list[Any]) -> None:
+    found = [at(parameter, u / 1000) for u in range(1000)]
+    assert all(parameter.contains(value) for value in found)
+    for value in values:
+        assert any(value == pytest.approx(other) if not isinstance(value, str) else value == other for other in found)
+    assert at(parameter, 0.0) == (parameter.choices[0] if isinstance(parameter, Choice) else pytest.approx(parameter.low))
+
+
+def test_distributions() -> None:
+    assert distribution(Choice(("a", "b"))) == CategoricalDistribution(("a", "b"))
+    assert distribution(Int(1, 9, step=2)) == IntDistribution(1, 9, step=2)
+    assert distribution(Float(0.1, 1.0, log=True)) == FloatDistribution(0.1, 1.0, log=True)
+
+
+def test_corner_is_a_configuration_of_the_space() -> None:
+    point = corner(study_of("tpe", CONTINUOUS + CONDITIONAL))
+    assert point["optimizer"] == "sgd"
+    assert point["momentum"] == 0.5
+    assert "peak_learning_rate_factor" not in point
+
+
+def test_cmaes_leaves_no_pickle_in_the_study() -> None:
+    spec = study_of("cmaes", CONTINUOUS)
+    study = optuna.create_study()
+    for number in range(30):
+        study.sampler = make_sampler(spec, number)
+        trial = study.ask()
+        params = suggest(trial, spec)
+        study.tell(trial, params["learning_rate"])
+    keys = {key for trial in study.trials for key in trial.system_attrs}
+    assert keys == {"cma:generation"}
+    assert max(trial.system_attrs.get("cma:generation", 0) for trial in study.trials) >= 2  # it did move on
+
+
+def test_options_of_the_study_file_are_those_of_the_functions() -> None:
+    import inspect
+    from importlib import import_module
+
+    for name, target in SAMPLERS.items():
+        module, function = target.split(":")
+        taken = list(inspect.signature(getattr(import_module(module), function)).parameters)[2:]
+        assert sorted([*taken, "seed"]) == sorted(SAMPLER_OPTIONS[name])
