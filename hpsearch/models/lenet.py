@@ -8,6 +8,7 @@ the output layer is linear, for cross-entropy.
 from torch import Tensor, nn
 
 from hpsearch.errors import DataError
+from hpsearch.models.layers import ConvTanhPool
 
 SMALLEST = 16  # pixels: two 5 x 5 convolutions, each with pooling, leave one
 F6_SHARE = 0.7  # F6 has 84 units for the 120 of C5
@@ -37,9 +38,7 @@ class LeNet5(nn.Module):
 
 def convolutions(channels: int) -> nn.Sequential:
     """C1 to S4: (B, C, H, W) -> (B, 16, h, w); 5 x 5 for 32 x 32."""
-    return nn.Sequential(
-        nn.Conv2d(channels, 6, 5), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(6, 16, 5), nn.Tanh(), nn.AvgPool2d(2)
-    )
+    return nn.Sequential(ConvTanhPool(channels, 6, 5), ConvTanhPool(6, 16, 5))
 
 
 def num_features(input_shape: tuple[int, int, int]) -> int:

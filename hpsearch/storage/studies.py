@@ -128,8 +128,8 @@ def progress(database: Database, study: LoadedStudy) -> Progress:
     column = values.c.value
     best = column.desc() if study.spec.objective.direction == "maximize" else column.asc()
     with database.engine.connect() as connection:
-        counted = connection.execute(select(TRIALS.c.state, func.count()).where(of_study).group_by(TRIALS.c.state))
-        counts: Mapping[TrialState, int] = dict(counted)
+        by_state = select(TRIALS.c.state, func.count()).where(of_study).group_by(TRIALS.c.state)
+        counts: dict[TrialState, int] = {state: n for state, n in connection.execute(by_state)}  # noqa: C416 -- a Row is no pair to dict()
         first = connection.execute(
             select(TRIALS.c.number, column)
             .join(values, values.c.trial_id == TRIALS.c.trial_id)

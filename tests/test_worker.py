@@ -1,0 +1,238 @@
+"""The worker: real searches on the digits, in this process; every way in which a trial and a worker can end."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from hpsearch import worker
+from hpsearch.errors import DataError, HpsearchError, UsageError
+from hpsearch.events import EpochDone, StudyOpened, TrialEnded, TrialStarted, WorkerLeft, from_json, to_json
+from hpsearch.interrupt import Interruption
+from hpsearch.settings import Settings
+from hpsearch.spec import StudySpec, parse
+from hpsearch.storage import ledger
+from hpsearch.storage.open import Database, create
+from hpsearch.storage.studies import REASON_KEY, RECIPE_KEY, TRACEBACK_KEY, create_study, load_study, progress
+from hpsearch.train.program import Program
+from hpsearch.worker import Limits, run, serve
+from tests.studies import TINY
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings whose folders are all temporary."""
+    return Settings(storage_url="", home=tmp_path, data_dir=None, device="cpu")
+
+
+@pytest.fixture
+def database(storage_url: str) -> Iterator[Database]:
+    """An empty open database."""
+    with create(storage_url) as database:
+        yield database
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Iterator[Database]:
+    """An empty open database, for what does not depend on the kind of storage."""
+    with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
+        yield database
+
+
+def tiny(text: str = TINY, **replaced: str) -> StudySpec:
+    """The tiny study, with lines replaced."""
+    for old, new in replaced.items():
+        line = next(line for line in text.splitlines() if line.startswith(old))
+        text = text.replace(line, new)
+    return parse(text, "tiny.toml")
+
+
+def work(database: Database, spec: StudySpec, settings: Settings, **limits: Any) -> list[Any]:
+    """Create the study if it is new and run one worker to its end; the events."""
+    if not database.storage.get_all_studies():
+        create_study(database, spec, "tiny")
+    return list(run(database, "tiny", settings, Interruption(), **limits))
+
+
+def test_a_study_runs_to_its_budget(database: Database, settings: Settings) -> None:
+    events = work(database, tiny(), settings)
+    assert isinstance(events[0], StudyOpened)
+    study = load_study(database, "tiny")
+    trials = study.optuna_study.trials
+    assert len(trials) == 6
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert trials[0].params == {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9}
+    for trial in trials:
+        assert trial.user_attrs[RECIPE_KEY]["learning_rate"] == trial.params["learning_rate"]
+        steps = list(trial.intermediate_values)
+        assert steps == list(range(1, len(steps) + 1))
+        rows = ledger.epochs(database, trial._trial_id)
+        assert [row["validation_accuracy"] for row in rows] == list(trial.intermediate_values.values())
+        assert trial.value == trial.intermediate_values[steps[-1]]
+        if trial.state == TrialState.PRUNED:
+            assert trial.user_attrs[REASON_KEY] == "pruned by asha"
+    ended = [event for event in events if isinstance(event, TrialEnded)]
+    assert [event.trial for event in ended] == list(range(6))
+    assert ended[-1].best_value == max(t.value for t in trials if t.state == TrialState.COMPLETE)
+    assert [from_json(to_json(event)) for event in events if not _has_nan(event)] == [
+        event for event in events if not _has_nan(event)
+    ]
+    assert work(database, tiny(), settings)[1:] == []  # nothing left
+
+
+def test_one_worker_repeats_a_study_exactly(tmp_path: Path, settings: Settings) -> None:
+    found = []
+    for name in ("a", "b"):
+        with create(f"sqlite:///{tmp_path / name}.db") as database:
+            work(database, tiny(), settings)
+            trials = load_study(database, "tiny").optuna_study.trials
+            found.append([(trial.params, trial.intermediate_values, trial.state) for trial in trials])
+    assert found[0] == found[1]
+
+
+def test_seeds_are_trials_of_one_recipe(sqlite: Database, settings: Settings) -> None:
+    head = TINY.split("[space]")[0]
+    spec = parse(f'seeds = [3, 5, 8]\n{head}learning_rate = 0.05\n', "seeds.toml")
+    work(sqlite, spec, settings)
+    trials = load_study(sqlite, "tiny").optuna_study.trials
+    assert [trial.user_attrs[RECIPE_KEY]["seed"] for trial in trials] == [3, 5, 8]
+    assert len({trial.user_attrs[RECIPE_KEY]["stream_seed"] for trial in trials}) == 3
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    assert len({tuple(trial.intermediate_values.values()) for trial in trials}) == 3
+
+
+def test_a_diverged_trial_ends_with_that_reason_and_the_worker_goes_on(sqlite: Database, settings: Settings) -> None:
+    text = TINY.split("[[first]]")[0].replace("low = 1e-3, high = 1e-1, log = true", "choices = [1e30, 0.01]")
+    spec = parse(text, "tiny.toml")
+    work(sqlite, spec, settings)
+    trials = load_study(sqlite, "tiny").optuna_study.trials
+    assert len(trials) == 6
+    diverged = [trial for trial in trials if "diverged" in trial.user_attrs.get(REASON_KEY, "")]
+    assert diverged
+    for trial in diverged:
+        assert trial.params["learning_rate"] == 1e30
+        assert trial.state == TrialState.PRUNED
+        assert trial.value is None
+    assert any(trial.state == TrialState.COMPLETE for trial in trials)
+
+
+def test_an_exception_fails_the_trial_and_keeps_its_traceback(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = iter([True])
+    original = Program.run_epoch
+
+    def sometimes(program: Program) -> Any:
+        if next(once, False):
+            raise torch.OutOfMemoryError("no room\non the device")
+        return original(program)
+
+    monkeypatch.setattr(Program, "run_epoch", sometimes)
+    work(sqlite, tiny(), settings)
+    trials = load_study(sqlite, "tiny").optuna_study.trials
+    assert trials[0].state == TrialState.FAIL
+    assert trials[0].user_attrs[REASON_KEY] == "OutOfMemoryError: no room on the device"
+    assert "sometimes" in trials[0].user_attrs[TRACEBACK_KEY]
+    assert all(trial.state != TrialState.FAIL for trial in trials[1:])
+
+
+def test_three_exceptions_in_a_row_end_the_worker(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def always(_program: Program) -> Any:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(Program, "run_epoch", always)
+    with pytest.raises(HpsearchError, match="3 trials in a row failed.*RuntimeError: broken"):
+        work(sqlite, tiny(), settings)
+    assert len(load_study(sqlite, "tiny").optuna_study.trials) == 3
+
+
+def test_an_interrupted_trial_goes_back_and_is_trained_again(database: Database, settings: Settings) -> None:
+    create_study(database, tiny(), "tiny")
+    interruption = Interruption()
+    events = []
+    for event in run(database, "tiny", settings, interruption):
+        events.append(event)
+        if isinstance(event, EpochDone):
+            interruption.requested = True  # as the signal handler does between two steps of training
+    assert events[-1].state == "WAITING"
+    now = progress(database, load_study(database, "tiny"))
+    assert (now.started, now.waiting) == (0, 1)
+    work(database, tiny(), settings)
+    trials = load_study(database, "tiny").optuna_study.trials
+    assert len(trials) == 6
+    assert trials[0].number == 0
+    assert trials[0].params == {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9}
+    assert list(trials[0].intermediate_values) == list(range(1, len(trials[0].intermediate_values) + 1))
+
+
+def test_a_reader_who_goes_away_loses_nothing(sqlite: Database, settings: Settings) -> None:
+    create_study(sqlite, tiny(), "tiny")
+    events = run(sqlite, "tiny", settings, Interruption())
+    while not isinstance(next(events), EpochDone):
+        pass
+    events.close()  # type: ignore[attr-defined]
+    assert progress(sqlite, load_study(sqlite, "tiny")).waiting == 1
+
+
+def test_a_trial_ended_by_somebody_else_is_left_alone(sqlite: Database, settings: Settings) -> None:
+    create_study(sqlite, tiny(), "tiny")
+    study = load_study(sqlite, "tiny").optuna_study
+    for event in run(sqlite, "tiny", settings, Interruption(), 1):
+        if isinstance(event, EpochDone) and event.epoch == 1:
+            study.tell(event.trial, 0.125)
+    assert study.trials[0].value == 0.125
+    assert list(study.trials[0].intermediate_values) == [1]
+
+
+def test_serve_takes_every_study_in_turn(sqlite: Database, settings: Settings) -> None:
+    for name in ("first", "second"):
+        create_study(sqlite, tiny(trials="trials = 2"), name)
+    events = list(serve(sqlite, None, settings, Interruption(), Limits()))
+    assert [event.study for event in events if isinstance(event, StudyOpened)] == ["first", "second"]
+    assert events[-1] == WorkerLeft("no trials left to start")
+    assert sum(isinstance(event, TrialStarted) for event in events) == 4
+    assert list(serve(sqlite, "first", settings, Interruption(), Limits())) == [
+        WorkerLeft("no trials left to start in study first")
+    ]
+
+
+def test_serve_stops_at_max_trials(sqlite: Database, settings: Settings) -> None:
+    create_study(sqlite, tiny(), "tiny")
+    events = list(serve(sqlite, "tiny", settings, Interruption(), Limits(max_trials=2)))
+    assert sum(isinstance(event, TrialEnded) for event in events) == 2
+    assert events[-1] == WorkerLeft("2 trials done, as asked")
+
+
+def test_what_cannot_be_used_takes_no_trial(sqlite: Database, settings: Settings, tmp_path: Path) -> None:
+    text = tiny().to_json()
+    no_data = text.replace('"digits"', '"folder:/nowhere"')
+    no_hyperparameter = text.replace('"2lp"', '"lenet"').replace('"hidden_width": 16', '"dropout": 0.5')
+    for name, changed, error in (("a", no_data, DataError), ("b", no_hyperparameter, UsageError)):
+        create_study(sqlite, StudySpec.from_json(changed), name)
+        with pytest.raises(error):
+            list(run(sqlite, name, settings, Interruption()))
+        assert progress(sqlite, load_study(sqlite, name)).started == 0
+
+
+def test_devices() -> None:
+    assert worker.choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(UsageError, match="this machine has cpu"):
+        worker.choose_device("cuda:99")
+    with pytest.raises(UsageError, match="tpu"):
+        worker.choose_device("tpu")
+
+
+def _has_nan(event: Any) -> bool:
+    return any(value != value for value in vars(event).values())  # noqa: PLR0124 -- only NaN differs from itself
+
+
+def test_optuna_itself_reads_the_study(database: Database, settings: Settings) -> None:
+    work(database, tiny(), settings)
+    study = optuna.load_study(study_name="tiny", storage=database.storage)
+    assert study.best_value == max(trial.value for trial in study.trials if trial.state == TrialState.COMPLETE)
