@@ -67,6 +67,7 @@ class Workers:
     def _read(self, index: int, process: "subprocess.Popen[str]") -> None:
         output: IO[str] | None = process.stdout
         assert output is not None
-        for line in output:
-            self._events.put((index, from_json(line)))
+        with output:
+            for line in output:
+                self._events.put((index, from_json(line)))
         self._events.put((index, WorkerExited(process.wait())))

@@ -96,7 +96,7 @@ def test_one_worker_repeats_a_study_exactly(tmp_path: Path, settings: Settings) 
 
 def test_seeds_are_trials_of_one_recipe(sqlite: Database, settings: Settings) -> None:
     head = TINY.split("[space]")[0]
-    spec = parse(f'seeds = [3, 5, 8]\n{head}learning_rate = 0.05\n', "seeds.toml")
+    spec = parse(f"seeds = [3, 5, 8]\n{head}learning_rate = 0.05\n", "seeds.toml")
     work(sqlite, spec, settings)
     trials = load_study(sqlite, "tiny").optuna_study.trials
     assert [trial.user_attrs[RECIPE_KEY]["seed"] for trial in trials] == [3, 5, 8]
@@ -229,7 +229,7 @@ def test_devices() -> None:
 
 
 def _has_nan(event: Any) -> bool:
-    return any(value != value for value in vars(event).values())  # noqa: PLR0124 -- only NaN differs from itself
+    return any(value != value for value in vars(event).values())
 
 
 def test_optuna_itself_reads_the_study(database: Database, settings: Settings) -> None:

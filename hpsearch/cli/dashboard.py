@@ -1,11 +1,12 @@
 """`hpsearch dashboard`: optuna-dashboard on this machine, for reading only."""
 
+import socket
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
 
-from hpsearch.cli.options import settings_from, storage_option
+from hpsearch.cli.options import open_database, storage_option
 
 LOOPBACK = "127.0.0.1"
 
@@ -21,13 +22,13 @@ def dashboard(port: int, storage: str | None) -> None:
     import waitress
 
     from hpsearch.errors import UsageError
-    from hpsearch.storage.open import connect
 
-    application = optuna_dashboard.wsgi(connect(settings_from(storage).storage_url).storage)
+    application = optuna_dashboard.wsgi(open_database(storage).storage)
     try:
-        server = waitress.create_server(read_only(application, port), host=LOOPBACK, port=port)
+        listener = socket.create_server((LOOPBACK, port))
     except OSError as error:
         raise UsageError(f"--port {port}: {error.strerror}; choose another port") from error
+    server = waitress.create_server(read_only(application, port), sockets=[listener])
     click.echo(f"http://{LOOPBACK}:{port}/ (read-only; Ctrl-C ends it)")
     server.run()
 

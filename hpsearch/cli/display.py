@@ -135,17 +135,18 @@ def _table(watch: Watch) -> Group:
 
 
 def _show_result(watch: Watch, settings: Settings) -> None:
-    from hpsearch.cli.study import print_best, trial_row
+    from hpsearch.cli.tables import print_best, trial_row
     from hpsearch.search.importance import importances
     from hpsearch.storage.open import connect
     from hpsearch.storage.studies import load_study, ranked
 
-    study = load_study(connect(settings.storage_url), watch.study)
-    best = ranked(study)[:1]
-    if best:
-        click.echo(f"\nbest of study {watch.study} so far" if watch.finished < watch.max_trials else "\nbest")
-        print_best(study, [trial_row(study, trial) for trial in best])
-        click.echo(importances(study.optuna_study).sentence())
+    with connect(settings.storage_url) as database:
+        study = load_study(database, watch.study)
+        best = ranked(study)[:1]
+        if best:
+            click.echo(f"\nbest of study {watch.study} so far" if watch.finished < watch.max_trials else "\nbest")
+            print_best(study, [trial_row(study, trial) for trial in best])
+            click.echo(importances(study.optuna_study).sentence())
     again = watch.interrupted or watch.finished < watch.max_trials
     click.echo(f"next: hpsearch {'worker' if again else 'best'} {watch.study}")
     click.echo("      hpsearch dashboard")

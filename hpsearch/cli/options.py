@@ -4,12 +4,15 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 from hpsearch.settings import Settings
+
+if TYPE_CHECKING:
+    from hpsearch.storage.open import Database
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -40,6 +43,17 @@ def settings_from(storage: str | None = None, device: str | None = None, data_di
     )
 
 
+def open_database(storage: str | None) -> "Database":
+    """The storage of the command, which must exist; closed when the command ends.
+
+    Raises:
+        StorageError: see `hpsearch.storage.open.connect`.
+    """
+    from hpsearch.storage.open import connect
+
+    return click.get_current_context().with_resource(connect(settings_from(storage).storage_url))
+
+
 def print_json(value: object) -> None:
     """Print `value` as indented JSON."""
     click.echo(json.dumps(value, indent=2, allow_nan=False, default=str))
@@ -52,7 +66,8 @@ def complete_recorded(ctx: click.Context, _param: click.Parameter, incomplete: s
     from hpsearch.storage.studies import study_names
 
     try:
-        names = study_names(connect(settings_from(ctx.params.get("storage")).storage_url))
+        with connect(settings_from(ctx.params.get("storage")).storage_url) as database:
+            names = study_names(database)
     except HpsearchError:
         return []  # a shell that completes is no place for messages
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]

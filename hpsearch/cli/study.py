@@ -9,16 +9,16 @@ from hpsearch.cli.options import (
     complete_available,
     complete_recorded,
     json_option,
+    open_database,
     print_json,
     settings_from,
     storage_option,
 )
+from hpsearch.cli.tables import cell, print_best, print_table, trial_row
 
 if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
-
     from hpsearch.storage.open import Database
-    from hpsearch.storage.studies import LoadedStudy, Progress
+    from hpsearch.storage.studies import LoadedStudy
 
 
 @click.command("create-study")
@@ -43,7 +43,7 @@ def create_study(
     spec = catalogue.read(study, overrides)
     name = study_name or spec.name
     settings = settings_from(storage)
-    database = create(settings.storage_url)
+    database = click.get_current_context().with_resource(create(settings.storage_url))
     if if_missing and name in studies.study_names(database):
         click.echo(f"study {name} exists already in {redact(settings.storage_url)}")
         return
@@ -61,11 +61,10 @@ def list_studies(storage: str | None, as_json: bool) -> None:
     """List the studies of the storage, and the ones that can be created."""
     from hpsearch.catalogue import study_names as available
     from hpsearch.errors import StorageError
-    from hpsearch.storage.open import connect
     from hpsearch.storage.studies import study_names
 
     try:
-        database = connect(settings_from(storage).storage_url)
+        database = open_database(storage)
     except StorageError:
         if storage is not None:
             raise
@@ -77,7 +76,7 @@ def list_studies(storage: str | None, as_json: bool) -> None:
         return
     if rows:
         columns = ["study", "state", "trials", "complete", "pruned", "failed", "running", "best"]
-        _print_table(columns, [[_cell(row[column]) for column in columns] for row in rows])
+        print_table(columns, [[cell(row[column]) for column in columns] for row in rows])
     else:
         click.echo("no study has been created yet")
     click.echo(f"can be created with `hpsearch create-study NAME`: {', '.join(available())}")
@@ -89,13 +88,15 @@ def list_studies(storage: str | None, as_json: bool) -> None:
 @json_option
 def status(study: str, storage: str | None, as_json: bool) -> None:
     """Show how far a study is."""
-    database, loaded, now = _open(study, storage)
-    summary = _summary(database, study)
+    from hpsearch.storage.studies import progress
+
+    database, loaded = _load(study, storage)
+    summary, now = _summary(database, study), progress(database, loaded)
     if as_json:
         print_json(summary)
         return
     spec = loaded.spec
-    _print_table(
+    print_table(
         ["study", "value"],
         [
             ["state", summary["state"]],
@@ -116,17 +117,17 @@ def status(study: str, storage: str | None, as_json: bool) -> None:
 @json_option
 def trials(study: str, storage: str | None, as_json: bool) -> None:
     """Show the trials of a study, in the order of their numbers."""
-    _database, loaded, _now = _open(study, storage)
+    _database, loaded = _load(study, storage)
     rows = [trial_row(loaded, trial) for trial in loaded.optuna_study.get_trials(deepcopy=False)]
     if as_json:
         print_json(rows)
         return
     names = list(loaded.spec.space)
-    _print_table(
+    print_table(
         ["trial", "state", "epochs", "value", *names, "reason"],
         [
-            [*(_cell(row[key]) for key in ("number", "state", "epochs", "value")),
-             *(_cell(row["searched"].get(name)) for name in names), row["reason"]]
+            [*(cell(row[key]) for key in ("number", "state", "epochs", "value")),
+             *(cell(row["searched"].get(name)) for name in names), row["reason"]]
             for row in rows
         ],
     )  # fmt: skip
@@ -142,7 +143,7 @@ def best(study: str, top: int, storage: str | None, as_json: bool) -> None:
     from hpsearch.search.importance import importances
     from hpsearch.storage.studies import ranked
 
-    _database, loaded, _now = _open(study, storage)
+    _database, loaded = _load(study, storage)
     rows = [trial_row(loaded, trial) for trial in ranked(loaded)[:top]]
     found = importances(loaded.optuna_study)
     if as_json:
@@ -155,22 +156,11 @@ def best(study: str, top: int, storage: str | None, as_json: bool) -> None:
     click.echo(found.sentence())
 
 
-def print_best(loaded: "LoadedStudy", rows: list[dict[str, Any]]) -> None:
-    """A table with one column per configuration and one line per hyperparameter that the study searches."""
-    names = [name for name in loaded.spec.space if any(name in row["searched"] for row in rows)]
-    lines = [[name, *(_cell(row["searched"].get(name)) for row in rows)] for name in names]
-    lines.append(["seed", *(_cell(row["recipe"].get("seed")) for row in rows)])
-    values = [loaded.spec.objective.metric, *(_cell(row["value"]) for row in rows)]
-    _print_table(["", *(f"trial {row['number']}" for row in rows)], [values, *lines])
+def _load(study: str, storage: str | None) -> "tuple[Database, LoadedStudy]":
+    from hpsearch.storage.studies import load_study
 
-
-def _open(study: str, storage: str | None) -> "tuple[Database, LoadedStudy, Progress]":
-    from hpsearch.storage.open import connect
-    from hpsearch.storage.studies import load_study, progress
-
-    database = connect(settings_from(storage).storage_url)
-    loaded = load_study(database, study)
-    return database, loaded, progress(database, loaded)
+    database = open_database(storage)
+    return database, load_study(database, study)
 
 
 def _summary(database: "Database", name: str) -> dict[str, Any]:
@@ -200,40 +190,3 @@ def _summary(database: "Database", name: str) -> dict[str, Any]:
         "best": now.best_value,
         "best_trial": now.best_number,
     }
-
-
-def trial_row(loaded: "LoadedStudy", trial: "FrozenTrial") -> dict[str, Any]:
-    """One trial as plain values; `searched` holds the hyperparameters that the study searches and this trial has."""
-    from hpsearch.space import recorded_name
-    from hpsearch.storage.studies import REASON_KEY, RECIPE_KEY, TRACEBACK_KEY
-
-    recipe = trial.user_attrs.get(RECIPE_KEY, {})
-    space = loaded.spec.space.items()
-    searched = [name for name, parameter in space if recorded_name(name, parameter) in trial.params]
-    return {
-        "number": trial.number,
-        "state": trial.state.name,
-        "value": trial.value,
-        "epochs": len(trial.intermediate_values),
-        "searched": {name: recipe[name] for name in searched if name in recipe},
-        "recipe": recipe,
-        "reason": trial.user_attrs.get(REASON_KEY, ""),
-        "traceback": trial.user_attrs.get(TRACEBACK_KEY, ""),
-    }
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _print_table(columns: list[str], rows: list[list[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*columns, box=box.SIMPLE_HEAD)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)

@@ -64,7 +64,8 @@ def _work(
         from hpsearch.worker import Limits, serve
 
         limits = Limits(max_trials, max_idle)
-        yield from serve(connect(settings.storage_url), study, settings, interruption, limits)
+        with connect(settings.storage_url) as database:
+            yield from serve(database, study, settings, interruption, limits)
     except Interrupted:
         yield WorkerLeft("interrupted", interrupted=True)
     except HpsearchError as error:

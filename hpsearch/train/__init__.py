@@ -1,12 +1,13 @@
 """Training: schedules, optimizers, augmentation, and the program that trains one recipe."""
 
+# name -> an Optimizer: a function that updates parameters, and the names of the buffers that it keeps
 OPTIMIZERS = {
-    "sgd": "hpsearch.train.optimizers:Sgd",
-    "adam": "hpsearch.train.optimizers:Adam",
-    "adamw": "hpsearch.train.optimizers:AdamW",
+    "sgd": "hpsearch.train.optimizers:SGD",
+    "adam": "hpsearch.train.optimizers:ADAM",
+    "adamw": "hpsearch.train.optimizers:ADAMW",
 }
 
-# name -> a function (steps, Span) -> Setting
+# name -> a function (step, recipe, steps_per_epoch) -> Setting
 SCHEDULES = {
     "constant": "hpsearch.train.schedules:constant",
     "onecycle": "hpsearch.train.schedules:onecycle",

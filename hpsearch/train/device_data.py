@@ -44,6 +44,11 @@ class DeviceData:
         return self.train_images.device
 
     @property
+    def num_images(self) -> int:
+        """Images of the training part."""
+        return len(self.train_labels)
+
+    @property
     def input_shape(self) -> tuple[int, int, int]:
         channels, height, width = self.train_images.shape[1:]
         return channels, height, width

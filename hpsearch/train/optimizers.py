@@ -1,23 +1,23 @@
-"""Optimizers as functions that update parameters in place: what torch.optim computes, with no state but tensors.
+"""Optimizers as functions that update parameters in place; all they keep is buffers shaped like the parameters.
 
-An optimizer is (parameters, gradients, buffers, step, rate, momentum, weight_decay, divisor) -> None; `buffers` holds
-one list of tensors for each name in its `BUFFERS`. torch.optim's own functions do the work, in their fused form: one
-pass over the memory, with the gradients divided by `divisor` (clipping) on the way.
+torch.optim's own functions do the arithmetic in their fused form: one pass over the memory, which divides the
+gradients (clipping) on the way. For 3 million parameters on a CPU that is half the time of the unfused form.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from torch.optim.adam import adam as torch_adam
 from torch.optim.sgd import sgd as torch_sgd
 
-EPSILON = 1e-8  # Adam: added to the root, torch's default
+EPSILON = 1e-8  # Adam: added to the root; torch's default
 SECOND_BETA = 0.999  # Adam: torch's default
-CLIP_EPSILON = 1e-6  # clipping: as in torch.nn.utils.clip_grad_norm_
+CLIP_EPSILON = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 
-Tensors = list[Tensor]
+Buffers = Mapping[str, list[Tensor]]  # name -> one tensor for each parameter, zero before the first step
 
 
 @dataclass(frozen=True)
@@ -26,73 +26,80 @@ class Update:
 
     step: int  # 0 for the first
     rate: float
-    momentum: float  # SGD momentum, or Adam's first beta
+    momentum: float  # of SGD; Adam's first beta
     weight_decay: float
-    divisor: Tensor | None = None  # () float32: gradients are divided by it
+    divisor: Tensor | None = None  # (), see `clip_divisor`
 
 
-class Sgd:
-    """SGD with momentum."""
+@dataclass(frozen=True)
+class Optimizer:
+    """`apply` changes parameters and buffers in place, and may change the gradients."""
 
-    BUFFERS = ("momentum",)
-
-    @staticmethod
-    def apply(parameters: Tensors, gradients: Tensors, buffers: Mapping[str, Tensors], update: Update) -> None:
-        torch_sgd(
-            parameters,
-            gradients,
-            buffers["momentum"],  # type: ignore[arg-type]
-            fused=True,
-            grad_scale=update.divisor,
-            weight_decay=update.weight_decay,
-            momentum=update.momentum,
-            lr=update.rate,
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
-        )
+    buffers: tuple[str, ...]
+    apply: Callable[[list[Tensor], list[Tensor], Buffers, Update], None]
 
 
-class Adam:
+def sgd(parameters: list[Tensor], gradients: list[Tensor], buffers: Buffers, update: Update) -> None:
+    """SGD with momentum; weight decay is an L2 penalty."""
+    torch_sgd(
+        parameters,
+        gradients,
+        list(buffers["momentum"]),  # a buffer of zeros gives the same first step as torch's missing one
+        fused=True,
+        grad_scale=update.divisor,
+        weight_decay=update.weight_decay,
+        momentum=update.momentum,
+        lr=update.rate,
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+    )
+
+
+def adam(parameters: list[Tensor], gradients: list[Tensor], buffers: Buffers, update: Update) -> None:
     """Adam; weight decay is an L2 penalty."""
-
-    BUFFERS = ("mean", "square")
-    DECOUPLED = False
-
-    @classmethod
-    def apply(cls, parameters: Tensors, gradients: Tensors, buffers: Mapping[str, Tensors], update: Update) -> None:
-        count = torch.full((), float(update.step), device=parameters[0].device)
-        torch_adam(
-            parameters,
-            gradients,
-            buffers["mean"],
-            buffers["square"],
-            [],
-            [count.clone() for _ in parameters],
-            fused=True,
-            grad_scale=update.divisor,
-            decoupled_weight_decay=cls.DECOUPLED,
-            amsgrad=False,
-            beta1=update.momentum,
-            beta2=SECOND_BETA,
-            lr=update.rate,
-            weight_decay=update.weight_decay,
-            eps=EPSILON,
-            maximize=False,
-        )
+    _adam(parameters, gradients, buffers, update, decoupled=False)
 
 
-class AdamW(Adam):
+def adamw(parameters: list[Tensor], gradients: list[Tensor], buffers: Buffers, update: Update) -> None:
     """Adam with decoupled weight decay."""
+    _adam(parameters, gradients, buffers, update, decoupled=True)
 
-    DECOUPLED = True
+
+SGD = Optimizer(("momentum",), sgd)
+ADAM = Optimizer(("mean", "square"), adam)
+ADAMW = Optimizer(("mean", "square"), adamw)
 
 
-def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
+def gradient_norm(gradients: list[Tensor]) -> Tensor:
     """The norm () of all gradients together."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return get_total_norm(gradients)
 
 
 def clip_divisor(norm: Tensor, clip_norm: float) -> Tensor:
-    """What gradients of this norm () are divided by, so that it becomes at most `clip_norm`."""
+    """What gradients of this norm () are divided by, so that it becomes `clip_norm` at most."""
     return ((norm + CLIP_EPSILON) / clip_norm).clamp(min=1.0)
+
+
+def _adam(
+    parameters: list[Tensor], gradients: list[Tensor], buffers: Buffers, update: Update, *, decoupled: bool
+) -> None:
+    counts = torch.full((len(parameters),), float(update.step), device=parameters[0].device)
+    torch_adam(
+        parameters,
+        gradients,
+        buffers["mean"],
+        buffers["square"],
+        [],
+        list(counts.unbind()),  # torch adds 1
+        fused=True,
+        grad_scale=update.divisor,
+        decoupled_weight_decay=decoupled,
+        amsgrad=False,
+        beta1=update.momentum,
+        beta2=SECOND_BETA,
+        lr=update.rate,
+        weight_decay=update.weight_decay,
+        eps=EPSILON,
+        maximize=False,
+    )

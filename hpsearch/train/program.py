@@ -1,7 +1,8 @@
-"""The training program: one recipe, one model, one data set; an epoch at a time."""
+"""The training program: one recipe, one model, one data set, an epoch at a time."""
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -14,19 +15,23 @@ from hpsearch.recipe import Recipe, fold
 from hpsearch.train import OPTIMIZERS, SCHEDULES
 from hpsearch.train.augment import normalise
 from hpsearch.train.device_data import DeviceData, place
-from hpsearch.train.optimizers import Update, clip_divisor, gradient_norm
+from hpsearch.train.metrics import Sums, evaluate
+from hpsearch.train.optimizers import Optimizer, Update, clip_divisor, gradient_norm
+from hpsearch.train.schedules import Schedule
 from hpsearch.train.stream import Stream
 
 __all__ = ["DeviceData", "EpochResult", "Program", "place"]
 
-VALIDATION_BATCH = 1000  # images; only speed depends on it
+VALIDATION_BATCH = 500  # images; only speed depends on it
+
+State = Mapping[str, Tensor | int]  # "epoch", "model.<name>", "optimizer.<buffer>.<parameter>"
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What one epoch gave: means over the images, but the gradient norm (before clipping) is a mean over steps.
+    """What one epoch gave: means over the images; the gradient norm, before clipping, is a mean over the steps.
 
-    A diverged epoch met a loss or a gradient that is no finite number; it has no validation metrics (nan).
+    A diverged epoch met a loss or a gradient that is no finite number; its validation metrics are nan.
     """
 
     epoch: int  # from 1
@@ -36,37 +41,36 @@ class EpochResult:
     validation_accuracy: float
     learning_rate: float  # at the last step
     gradient_norm: float
-    images_per_second: float  # training images over the whole epoch, validation included
+    images_per_second: float  # training images over the time of the whole epoch, validation included
     diverged: bool
 
 
 class Program:
-    """Trains `model` by `recipe` on `data`. `epoch` counts the epochs done."""
+    """Trains `model` by `recipe` on `data`; `epoch` counts the epochs done.
+
+    All that is random follows from the recipe's seeds and the epoch, so `state` holds no generators.
+    """
 
     def __init__(self, recipe: Recipe, model: nn.Module, data: DeviceData) -> None:
+        torch.set_flush_denormal(True)  # momentum of units that died decays into denormals: 5 times slower updates
         self.recipe = recipe
         self.model = model.to(data.device)
         self.data = data
         self.epoch = 0
         self._stream = Stream(recipe.augmentation, recipe.batch_size, recipe.stream_seed)
-        self._schedule = _load(SCHEDULES[recipe.scheduler])
-        self._optimizer = _load(OPTIMIZERS[recipe.optimizer])
-        self._names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._buffers = {
-            name: [torch.zeros_like(parameter) for parameter in self._parameters] for name in self._optimizer.BUFFERS
-        }
+        self._schedule: Schedule = _load(SCHEDULES[recipe.scheduler])
+        self._optimizer: Optimizer = _load(OPTIMIZERS[recipe.optimizer])
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._names, self._parameters = [*trained], [*trained.values()]
+        self._buffers = {name: [torch.zeros_like(p) for p in self._parameters] for name in self._optimizer.buffers}
 
     def run_epoch(self) -> EpochResult:
-        """Train one epoch, then validate."""
+        """Train one epoch, then validate. A loss or gradient that is no finite number raises nothing: see `diverged`."""
         started = time.perf_counter()
-        with torch.random.fork_rng(devices=[self.data.device] if self.data.device.type == "cuda" else []):
-            torch.manual_seed(fold(self.recipe.seed, self.epoch + 1))  # dropout
-            loss, accuracy, norm, rate = self._train()
+        loss, accuracy, norm, rate = self._train()
         self.epoch += 1
         diverged = not (math.isfinite(loss) and math.isfinite(norm))
         validation_loss, validation_accuracy = (math.nan, math.nan) if diverged else self._validate()
-        seconds = time.perf_counter() - started
         return EpochResult(
             epoch=self.epoch,
             training_loss=loss,
@@ -75,72 +79,71 @@ class Program:
             validation_accuracy=validation_accuracy,
             learning_rate=rate,
             gradient_norm=norm,
-            images_per_second=len(self.data.train_labels) / seconds,
+            images_per_second=self.data.num_images / (time.perf_counter() - started),
             diverged=diverged,
         )
 
     def state(self) -> dict[str, Tensor | int]:
-        """Everything that the next epoch depends on besides recipe and data: copies of tensors, and the epoch."""
+        """Copies of all that the next epoch depends on besides recipe and data."""
         state: dict[str, Tensor | int] = {"epoch": self.epoch}
-        state |= {f"model.{name}": tensor.clone() for name, tensor in self.model.state_dict().items()}
-        for buffer, tensors in self._buffers.items():
-            state |= {f"optimizer.{buffer}.{n}": t.clone() for n, t in zip(self._names, tensors, strict=True)}
-        return state
+        return state | {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
+    def restore(self, state: State) -> None:
+        """Go on from what `state` gave, in a program of the same recipe."""
         self.epoch = int(state["epoch"])
-        model = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
-        self.model.load_state_dict(model)
-        for buffer, tensors in self._buffers.items():
-            for name, tensor in zip(self._names, tensors, strict=True):
-                tensor.copy_(state[f"optimizer.{buffer}.{name}"])
+        with torch.no_grad():
+            for name, tensor in self._tensors().items():
+                tensor.copy_(torch.as_tensor(state[name]))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The tensors themselves, by their names in a state."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for buffer, values in self._buffers.items():
+            tensors |= {f"optimizer.{buffer}.{name}": value for name, value in zip(self._names, values, strict=True)}
+        return tensors
 
     def _train(self) -> tuple[float, float, float, float]:
-        """Loss, accuracy, gradient norm, last rate."""
+        """One epoch's loss, accuracy, gradient norm, and last rate."""
         self.model.train()
-        steps = self._stream.steps_per_epoch(self.data)
-        step = self.epoch * steps
-        setting = self._schedule(torch.arange(step, step + steps, dtype=torch.float64), self.recipe, steps)
-        rates, momenta = setting.rate.tolist(), setting.momentum.tolist()
-        loss_sum, correct, norm_sum = torch.zeros(3, device=self.data.device).unbind()
-        position = 0
-        for block_images, block_labels in self._stream.blocks(self.data, self.epoch):
-            for images, labels in zip(
-                block_images.split(self.recipe.batch_size), block_labels.split(self.recipe.batch_size), strict=True
+        num_steps = self._stream.steps_per_epoch(self.data)
+        steps = torch.arange(self.epoch * num_steps, (self.epoch + 1) * num_steps, dtype=torch.float64)
+        setting = self._schedule(steps, self.recipe, num_steps)
+        numbers = zip(steps.tolist(), setting.rate.tolist(), setting.momentum.tolist(), strict=True)
+        sums = Sums(self.data.device)
+        with torch.random.fork_rng(devices=[self.data.device] if self.data.device.type == "cuda" else []):
+            torch.manual_seed(fold(self.recipe.seed, self.epoch + 1))  # dropout
+            for (images, labels), (step, rate, momentum) in zip(
+                self._stream.batches(self.data, self.epoch), numbers, strict=True
             ):
-                logits = self.model(images)
-                loss = functional.cross_entropy(logits, labels)
-                gradients = list(torch.autograd.grad(loss, self._parameters, materialize_grads=True))
-                with torch.no_grad():
-                    norm = gradient_norm(gradients)
-                    divisor = clip_divisor(norm, self.recipe.clip_norm) if self.recipe.clip_norm else None
-                    update = Update(
-                        step + position, rates[position], momenta[position], self.recipe.weight_decay, divisor
-                    )
-                    self._optimizer.apply(self._parameters, gradients, self._buffers, update)
-                    loss_sum += loss * len(labels)
-                    norm_sum += norm
-                    correct += (logits.argmax(1) == labels).sum()
-                position += 1
-        count = len(self.data.train_labels)
-        return loss_sum.item() / count, correct.item() / count, norm_sum.item() / steps, rates[-1]
+                self._step(images, labels, int(step), rate, momentum, sums)
+        return *sums.means(), float(setting.rate[-1])
+
+    def _step(self, images: Tensor, labels: Tensor, step: int, rate: float, momentum: float, sums: Sums) -> None:
+        """One update from images (B, C, H, W) and labels (B,)."""
+        logits = self.model(images)  # (B, k)
+        loss = functional.cross_entropy(logits, labels)
+        gradients = list(torch.autograd.grad(loss, self._parameters, materialize_grads=True))
+        with torch.no_grad():
+            norm = gradient_norm(gradients)
+            divisor = clip_divisor(norm, self.recipe.clip_norm) if self.recipe.clip_norm else None
+            update = Update(step, rate, momentum, self.recipe.weight_decay, divisor)
+            self._optimizer.apply(self._parameters, gradients, self._buffers, update)
+            sums.add(loss, logits, labels, norm)
 
     @torch.inference_mode()
     def _validate(self) -> tuple[float, float]:
         """Loss and accuracy on the validation part."""
         self.model.eval()
-        loss_sum, correct = torch.zeros(2, device=self.data.device).unbind()
+        totals = torch.zeros(2, device=self.data.device)
         for raw, labels in zip(
-            self.data.validation_images.split(VALIDATION_BATCH),
-            self.data.validation_labels.split(VALIDATION_BATCH),
+            torch.split(self.data.validation_images, VALIDATION_BATCH),
+            torch.split(self.data.validation_labels, VALIDATION_BATCH),
             strict=True,
         ):
-            logits = self.model(normalise(raw, self.data.mean, self.data.std))
-            loss_sum += functional.cross_entropy(logits, labels, reduction="sum")
-            correct += (logits.argmax(1) == labels).sum()
-        count = len(self.data.validation_labels)
-        return loss_sum.item() / count, correct.item() / count
+            images = normalise(raw, self.data.mean, self.data.std)
+            totals += torch.stack(evaluate(self.model, images, labels))
+        loss, hits = (totals / len(self.data.validation_labels)).tolist()
+        return loss, hits
 
 
 def _load(target: str) -> Any:

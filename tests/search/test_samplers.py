@@ -10,8 +10,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from hpsearch.search import SAMPLERS
 from hpsearch.search.samplers import at, corner, distribution, grid_points, make_sampler, max_trials, suggest
-from hpsearch.space import Choice, Float, Int
 from hpsearch.sections import SAMPLER_OPTIONS
+from hpsearch.space import Choice, Float, Int
 from hpsearch.spec import StudySpec, parse
 from tests.studies import TINY
 
@@ -112,7 +112,9 @@ def test_at_covers_the_range_and_stays_inside(parameter: Any, values: list[Any])
     assert all(parameter.contains(value) for value in found)
     for value in values:
         assert any(value == pytest.approx(other) if not isinstance(value, str) else value == other for other in found)
-    assert at(parameter, 0.0) == (parameter.choices[0] if isinstance(parameter, Choice) else pytest.approx(parameter.low))
+    assert at(parameter, 0.0) == (
+        parameter.choices[0] if isinstance(parameter, Choice) else pytest.approx(parameter.low)
+    )
 
 
 def test_distributions() -> None:

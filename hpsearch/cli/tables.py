@@ -1,0 +1,56 @@
+"""Tables for the terminal: configurations and trials, as plain values and as text."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from hpsearch.storage.studies import LoadedStudy
+
+
+def print_best(loaded: "LoadedStudy", rows: list[dict[str, Any]]) -> None:
+    """A table with one column per configuration and one line per hyperparameter that the study searches."""
+    names = [name for name in loaded.spec.space if any(name in row["searched"] for row in rows)]
+    lines = [[name, *(cell(row["searched"].get(name)) for row in rows)] for name in names]
+    lines.append(["seed", *(cell(row["recipe"].get("seed")) for row in rows)])
+    values = [loaded.spec.objective.metric, *(cell(row["value"]) for row in rows)]
+    print_table(["", *(f"trial {row['number']}" for row in rows)], [values, *lines])
+
+
+def trial_row(loaded: "LoadedStudy", trial: "FrozenTrial") -> dict[str, Any]:
+    """One trial as plain values; `searched` holds the hyperparameters that the study searches and this trial has."""
+    from hpsearch.space import recorded_name
+    from hpsearch.storage.studies import REASON_KEY, RECIPE_KEY, TRACEBACK_KEY
+
+    recipe = trial.user_attrs.get(RECIPE_KEY, {})
+    space = loaded.spec.space.items()
+    searched = [name for name, parameter in space if recorded_name(name, parameter) in trial.params]
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        "value": trial.value,
+        "epochs": len(trial.intermediate_values),
+        "searched": {name: recipe[name] for name in searched if name in recipe},
+        "recipe": recipe,
+        "reason": trial.user_attrs.get(REASON_KEY, ""),
+        "traceback": trial.user_attrs.get(TRACEBACK_KEY, ""),
+    }
+
+
+def cell(value: object) -> str:
+    """A value in four digits, or a dash."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def print_table(columns: list[str], rows: list[list[str]]) -> None:
+    """Print rows under their columns, as wide as the terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

@@ -1,0 +1,46 @@
+"""Runs the command `hpsearch` as a person would: as a process, in a folder and environment of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The environment without hpsearch's own variables and with one thread per process."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HPSEARCH_")}
+    return {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "error"}
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line that runs `hpsearch` from this environment."""
+    return [sys.executable, "-m", "hpsearch", *arguments]
+
+
+def hpsearch(folder: Path, *arguments: str, code: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run to the end in `folder` and check the exit code."""
+    done = subprocess.run(
+        command(*arguments),
+        cwd=folder,
+        env=environment(folder) | variables,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def start(folder: Path, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
+    """Start in `folder`, in a process group of its own, as a terminal does."""
+    return subprocess.Popen(
+        command(*arguments),
+        cwd=folder,
+        env=environment(folder) | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )

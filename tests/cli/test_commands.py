@@ -1,0 +1,156 @@
+"""The commands from end to end, as processes in an empty folder."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import hpsearch, start
+from tests.postgres import PostgresServer
+from tests.studies import TINY
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder with one study file."""
+    (tmp_path / "tiny.toml").write_text(TINY)
+    return tmp_path
+
+
+def states(folder: Path, study: str = "tiny", **variables: str) -> list[str]:
+    """The states of the study's trials."""
+    return [trial["state"] for trial in json.loads(hpsearch(folder, "trials", study, "--json", **variables).stdout)]
+
+
+def wait_for(folder: Path, what: str, process: "subprocess.Popen[str]") -> None:
+    """Wait until the process has printed a line that holds `what`."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if what in line:
+            return
+    raise AssertionError(f"{what!r} never came: {process.stderr.read() if process.stderr else ''}")
+
+
+def test_from_the_study_to_the_best_configuration(folder: Path) -> None:
+    created = hpsearch(folder, "create-study", "tiny.toml").stdout
+    assert "study tiny: 6 trials of up to 3 epochs" in created
+    assert "next: hpsearch worker tiny" in created
+    assert (folder / "storage" / "hpsearch.db").is_file()
+    output = hpsearch(folder, "worker", "tiny", "--workers", "2").stdout
+    assert "6 of 6 trials ended" in output
+    assert "next: hpsearch best tiny" in output
+    assert "importances" in output
+    for number in range(6):
+        assert f"trial {number} " in output
+    assert "\x1b" not in output  # no terminal, no colours
+    status = json.loads(hpsearch(folder, "status", "tiny", "--json").stdout)
+    assert (status["state"], status["budget"], status["running"]) == ("finished", 6, 0)
+    best = json.loads(hpsearch(folder, "best", "tiny", "--json").stdout)
+    assert best["best"][0]["value"] == status["best"]
+    assert best["best"][0]["number"] == status["best_trial"]
+    assert set(best["best"][0]["searched"]) <= {"learning_rate", "optimizer", "momentum"}
+    assert best["importances"]["evaluator"] == "PED-ANOVA"
+    listed = json.loads(hpsearch(folder, "list", "--json").stdout)
+    assert [study["study"] for study in listed["studies"]] == ["tiny"]
+    assert "lenet" in listed["available"]
+    for text in (("list",), ("status", "tiny"), ("trials", "tiny"), ("best", "tiny")):
+        assert hpsearch(folder, *text).stdout
+    again = hpsearch(folder, "worker", "tiny").stdout
+    assert "no trials left to start in study tiny" in again
+    assert states(folder).count("RUNNING") == 0
+
+
+def test_on_postgresql_by_environment(folder: Path, postgres: PostgresServer) -> None:
+    url = postgres.new_database().replace("hpsearch@", "hpsearch:s3cret@")  # trust: any password will do
+    created = hpsearch(folder, "create-study", "tiny.toml", HPSEARCH_STORAGE=url)
+    worked = hpsearch(folder, "worker", "--workers", "2", HPSEARCH_STORAGE=url)
+    listed = hpsearch(folder, "list", HPSEARCH_STORAGE=url)
+    assert len(states(folder, HPSEARCH_STORAGE=url)) == 6
+    assert "s3cret" not in created.stdout + worked.stdout + listed.stdout + worked.stderr
+    assert not (folder / "storage" / "hpsearch.db").exists()
+
+
+def test_set_and_study_name(folder: Path) -> None:
+    hpsearch(folder, "create-study", "tiny.toml", "--study-name", "short", "--set", "budget.trials=2")
+    hpsearch(folder, "create-study", "tiny.toml", "--study-name", "short", "--if-missing")
+    assert json.loads(hpsearch(folder, "status", "short", "--json").stdout)["budget"] == 2
+    hpsearch(folder, "worker", "--max-trials", "1", "--max-idle", "0.1")
+    assert len(states(folder, "short")) == 1
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_interrupting_gives_trials_back(folder: Path, number: signal.Signals, workers: str) -> None:
+    hpsearch(folder, "create-study", "tiny.toml", "--set", "training.epochs=10000", "--set", "pruner.name=none")
+    process = start(folder, "worker", "tiny", "--workers", workers)
+    wait_for(folder, "study tiny", process)
+    deadline = time.monotonic() + 60
+    while states(folder).count("RUNNING") < int(workers) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # Ctrl-C reaches every process of the terminal's group
+    else:
+        process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "Traceback" not in errors
+    assert "goes back to the queue" in output
+    assert "next: hpsearch worker tiny" in output
+    assert set(states(folder)) == {"WAITING"}
+
+
+def test_workers_of_a_killed_parent_give_their_trials_back(folder: Path) -> None:
+    hpsearch(folder, "create-study", "tiny.toml", "--set", "training.epochs=10000", "--set", "pruner.name=none")
+    process = start(folder, "worker", "tiny", "--workers", "2")
+    wait_for(folder, "study tiny", process)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 60
+    while "RUNNING" in states(folder) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert set(states(folder)) == {"WAITING"}
+
+
+def test_output_to_a_closed_pipe(folder: Path) -> None:
+    hpsearch(folder, "create-study", "tiny.toml")
+    process = start(folder, "trials", "tiny", "--json")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
+    process.wait()
+    process.stderr.close()
+
+
+def test_the_dashboard_is_for_reading_and_for_this_machine(folder: Path) -> None:
+    hpsearch(folder, "create-study", "tiny.toml")
+    process = start(folder, "dashboard", "--port", "18432")
+    try:
+        wait_for(folder, "http://127.0.0.1:18432/", process)
+        assert request("GET", "/api/studies")[0] == 200
+        assert b"tiny" in request("GET", "/api/studies")[1]
+        assert request("GET", "/dashboard")[0] == 200
+        for method, path in (("DELETE", "/api/studies/1"), ("POST", "/api/studies"), ("PUT", "/api/studies/1/note")):
+            assert request(method, path)[0] == 405
+        assert request("GET", "/api/studies", host="evil.example")[0] == 403
+        hpsearch(folder, "dashboard", "--port", "18432", code=2)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert json.loads(hpsearch(folder, "list", "--json").stdout)["studies"][0]["study"] == "tiny"
+
+
+def request(method: str, path: str, host: str = "127.0.0.1:18432") -> tuple[int, bytes]:
+    asked = urllib.request.Request(f"http://127.0.0.1:18432{path}", method=method, headers={"Host": host})
+    try:
+        with urllib.request.urlopen(asked, timeout=10) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return refused.code, refused.read()

@@ -1,0 +1,89 @@
+"""Wrong input of every kind: exit code 2, one line that says what is wrong, and nothing created or changed."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import hpsearch
+from tests.studies import TINY
+
+
+def one_line(folder: Path, *arguments: str, **variables: str) -> str:
+    """Run a command that must refuse; its only line."""
+    done = hpsearch(folder, *arguments, code=2, **variables)
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+MISTAKES = {
+    "syntax": ("[model]", "[model", "TOML"),
+    "unknown key": ("epochs = 3", "epochs = 3\nepoch = 3", "epoch"),
+    "unknown section": ("[pruner]", "[prunner]", "prunner"),
+    "log range at zero": ("low = 1e-3", "low = 0.0", "learning_rate"),
+    "low above high": ("low = 1e-3", "low = 10.0", "learning_rate"),
+    "no choices": ('["sgd", "adam"]', "[]", "optimizer"),
+    "condition on nothing": ('when = { optimizer = "sgd" }', 'when = { optimiser = "sgd" }', "optimiser"),
+    "condition on another value": ('when = { optimizer = "sgd" }', 'when = { optimizer = "adamw" }', "adamw"),
+    "unknown model": ('name = "2lp"', 'name = "2pl"', "2pl"),
+    "unknown data": ('name = "digits"', 'name = "digit"', "digit"),
+    "unknown optimizer": ('["sgd", "adam"]', '["sgd", "adamx"]', "adamx"),
+    "unknown pruner": ('name = "asha"', 'name = "ascha"', "ascha"),
+    "no epochs": ("epochs = 3", "epochs = 0", "epochs"),
+    "no trials": ("trials = 6", "trials = 0", "trials"),
+    "not a number": ("low = 1e-3", 'low = "small"', "small"),
+    "infinite": ("low = 1e-3", "low = -inf", "inf"),
+    "known good outside": ("learning_rate = 0.01", "learning_rate = 0.5", "learning_rate"),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_a_mistake_in_a_study_file(kind: str, tmp_path: Path) -> None:
+    right, wrong, named = MISTAKES[kind]
+    assert right in TINY
+    (tmp_path / "wrong.toml").write_text(TINY.replace(right, wrong, 1))
+    for command in ("validate", "create-study"):
+        done = hpsearch(tmp_path, command, "wrong.toml", code=2)
+        assert "wrong.toml" in done.stderr
+        assert named in done.stderr
+        assert len(done.stderr.splitlines()) == (1 if "condition" not in kind else len(done.stderr.splitlines()))
+    assert [path.name for path in tmp_path.iterdir()] == ["wrong.toml"]
+
+
+def test_names_options_and_places(tmp_path: Path) -> None:
+    assert "quickstart" in one_line(tmp_path, "create-study", "quikstart")
+    assert "wrkr" in one_line(tmp_path, "wrkr")
+    assert "--trails" in one_line(tmp_path, "create-study", "quickstart", "--trails", "3")
+    assert "absent.toml" in one_line(tmp_path, "validate", "absent.toml")
+    assert "budget.trails" in one_line(tmp_path, "create-study", "quickstart", "--set", "budget.trails=3")
+    assert "must be" in one_line(tmp_path, "create-study", "quickstart", "--set", "budget.trials")
+    assert "mysql" in one_line(tmp_path, "create-study", "quickstart", "--storage", "mysql://host/db")
+    for command in ("worker", "status", "trials", "best"):
+        assert "create-study" in one_line(tmp_path, command, "quickstart")
+    assert "create-study" in one_line(tmp_path, "dashboard")
+    assert "--workers" in one_line(tmp_path, "worker", "quickstart", "--workers", "0")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_that_cannot_work(tmp_path: Path) -> None:
+    hpsearch(tmp_path, "create-study", "baseline-lenet")
+    empty = str(tmp_path / "empty")
+    assert "one process per GPU" in one_line(tmp_path, "worker", "baseline-lenet", "--device", "all", "--workers", "2")
+    assert "cuda:99" in one_line(tmp_path, "worker", "baseline-lenet", "--device", "cuda:99")
+    assert "baseline-lenet" in one_line(tmp_path, "status", "baseline-lene")
+    assert "exists already" in one_line(tmp_path, "create-study", "baseline-lenet")
+    # No data and no network (a proxy that is not there): one sentence says where to put the files.
+    proxy = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    for workers in ("1", "2"):
+        line = one_line(tmp_path, "worker", "baseline-lenet", "--workers", workers, HPSEARCH_DATA=empty, **proxy)
+        assert "cifar-100-python" in line
+    assert '"running": 0' in hpsearch(tmp_path, "status", "baseline-lenet", "--json").stdout
+
+
+@pytest.mark.parametrize("where", ["folder", "file"])
+def test_a_storage_that_cannot_be_written(where: str, tmp_path: Path) -> None:
+    (tmp_path / "occupied").write_text("this is a text")
+    url = "sqlite:///occupied/study.db" if where == "folder" else "sqlite:///occupied"
+    assert "occupied" in one_line(tmp_path, "create-study", "quickstart", "--storage", url)
+    assert (tmp_path / "occupied").read_text() == "this is a text"
