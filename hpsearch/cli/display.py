@@ -67,8 +67,10 @@ class Watch:
 
     def time_left(self) -> str:
         """How long the whole study will still take, at the pace since this command began."""
+        if self.finished >= self.max_trials:
+            return "study finished"
         ended = self.finished - self.first_finished
-        if not ended or not self.max_trials:
+        if not ended:
             return "time left unknown"
         seconds = (self.max_trials - self.finished) * (time.monotonic() - self.started) / ended
         return f"about {_duration(seconds)} left"
@@ -95,7 +97,7 @@ class Watch:
         epochs = f" after epoch {event.epoch} of {row.epochs}" if row and event.epoch else ""
         value = "" if event.value is None else f", {self.metric} {event.value:.4f}"
         reason = f" ({event.reason})" if event.reason else ""
-        return f"trial {event.trial} {event.state.lower()}{epochs}{value}{reason}; {self.summary()}"
+        return f"trial {event.trial} {event.state.lower()}{epochs}{value}{reason}"
 
 
 def show(events: Iterable[tuple[int, Event | WorkerExited]], settings: Settings) -> int:
@@ -115,7 +117,7 @@ def show(events: Iterable[tuple[int, Event | WorkerExited]], settings: Settings)
         for worker, event in events:
             line = watch.take(worker, event)
             if line and not isinstance(event, WorkerFailed):
-                click.echo(line)
+                click.echo(f"{line}; {watch.summary()}" if isinstance(event, TrialEnded) else line)
     for message in dict.fromkeys(failure.message for failure in watch.failures):
         click.echo(f"hpsearch: {message}", err=True)
     if watch.study:

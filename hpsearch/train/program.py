@@ -61,16 +61,17 @@ class Program:
         self._schedule: Schedule = _load(SCHEDULES[recipe.scheduler])
         self._optimizer: Optimizer = _load(OPTIMIZERS[recipe.optimizer])
         trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self._names, self._parameters = [*trained], [*trained.values()]
+        self._names = list(trained)
+        self._parameters: list[Tensor] = list(trained.values())
         self._buffers = {name: [torch.zeros_like(p) for p in self._parameters] for name in self._optimizer.buffers}
 
     def run_epoch(self) -> EpochResult:
-        """Train one epoch, then validate. A loss or gradient that is no finite number raises nothing: see `diverged`."""
+        """Train one epoch, then validate. A loss that is no finite number raises nothing: see `diverged`."""
         started = time.perf_counter()
         loss, accuracy, norm, rate = self._train()
         self.epoch += 1
         diverged = not (math.isfinite(loss) and math.isfinite(norm))
-        validation_loss, validation_accuracy = (math.nan, math.nan) if diverged else self._validate()
+        validation_loss, validation_accuracy = (math.nan, math.nan) if diverged else self.validate()
         return EpochResult(
             epoch=self.epoch,
             training_loss=loss,
@@ -131,7 +132,7 @@ class Program:
             sums.add(loss, logits, labels, norm)
 
     @torch.inference_mode()
-    def _validate(self) -> tuple[float, float]:
+    def validate(self) -> tuple[float, float]:
         """Loss and accuracy on the validation part."""
         self.model.eval()
         totals = torch.zeros(2, device=self.data.device)

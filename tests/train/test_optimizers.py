@@ -1,0 +1,46 @@
+"""Every optimizer, with and without clipping, equals torch.optim's over many steps."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from hpsearch.train import OPTIMIZERS, optimizers
+from hpsearch.train.optimizers import Optimizer, Update, clip_divisor, gradient_norm
+
+TORCH: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+SHAPES = [(5, 3), (5,), (2, 3, 2, 2)]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_equals_torch(name: str, weight_decay: float, clip_norm: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    ours = [torch.randn(shape, generator=generator) for shape in SHAPES]
+    theirs = [tensor.clone().requires_grad_() for tensor in ours]
+    reference = TORCH[name](theirs, lr=0.05, weight_decay=weight_decay)
+    optimizer: Optimizer = getattr(optimizers, OPTIMIZERS[name].partition(":")[2])
+    buffers = {buffer: [torch.zeros_like(tensor) for tensor in ours] for buffer in optimizer.buffers}
+    for step in range(20):
+        rate, momentum = 0.05 / (step + 1), 0.95 - 0.005 * step  # as onecycle changes them
+        gradients = [torch.randn(shape, generator=generator) * (0.02 if step % 3 else 3) for shape in SHAPES]
+        for tensor, gradient in zip(theirs, gradients, strict=True):
+            tensor.grad = gradient.clone()
+        group = reference.param_groups[0]
+        group["lr"] = rate
+        group.update({"momentum": momentum} if name == "sgd" else {"betas": (momentum, 0.999)})
+        norm = gradient_norm(gradients)
+        if clip_norm:
+            torch.testing.assert_close(norm, clip_grad_norm_(theirs, clip_norm))
+        reference.step()
+        divisor = clip_divisor(norm, clip_norm) if clip_norm else None
+        optimizer.apply(ours, gradients, buffers, Update(step, rate, momentum, weight_decay, divisor))
+    for a, b in zip(ours, theirs, strict=True):  # float32 roundings of 20 steps, in another order
+        torch.testing.assert_close(a, b.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_norm_of_no_finite_number_spreads() -> None:
+    assert clip_divisor(torch.tensor(float("nan")), 1.0).isnan()
+    assert clip_divisor(torch.tensor(float("inf")), 1.0).isinf()
