@@ -48,6 +48,14 @@ def folder(tmp_path: Path) -> Path:
     return place
 
 
+@pytest.fixture(scope="module")
+def created(installed: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the example's study has been created, to be copied."""
+    place = tmp_path_factory.mktemp("created")
+    hpsearch(place, "create-study", str(EXAMPLE / "stripes.toml"), PYTHONPATH=installed)
+    return place
+
+
 def package(site: Path, entry_points: str, **modules: str) -> str:
     """An installed package of the given entry points and modules; its folder, for PYTHONPATH."""
     info = site / "broken_package-1.0.dist-info"
@@ -115,10 +123,12 @@ def test_a_worker_without_the_package(folder: Path, installed: str, gone: str, n
     [("model", "planted:run"), ("model", "os:system"), ("data", "planted:run"), ("sampler", "planted:run"),
      ("pruner", "planted:run")],
 )  # fmt: skip
-def test_a_name_in_the_database_is_not_imported(folder: Path, installed: str, section: str, name: str) -> None:
+def test_a_name_in_the_database_is_not_imported(
+    created: Path, installed: str, tmp_path: Path, section: str, name: str
+) -> None:
     """Who can write to the database can choose among what is installed, and run nothing else."""
+    folder = shutil.copytree(created, tmp_path / "work")
     (folder / "planted.py").write_text(PLANTED)
-    hpsearch(folder, "create-study", "stripes.toml", PYTHONPATH=installed)
     with study(folder) as recorded:
         tables = json.loads(recorded.user_attrs[SPEC_KEY])
         tables[section]["name"] = name

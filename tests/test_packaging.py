@@ -98,15 +98,16 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
 def test_the_metadata(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (folder,) = {name.split("/")[0] for name in archive.namelist() if ".dist-info/" in name}
-        metadata = email.message_from_bytes(archive.read(f"{folder}/METADATA"))
+        text = archive.read(f"{folder}/METADATA").decode()
         scripts = archive.read(f"{folder}/entry_points.txt").decode()
         assert "MIT" in archive.read(f"{folder}/licenses/LICENSE").decode()
+    metadata = email.message_from_string(text)
     assert (metadata["Name"], metadata["Version"]) == ("hpsearch", PROJECT["version"])
     assert metadata["License-Expression"] == "MIT"
     assert metadata["Requires-Python"] == ">=3.11"
     needed = {line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line}
     assert needed == {"".join(line.split()) for line in PROJECT["dependencies"]}
-    assert str(metadata.get_payload()).strip() == (ROOT / "README.md").read_text().strip()
+    assert text.partition("\n\n")[2].strip() == (ROOT / "README.md").read_text().strip()
     assert scripts.split() == ["[console_scripts]", "hpsearch", "=", "hpsearch.cli.main:main"]
 
 
