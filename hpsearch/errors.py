@@ -1,6 +1,7 @@
 """The exception tree: every error that a person may see, as one sentence.
 
     HpsearchError                 exit code 1: a run failed
+    ├── LeaseLost                 a trial belongs to another worker now; this one drops it and goes on
     └── UsageError                exit code 2: what was given cannot be used; nothing was changed
         ├── StudyFileError        a study file, or a --set that changes it
         ├── DataError             a data set that is missing, broken or unsuited
@@ -18,6 +19,10 @@ EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
 
 class HpsearchError(Exception):
     """Anything that hpsearch itself reports; ends a command with exit code 1."""
+
+
+class LeaseLost(HpsearchError):
+    """The trial belongs to another worker now, or was ended elsewhere: nothing more may be written about it."""
 
 
 class UsageError(HpsearchError):
