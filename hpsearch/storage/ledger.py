@@ -144,8 +144,10 @@ def epochs(database: Database, trial_id: int) -> list[dict[str, Any]]:
 def _held(database: Database, lease: Lease, lease_seconds: float | None = None) -> Iterator[Connection]:
     """A transaction in which the lease is held, and renewed if seconds are given; nothing is written otherwise."""
     with database.engine.begin() as connection:
-        renewing = lease_seconds is not None
-        held = leases.renew(connection, lease, lease_seconds) if renewing else leases.check(connection, lease)
+        if lease_seconds is None:
+            held = leases.check(connection, lease)
+        else:
+            held = leases.renew(connection, lease, lease_seconds)
         running = (TRIALS.c.trial_id == lease.trial_id) & (TRIALS.c.state == TrialState.RUNNING)
         locked = update(TRIALS).where(running).values(state=TrialState.RUNNING)
         if not held or connection.execute(locked).rowcount == 0:
