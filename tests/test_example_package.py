@@ -74,9 +74,9 @@ def study(folder: Path) -> Iterator[optuna.Study]:
         yield load_study(database, "stripes").optuna_study
 
 
-def refused(folder: Path, *options: str, **variables: str) -> str:
+def refused(folder: Path, **variables: str) -> str:
     """The one line of a worker that must not begin; no trial was taken."""
-    done = hpsearch(folder, "worker", "stripes", *options, code=2, **variables)
+    done = hpsearch(folder, "worker", "stripes", code=2, **variables)
     lines = (done.stdout + done.stderr).splitlines()
     assert len(lines) == 1, lines
     with study(folder) as recorded:

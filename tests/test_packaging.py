@@ -67,17 +67,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
     """A new environment with the wheel in it, and the dependencies of the running one within its reach.
 
-    The line in borrowed.pth puts their folder behind the new environment's own; .pth files in that folder, an
-    editable hpsearch among them, have no effect from there.
+    borrowed.pth puts their folder behind the new environment's own; .pth files in that folder, an editable hpsearch
+    among them, have no effect from there.
     """
     place = tmp_path_factory.mktemp("env")
     venv.create(place, symlinks=True)
     python = str(place / "bin" / "python")
     options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-index"]
     quietly(sys.executable, "-m", "pip", "--python", python, "install", *options, str(wheel))
+    folders = [folder for folder in sys.path if Path(folder).name in ("site-packages", "dist-packages")]
     own = sysconfig.get_path("purelib", vars={"base": str(place)})
-    folders = dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
-    (Path(own) / "borrowed.pth").write_text("\n".join(folders) + "\n")
+    (Path(own) / "borrowed.pth").write_text("\n".join(folders))
     return Installed(place)
 
 

@@ -52,7 +52,6 @@ class Program:
     """
 
     def __init__(self, recipe: Recipe, model: nn.Module, data: DeviceData) -> None:
-        torch.set_flush_denormal(True)  # momentum of units that died decays into denormals: 5 times slower updates
         self.recipe = recipe
         self.model = model.to(data.device)
         self.data = data

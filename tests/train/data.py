@@ -1,4 +1,4 @@
-"""A small data set that can be learnt: each class is a pattern under noise."""
+"""A small data set that can be learnt: each class is a colour under noise."""
 
 from dataclasses import dataclass
 
@@ -23,9 +23,9 @@ class SmallDataSet:
 
 def small_data_set(num_images: int = 70, channels: int = 3, size: int = 16) -> SmallDataSet:
     generator = np.random.default_rng(0)
-    patterns = generator.integers(0, 200, (NUM_CLASSES, channels, size, size))
+    colours = generator.integers(0, 200, (NUM_CLASSES, channels, 1, 1))
     labels = generator.integers(0, NUM_CLASSES, num_images + 20)
-    images = (patterns[labels] + generator.integers(0, 56, (len(labels), channels, size, size))).astype(np.uint8)
+    images = (colours[labels] + generator.integers(0, 56, (len(labels), channels, size, size))).astype(np.uint8)
     images.flags.writeable = False  # as a read-only memory map
     train, validation = slice(0, num_images), slice(num_images, None)
     return SmallDataSet(
