@@ -14,7 +14,7 @@ from hpsearch.cli.options import (
     settings_from,
     storage_option,
 )
-from hpsearch.cli.tables import cell, print_best, print_table, trial_row
+from hpsearch.cli.tables import cell, configuration, print_best, print_table, trial_row
 
 if TYPE_CHECKING:
     from hpsearch.storage.open import Database
@@ -123,15 +123,13 @@ def trials(study: str, storage: str | None, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    names = list(loaded.spec.space)
     print_table(
-        ["trial", "state", "epochs", "value", *names, "reason"],
+        ["trial", "state", "epochs", "value", "configuration", "reason"],
         [
-            [*(cell(row[key]) for key in ("number", "state", "epochs", "value")),
-             *(cell(row["searched"].get(name)) for name in names), row["reason"]]
+            [*(cell(row[key]) for key in ("number", "state", "epochs", "value")), configuration(row), row["reason"]]
             for row in rows
         ],
-    )  # fmt: skip
+    )
 
 
 @click.command()

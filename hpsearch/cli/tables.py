@@ -38,6 +38,11 @@ def trial_row(loaded: "LoadedStudy", trial: "FrozenTrial") -> dict[str, Any]:
     }
 
 
+def configuration(row: dict[str, Any]) -> str:
+    """What the trial's search chose, in one cell that a narrow terminal can wrap."""
+    return ", ".join(f"{name} {cell(value)}" for name, value in row["searched"].items())
+
+
 def cell(value: object) -> str:
     """A value in four digits, or a dash."""
     if value is None:
