@@ -2,6 +2,7 @@
 
     HpsearchError                 exit code 1: a run failed
     ├── LeaseLost                 a trial belongs to another worker now; this one drops it and goes on
+    ├── StorageAway               the storage does not answer any more; exit code 75: try again
     └── UsageError                exit code 2: what was given cannot be used; nothing was changed
         ├── StudyFileError        a study file, or a --set that changes it
         ├── DataError             a data set that is missing, broken or unsuited
@@ -23,6 +24,10 @@ class HpsearchError(Exception):
 
 class LeaseLost(HpsearchError):
     """The trial belongs to another worker now, or was ended elsewhere: nothing more may be written about it."""
+
+
+class StorageAway(HpsearchError):
+    """The storage has not answered for longer than a worker waits; ends it with exit code 75."""
 
 
 class UsageError(HpsearchError):

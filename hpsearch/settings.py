@@ -25,6 +25,7 @@ class Settings:
     device: auto, cpu, cuda:N or all (HPSEARCH_DEVICE; default: auto).
     lease_seconds: how long a worker may be silent before another takes its trial (HPSEARCH_LEASE_SECONDS).
     checkpoint_seconds: how much training a killed worker may lose (HPSEARCH_CHECKPOINT_SECONDS; 0: one epoch).
+    storage_wait_seconds: how long a worker waits for a storage that is away (HPSEARCH_STORAGE_WAIT_SECONDS).
     """
 
     storage_url: str
@@ -33,6 +34,7 @@ class Settings:
     device: str
     lease_seconds: float = 120.0
     checkpoint_seconds: float = 30.0
+    storage_wait_seconds: float = 300.0
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -46,6 +48,7 @@ class Settings:
             device=environment.get("HPSEARCH_DEVICE") or "auto",
             lease_seconds=_seconds(environment, "HPSEARCH_LEASE_SECONDS", cls.lease_seconds),
             checkpoint_seconds=_seconds(environment, "HPSEARCH_CHECKPOINT_SECONDS", cls.checkpoint_seconds),
+            storage_wait_seconds=_seconds(environment, "HPSEARCH_STORAGE_WAIT_SECONDS", cls.storage_wait_seconds),
         )
 
 

@@ -9,9 +9,7 @@ import traceback
 from collections.abc import Generator
 from dataclasses import asdict, dataclass
 
-import optuna
 from optuna.trial import TrialState
-from sqlalchemy.exc import SQLAlchemyError
 from torch import nn
 
 from hpsearch.artifacts import Checkpoints
@@ -26,7 +24,7 @@ from hpsearch.settings import Settings
 from hpsearch.storage import ledger
 from hpsearch.storage.leases import Lease
 from hpsearch.storage.ledger import REASON_KEY
-from hpsearch.storage.open import Database
+from hpsearch.storage.open import FAULTS, Database
 from hpsearch.storage.studies import RECIPE_KEY, TRACEBACK_KEY, LoadedStudy, progress
 from hpsearch.train.checkpoint import State, from_bytes, to_bytes
 from hpsearch.train.program import DeviceData, Program
@@ -88,7 +86,7 @@ def _train_or_fail(bench: Bench, lease: Lease, number: int) -> Generator[Event, 
     try:
         recipe = _choose_recipe(bench, lease, number)
         return (yield from Training(bench, lease, number, recipe).run())
-    except (LeaseLost, optuna.exceptions.StorageInternalError, SQLAlchemyError):
+    except (LeaseLost, *FAULTS):
         raise  # not the trial's fault
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
@@ -145,6 +143,10 @@ class Training:
             outcome = yield from self._train()
         except Interrupted:
             return self._give_back()
+        except FAULTS:
+            if self.boundary is not None:
+                self._save(self.boundary)  # the trial goes on from here once the storage is back
+            raise
         except GeneratorExit:  # nobody reads the events any more
             with contextlib.suppress(LeaseLost):
                 self._give_back()

@@ -3,7 +3,9 @@
 With `trial.py` the place where the search and the training half meet.
 """
 
+import contextlib
 import os
+import random
 import secrets
 import socket
 import time
@@ -15,20 +17,22 @@ import torch
 from hpsearch import catalogue
 from hpsearch.artifacts import Checkpoints
 from hpsearch.data.load import load
-from hpsearch.errors import HpsearchError, UsageError
-from hpsearch.events import Event, StudyOpened, TrialEnded, WorkerLeft
+from hpsearch.errors import HpsearchError, LeaseLost, StorageAway, UsageError
+from hpsearch.events import Event, StudyOpened, TrialEnded, WorkerLeft, WorkerWarned
 from hpsearch.interrupt import Interruption
 from hpsearch.search.pruners import make_pruner
 from hpsearch.search.samplers import corner, max_trials
 from hpsearch.settings import Settings
 from hpsearch.storage import ledger
-from hpsearch.storage.open import Database
+from hpsearch.storage.open import FAULTS, Database
 from hpsearch.storage.studies import LoadedStudy, load_study, progress, study_names
 from hpsearch.train.program import place
 from hpsearch.trial import Bench, run_trial
 
 OWNER = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"  # of the leases that this process holds
 IDLE_POLL_SECONDS = 1.0  # between looks for a study with trials left
+STORAGE_PAUSE_SECONDS = 0.5  # before the second attempt to reach a storage; doubles with each
+MAX_STORAGE_PAUSE_SECONDS = 15.0
 CRASHES_BEFORE_LEAVING = 3  # trials in a row that end by an exception: then the fault is not the trial's
 
 
@@ -63,10 +67,19 @@ def run(
     )
     crashes = done = 0
     while done != max_trials_here and not interruption.requested:
-        lease = ledger.take_trial(database, study.study_id, limit, OWNER, settings.lease_seconds)
-        if lease is None:
-            return
-        outcome = yield from run_trial(bench, lease)
+        lease = None
+        try:
+            lease = ledger.take_trial(database, study.study_id, limit, OWNER, settings.lease_seconds)
+            if lease is None:
+                return
+            outcome = yield from run_trial(bench, lease)
+        except FAULTS as error:
+            yield WorkerWarned(f"the storage does not answer ({_first_line(error)}); waiting for it")
+            _wait_for_storage(bench)
+            if lease is not None:
+                with contextlib.suppress(LeaseLost):
+                    ledger.release(database, lease, study.spec.max_epochs)
+            continue
         done += 1
         crashes = crashes + 1 if outcome.traceback else 0
         if crashes == CRASHES_BEFORE_LEAVING:
@@ -74,6 +87,28 @@ def run(
                 f"study {study.name}: {crashes} trials in a row failed, the last one with: {outcome.reason}; "
                 f"see `hpsearch trials {study.name} --json` for the tracebacks, and create the study again once mended"
             )
+
+
+def _wait_for_storage(bench: Bench) -> None:
+    """Wait until the storage answers again, with growing pauses.
+
+    Raises:
+        StorageAway: it did not within the time that the settings give it, or the process was asked to stop.
+    """
+    deadline = time.monotonic() + bench.settings.storage_wait_seconds
+    pause = STORAGE_PAUSE_SECONDS
+    while not bench.database.answers():
+        if bench.interruption.requested or time.monotonic() + pause > deadline:
+            raise StorageAway(
+                f"the storage has not answered for {bench.settings.storage_wait_seconds:.0f} s; what was trained is in "
+                f"{bench.checkpoints.folder}; run the same command again when it is back"
+            )
+        time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 -- so that many workers do not come back in one moment
+        pause = min(2 * pause, MAX_STORAGE_PAUSE_SECONDS)
+
+
+def _first_line(error: Exception) -> str:
+    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
 
 
 def serve(
