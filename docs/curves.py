@@ -43,7 +43,9 @@ def figure(database: Database, name: str) -> go.Figure:
     drawn.update_yaxes(title_text="fraction correct", row=1, col=1)
     drawn.update_yaxes(title_text="cross-entropy, nats", row=1, col=2)
     legend = {"x": 0.99, "y": 0.99, "xanchor": "right"}
-    return drawn.update_layout(template="plotly_white", width=WIDTH, height=HEIGHT, legend=legend, margin={"t": 40, "r": 20, "b": 50})
+    return drawn.update_layout(
+        template="plotly_white", width=WIDTH, height=HEIGHT, legend=legend, margin={"t": 40, "r": 20, "b": 50}
+    )
 
 
 def curve(trial: FrozenTrial, colour: str) -> go.Scatter:

@@ -1,6 +1,8 @@
 """The exception tree: every error that a person may see, as one sentence.
 
     HpsearchError                 exit code 1: a run failed
+    ├── LeaseLost                 a trial belongs to another worker now; this one drops it and goes on
+    ├── StorageAway               the storage does not answer any more; exit code 75: try again
     └── UsageError                exit code 2: what was given cannot be used; nothing was changed
         ├── StudyFileError        a study file, or a --set that changes it
         ├── DataError             a data set that is missing, broken or unsuited
@@ -18,6 +20,14 @@ EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
 
 class HpsearchError(Exception):
     """Anything that hpsearch itself reports; ends a command with exit code 1."""
+
+
+class LeaseLost(HpsearchError):
+    """The trial belongs to another worker now, or was ended elsewhere: nothing more may be written about it."""
+
+
+class StorageAway(HpsearchError):
+    """The storage has not answered for longer than a worker waits; ends it with exit code 75."""
 
 
 class UsageError(HpsearchError):

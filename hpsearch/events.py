@@ -27,6 +27,15 @@ class TrialStarted:
 
 
 @dataclass(frozen=True)
+class TrialResumed:
+    """The trial goes on from a checkpoint of its last owner, after `epoch`."""
+
+    trial: int
+    epoch: int
+    epochs: int
+
+
+@dataclass(frozen=True)
 class EpochDone:
     """One epoch of a trial has been trained and recorded; `value` is the objective."""
 
@@ -39,7 +48,7 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class TrialEnded:
-    """A trial has ended: COMPLETE, PRUNED, FAIL, or WAITING when it was given back."""
+    """A trial has ended here: COMPLETE, PRUNED, FAIL, WAITING when it was given back, LOST when another has it."""
 
     trial: int
     state: str
@@ -60,6 +69,13 @@ class WorkerLeft:
 
 
 @dataclass(frozen=True)
+class WorkerWarned:
+    """Something that a person should mend, but that stops nothing."""
+
+    message: str
+
+
+@dataclass(frozen=True)
 class WorkerFailed:
     """The worker ends by an error: its sentence, and the exit code of its process."""
 
@@ -67,7 +83,7 @@ class WorkerFailed:
     code: int
 
 
-Event = StudyOpened | TrialStarted | EpochDone | TrialEnded | WorkerLeft | WorkerFailed
+Event = StudyOpened | TrialStarted | TrialResumed | EpochDone | TrialEnded | WorkerLeft | WorkerWarned | WorkerFailed
 
 _KINDS = {kind.__name__: kind for kind in get_args(Event)}
 

@@ -1,10 +1,13 @@
 """What the environment says: storage URL, home folder, data folder and device. Nothing else reads it."""
 
+import math
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from hpsearch.errors import UsageError
 
 HIDDEN = "***"
 
@@ -20,12 +23,18 @@ class Settings:
     home: everything else that outlives a process (HPSEARCH_HOME; default: ./storage).
     data_dir: data sets that are already there (HPSEARCH_DATA; None: download or ask).
     device: auto, cpu, cuda:N or all (HPSEARCH_DEVICE; default: auto).
+    lease_seconds: how long a worker may be silent before another takes its trial (HPSEARCH_LEASE_SECONDS).
+    checkpoint_seconds: how much training a killed worker may lose (HPSEARCH_CHECKPOINT_SECONDS; 0: one epoch).
+    storage_wait_seconds: how long a worker waits for a storage that is away (HPSEARCH_STORAGE_WAIT_SECONDS).
     """
 
     storage_url: str
     home: Path
     data_dir: Path | None
     device: str
+    lease_seconds: float = 120.0
+    checkpoint_seconds: float = 30.0
+    storage_wait_seconds: float = 300.0
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -37,7 +46,23 @@ class Settings:
             home=home,
             data_dir=Path(data_dir).expanduser() if data_dir else None,
             device=environment.get("HPSEARCH_DEVICE") or "auto",
+            lease_seconds=_seconds(environment, "HPSEARCH_LEASE_SECONDS", cls.lease_seconds),
+            checkpoint_seconds=_seconds(environment, "HPSEARCH_CHECKPOINT_SECONDS", cls.checkpoint_seconds),
+            storage_wait_seconds=_seconds(environment, "HPSEARCH_STORAGE_WAIT_SECONDS", cls.storage_wait_seconds),
         )
+
+
+def _seconds(environment: Mapping[str, str], name: str, default: float) -> float:
+    text = environment.get(name)
+    if not text:
+        return default
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise UsageError(f"{name}={text}: must be a number of seconds, 0 or more")
+    return seconds
 
 
 def redact(url: str) -> str:

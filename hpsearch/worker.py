@@ -1,41 +1,38 @@
-"""The worker: takes trials of one study and trains them. The one place where search and training meet."""
+"""The worker: takes trials, one study after another, until there is nothing to do or a limit is reached.
 
-import math
+With `trial.py` the place where the search and the training half meet.
+"""
+
+import contextlib
+import os
+import random
+import secrets
+import socket
 import time
-import traceback
-from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-import optuna
 import torch
-from optuna.trial import TrialState
-from sqlalchemy.exc import SQLAlchemyError
-from torch import nn
 
 from hpsearch import catalogue
+from hpsearch.artifacts import Checkpoints
 from hpsearch.data.load import load
-from hpsearch.errors import HpsearchError, UsageError
-from hpsearch.events import EpochDone, Event, StudyOpened, TrialEnded, TrialStarted, WorkerLeft
-from hpsearch.interrupt import Interrupted, Interruption
-from hpsearch.models.build import Constructor, build_model
-from hpsearch.recipe import Recipe, fold
+from hpsearch.errors import HpsearchError, LeaseLost, StorageAway, UsageError
+from hpsearch.events import Event, StudyOpened, TrialEnded, WorkerLeft, WorkerWarned
+from hpsearch.interrupt import Interruption
 from hpsearch.search.pruners import make_pruner
-from hpsearch.search.samplers import corner, make_sampler, max_trials, suggest
+from hpsearch.search.samplers import corner, max_trials
 from hpsearch.settings import Settings
 from hpsearch.storage import ledger
-from hpsearch.storage.open import Database
-from hpsearch.storage.studies import (
-    REASON_KEY,
-    RECIPE_KEY,
-    TRACEBACK_KEY,
-    LoadedStudy,
-    load_study,
-    progress,
-    study_names,
-)
-from hpsearch.train.program import DeviceData, Program, place
+from hpsearch.storage.open import FAULTS, Database
+from hpsearch.storage.studies import LoadedStudy, load_study, progress, study_names
+from hpsearch.train.program import place
+from hpsearch.trial import Bench, run_trial
 
+OWNER = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"  # of the leases that this process holds
 IDLE_POLL_SECONDS = 1.0  # between looks for a study with trials left
+STORAGE_PAUSE_SECONDS = 0.5  # before the second attempt to reach a storage; doubles with each
+MAX_STORAGE_PAUSE_SECONDS = 15.0
 CRASHES_BEFORE_LEAVING = 3  # trials in a row that end by an exception: then the fault is not the trial's
 
 
@@ -45,32 +42,6 @@ class Limits:
 
     max_trials: int | None = None
     max_idle_seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What the trials of one study share in this process."""
-
-    database: Database
-    study: LoadedStudy
-    data: DeviceData
-    constructor: Constructor
-    interruption: Interruption
-
-    def model(self, recipe: Recipe) -> nn.Module:
-        """The recipe's model, freshly initialised."""
-        return build_model(recipe, self.data.input_shape, self.data.num_classes, self.constructor)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a trial ended; `state` WAITING means that it was given back."""
-
-    state: TrialState
-    epoch: int
-    value: float | None = None
-    reason: str = ""
-    traceback: str = ""
 
 
 def run(
@@ -96,10 +67,19 @@ def run(
     )
     crashes = done = 0
     while done != max_trials_here and not interruption.requested:
-        trial_id = ledger.create_trial(database, study.study_id, limit)
-        if trial_id is None:
-            return
-        outcome = yield from _run_trial(bench, trial_id)
+        lease = None
+        try:
+            lease = ledger.take_trial(database, study.study_id, limit, OWNER, settings.lease_seconds)
+            if lease is None:
+                return
+            outcome = yield from run_trial(bench, lease)
+        except FAULTS as error:
+            yield WorkerWarned(f"the storage does not answer ({_first_line(error)}); waiting for it")
+            _wait_for_storage(bench)
+            if lease is not None:
+                with contextlib.suppress(LeaseLost):
+                    ledger.release(database, lease, study.spec.max_epochs)
+            continue
         done += 1
         crashes = crashes + 1 if outcome.traceback else 0
         if crashes == CRASHES_BEFORE_LEAVING:
@@ -107,6 +87,28 @@ def run(
                 f"study {study.name}: {crashes} trials in a row failed, the last one with: {outcome.reason}; "
                 f"see `hpsearch trials {study.name} --json` for the tracebacks, and create the study again once mended"
             )
+
+
+def _wait_for_storage(bench: Bench) -> None:
+    """Wait until the storage answers again, with growing pauses.
+
+    Raises:
+        StorageAway: it did not within the time that the settings give it, or the process was asked to stop.
+    """
+    deadline = time.monotonic() + bench.settings.storage_wait_seconds
+    pause = STORAGE_PAUSE_SECONDS
+    while not bench.database.answers():
+        if bench.interruption.requested or time.monotonic() + pause > deadline:
+            raise StorageAway(
+                f"the storage has not answered for {bench.settings.storage_wait_seconds:.0f} s; what was trained is in "
+                f"{bench.checkpoints.folder}; run the same command again when it is back"
+            )
+        time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 -- so that many workers do not come back in one moment
+        pause = min(2 * pause, MAX_STORAGE_PAUSE_SECONDS)
+
+
+def _first_line(error: Exception) -> str:
+    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
 
 
 def serve(
@@ -144,7 +146,8 @@ def serve(
 def _next_study(database: Database, study_name: str | None) -> str | None:
     for name in [study_name] if study_name else study_names(database):
         study = load_study(database, name)
-        if progress(database, study).started < max_trials(study.spec):
+        now = progress(database, study)
+        if now.abandoned or now.started < max_trials(study.spec):
             return name
     return None
 
@@ -176,89 +179,16 @@ def _prepare(
         cache_dir=settings.home / "datasets",
         image_size=spec.data.image_size,
     )
-    bench = Bench(database, study, place(dataset, device), constructor, interruption)
+    bench = Bench(
+        database=database,
+        study=study,
+        data=place(dataset, device),
+        constructor=constructor,
+        interruption=interruption,
+        fingerprint=dataset.fingerprint,
+        settings=settings,
+        checkpoints=Checkpoints(settings.home / "checkpoints"),
+    )
     bench.model(spec.recipe(corner(spec), 0, 0))
     study.optuna_study.pruner = make_pruner(spec)
     return bench
-
-
-def _run_trial(bench: Bench, trial_id: int) -> Generator[Event, None, Outcome]:
-    """Train one trial to its end, whatever that is, and record it."""
-    number = bench.database.storage.get_trial_number_from_id(trial_id)
-    try:
-        outcome = yield from _train(bench, trial_id, number)
-    except Interrupted:
-        outcome = Outcome(TrialState.WAITING, 0, reason="interrupted: it goes back to the queue")
-    except GeneratorExit:  # nobody reads the events any more
-        ledger.release(bench.database, trial_id)
-        raise
-    except (optuna.exceptions.StorageInternalError, SQLAlchemyError):
-        raise  # the storage is at fault, not the trial
-    except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        outcome = Outcome(TrialState.FAIL, 0, reason=reason, traceback=traceback.format_exc())
-    _record(bench, trial_id, number, outcome)
-    now = progress(bench.database, bench.study)
-    yield TrialEnded(
-        trial=number,
-        state=outcome.state.name,
-        epoch=outcome.epoch,
-        value=outcome.value,
-        reason=outcome.reason,
-        finished=now.finished,
-        best_number=now.best_number,
-        best_value=now.best_value,
-    )
-    return outcome
-
-
-def _train(bench: Bench, trial_id: int, number: int) -> Generator[Event, None, Outcome]:
-    """Choose the trial's recipe and train it: to its last epoch, a rung that it fails, or a loss that is no number."""
-    recipe = _choose_recipe(bench.study, trial_id, number)
-    yield TrialStarted(number, recipe.epochs)
-    program = Program(recipe, bench.model(recipe), bench.data)
-    spec = bench.study.spec
-    value = math.nan
-    while program.epoch < recipe.epochs:
-        with bench.interruption.allowed():
-            result = program.run_epoch()
-        value = math.nan if result.diverged else getattr(result, spec.objective.metric)
-        if not ledger.report(bench.database, trial_id, result.epoch, value, asdict(result)):
-            return Outcome(TrialState.FAIL, result.epoch, reason="ended by somebody else while it trained")
-        yield EpochDone(number, result.epoch, recipe.epochs, value, result.images_per_second)
-        if result.diverged:
-            reason = f"diverged in epoch {result.epoch}: the training loss or a gradient is not a finite number"
-            return Outcome(TrialState.PRUNED, result.epoch, reason=reason)
-        if result.epoch < recipe.epochs and _fails_rung(bench, trial_id):
-            return Outcome(TrialState.PRUNED, result.epoch, value, f"pruned by {spec.pruner.name}")
-    return Outcome(TrialState.COMPLETE, program.epoch, value)
-
-
-def _choose_recipe(study: LoadedStudy, trial_id: int, number: int) -> Recipe:
-    spec = study.spec
-    study.optuna_study.sampler = make_sampler(spec, number)
-    trial = optuna.Trial(study.optuna_study, trial_id)
-    params = suggest(trial, spec)
-    seed = spec.seeds[number % len(spec.seeds)] if spec.seeds else fold(spec.seed, number)
-    recipe = spec.recipe(params, seed, stream_seed=fold(spec.seed, seed, 1))
-    trial.set_user_attr(RECIPE_KEY, recipe.as_dict())
-    return recipe
-
-
-def _fails_rung(bench: Bench, trial_id: int) -> bool:
-    study = bench.study.optuna_study
-    return study.pruner.prune(study, bench.database.storage.get_trial(trial_id))
-
-
-def _record(bench: Bench, trial_id: int, number: int, outcome: Outcome) -> None:
-    if outcome.state == TrialState.WAITING:
-        ledger.release(bench.database, trial_id)
-        return
-    storage = bench.database.storage
-    if storage.get_trial(trial_id).state != TrialState.RUNNING:
-        return  # ended by somebody else
-    for key, text in ((REASON_KEY, outcome.reason), (TRACEBACK_KEY, outcome.traceback)):
-        if text:
-            storage.set_trial_user_attr(trial_id, key, text)
-    value = outcome.value if outcome.state == TrialState.COMPLETE else None
-    bench.study.optuna_study.tell(number, value, state=outcome.state)

@@ -31,13 +31,15 @@ LAYERS = {
     "catalogue": 2,
     "storage": 2,
     "search": 2,
+    "artifacts": 2,
+    "trial": 3,
     "worker": 3,
     "processes": 3,
     "cli": 4,
     "__main__": 5,
 }
-MAY_IMPORT_OPTUNA = ("storage", "search", "worker", "cli")
-MAY_IMPORT_TORCH = ("models", "data", "train", "worker", "cli")
+MAY_IMPORT_OPTUNA = ("storage", "search", "trial", "worker", "cli")
+MAY_IMPORT_TORCH = ("models", "data", "train", "trial", "worker", "cli")
 
 
 def modules() -> list[str]:
@@ -96,9 +98,9 @@ def test_only_its_half_imports_a_library(library: str, allowed: tuple[str, ...])
     assert library not in loaded, f"one of {others} imports {library}"
 
 
-def test_worker_alone_joins_both_halves() -> None:
+def test_worker_and_trial_alone_join_both_halves() -> None:
     for module in modules():
-        if module.split(".")[0] in ("worker", "cli", "__main__"):
+        if module.split(".")[0] in ("trial", "worker", "cli", "__main__"):
             continue
         loaded = _loaded_after_import([module]) if module.split(".")[0] in MAY_IMPORT_OPTUNA else set()
         assert not {"optuna", "torch"} <= loaded, f"{module} imports both optuna and torch"

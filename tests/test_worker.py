@@ -1,6 +1,9 @@
 """The worker: real searches on the digits, in this process; every way in which a trial and a worker can end."""
 
+import errno
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +11,29 @@ import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
+from sqlalchemy import update
 
 from hpsearch import worker
 from hpsearch.errors import DataError, HpsearchError, UsageError
-from hpsearch.events import EpochDone, StudyOpened, TrialEnded, TrialStarted, WorkerLeft, from_json, to_json
+from hpsearch.events import (
+    EpochDone,
+    StudyOpened,
+    TrialEnded,
+    TrialResumed,
+    TrialStarted,
+    WorkerLeft,
+    WorkerWarned,
+    from_json,
+    to_json,
+)
 from hpsearch.interrupt import Interruption
 from hpsearch.settings import Settings
 from hpsearch.spec import StudySpec, parse
 from hpsearch.storage import ledger
+from hpsearch.storage.ledger import REASON_KEY
 from hpsearch.storage.open import Database, create
-from hpsearch.storage.studies import REASON_KEY, RECIPE_KEY, TRACEBACK_KEY, create_study, load_study, progress
+from hpsearch.storage.studies import RECIPE_KEY, TRACEBACK_KEY, create_study, load_study, progress
+from hpsearch.storage.tables import LEASES
 from hpsearch.train.program import Program
 from hpsearch.worker import Limits, run, serve
 from tests.studies import TINY
@@ -147,12 +163,12 @@ def test_three_exceptions_in_a_row_end_the_worker(
         raise RuntimeError("broken")
 
     monkeypatch.setattr(Program, "run_epoch", always)
-    with pytest.raises(HpsearchError, match="3 trials in a row failed.*RuntimeError: broken"):
+    with pytest.raises(HpsearchError, match=r"3 trials in a row failed.*RuntimeError: broken"):
         work(sqlite, tiny(), settings)
     assert len(load_study(sqlite, "tiny").optuna_study.trials) == 3
 
 
-def test_an_interrupted_trial_goes_back_and_is_trained_again(database: Database, settings: Settings) -> None:
+def test_an_interrupted_trial_goes_on_where_it_was(database: Database, settings: Settings) -> None:
     create_study(database, tiny(), "tiny")
     interruption = Interruption()
     events = []
@@ -160,14 +176,17 @@ def test_an_interrupted_trial_goes_back_and_is_trained_again(database: Database,
         events.append(event)
         if isinstance(event, EpochDone):
             interruption.requested = True  # as the signal handler does between two steps of training
-    assert events[-1].state == "WAITING"
-    now = progress(database, load_study(database, "tiny"))
+    assert (events[-1].state, events[-1].epoch) == ("WAITING", 1)
+    study = load_study(database, "tiny")
+    now = progress(database, study)
     assert (now.started, now.waiting) == (0, 1)
-    work(database, tiny(), settings)
-    trials = load_study(database, "tiny").optuna_study.trials
+    first_epoch = study.optuna_study.trials[0].intermediate_values[1]
+    events = work(database, tiny(), settings)
+    assert TrialResumed(0, 1, 3) in events
+    trials = study.optuna_study.trials
     assert len(trials) == 6
-    assert trials[0].number == 0
     assert trials[0].params == {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9}
+    assert trials[0].intermediate_values[1] == first_epoch
     assert list(trials[0].intermediate_values) == list(range(1, len(trials[0].intermediate_values) + 1))
 
 
@@ -178,6 +197,82 @@ def test_a_reader_who_goes_away_loses_nothing(sqlite: Database, settings: Settin
         pass
     events.close()  # type: ignore[attr-defined]
     assert progress(sqlite, load_study(sqlite, "tiny")).waiting == 1
+
+
+def test_an_abandoned_trial_is_adopted_and_the_old_owner_drops_it(database: Database, settings: Settings) -> None:
+    undisturbed = _values(settings)
+    create_study(database, tiny(), "tiny")
+    slow = run(database, "tiny", replace(settings, lease_seconds=0.0, checkpoint_seconds=0.0), Interruption())
+    while not (isinstance(event := next(slow), EpochDone) and event.epoch == 2):
+        pass
+    with database.engine.begin() as connection:  # the owner hangs for longer than its lease
+        connection.execute(update(LEASES).values(expires=0.0))
+    assert progress(database, load_study(database, "tiny")).abandoned == 1
+    events = work(database, tiny(), replace(settings, checkpoint_seconds=0.0), max_trials_here=1)
+    assert any(isinstance(event, TrialResumed) for event in events)
+    assert next(event.state for event in slow if isinstance(event, TrialEnded)) == "LOST"
+    list(slow)  # type: ignore[call-overload]
+    trials = load_study(database, "tiny").optuna_study.trials
+    assert len(trials) == 6
+    assert trials[0].intermediate_values == undisturbed
+
+
+def test_a_trial_that_kills_three_workers_fails(sqlite: Database, settings: Settings) -> None:
+    create_study(sqlite, tiny(), "tiny")
+    study = load_study(sqlite, "tiny")
+    for owner in ("a", "b", "c"):
+        lease = ledger.take_trial(sqlite, study.study_id, 6, owner, 0.0)
+        assert lease is not None
+        assert study.optuna_study.trials[0].number == 0
+        time.sleep(0.01)
+    events = work(sqlite, tiny(), settings, max_trials_here=1)
+    trials = study.optuna_study.trials
+    assert trials[0].state == TrialState.FAIL
+    assert "3 workers in a row vanished" in trials[0].user_attrs[REASON_KEY]
+    assert [event.trial for event in events if isinstance(event, TrialStarted)] == [1]
+
+
+@pytest.mark.parametrize("damage", ["cut off", "altered", "gone", "both"])
+def test_a_damaged_checkpoint_falls_back(sqlite: Database, settings: Settings, damage: str) -> None:
+    undisturbed = _values(settings)
+    create_study(sqlite, tiny(), "tiny")
+    often = replace(settings, checkpoint_seconds=0.0)
+    events = run(sqlite, "tiny", often, Interruption())
+    while not (isinstance(event := next(events), EpochDone) and event.epoch == 2):
+        pass
+    with sqlite.engine.begin() as connection:
+        connection.execute(update(LEASES).values(expires=0.0, token=7))  # its owner can write no more
+    events.close()  # type: ignore[attr-defined]
+    newest, *_ = files = sorted(settings.home.glob("checkpoints/*/*.safetensors"), reverse=True)
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    for path in files if damage == "both" else files[:1]:
+        if damage == "gone":
+            path.unlink()
+        else:
+            path.write_bytes(content[:-9] if damage == "cut off" else content)
+    work(sqlite, tiny(), often, max_trials_here=1)
+    assert load_study(sqlite, "tiny").optuna_study.trials[0].intermediate_values == undisturbed
+
+
+def test_a_full_disk_costs_the_checkpoint_and_not_the_trial(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("hpsearch.artifacts.os.fsync", full)
+    events = work(sqlite, tiny(), replace(settings, checkpoint_seconds=0.0))
+    assert any(isinstance(event, WorkerWarned) and "No space left" in event.message for event in events)
+    assert len([event for event in events if isinstance(event, TrialEnded)]) == 6
+    assert list(settings.home.glob("checkpoints/*/*")) == []
+
+
+def _values(settings: Settings) -> dict[int, float]:
+    """The curve of the study's first trial when nothing disturbs it."""
+    with create(f"sqlite:///{settings.home / 'undisturbed.db'}") as database:
+        work(database, tiny(), settings, max_trials_here=1)
+        return load_study(database, "tiny").optuna_study.trials[0].intermediate_values
 
 
 def test_a_trial_ended_by_somebody_else_is_left_alone(sqlite: Database, settings: Settings) -> None:

@@ -12,7 +12,17 @@ from rich.table import Table
 from rich.text import Text
 
 from hpsearch.errors import EXIT_FAILED, EXIT_INTERRUPTED
-from hpsearch.events import EpochDone, Event, StudyOpened, TrialEnded, TrialStarted, WorkerFailed, WorkerLeft
+from hpsearch.events import (
+    EpochDone,
+    Event,
+    StudyOpened,
+    TrialEnded,
+    TrialResumed,
+    TrialStarted,
+    WorkerFailed,
+    WorkerLeft,
+    WorkerWarned,
+)
 from hpsearch.processes import WorkerExited
 from hpsearch.settings import Settings
 
@@ -42,6 +52,8 @@ class Watch:
                 return self._open(worker, event)
             case TrialStarted():
                 self.rows[worker] = EpochDone(event.trial, 0, event.epochs, float("nan"), 0.0)
+            case TrialResumed():
+                return f"trial {event.trial} goes on after epoch {event.epoch} of {event.epochs}"
             case EpochDone():
                 self.rows[worker] = event
             case TrialEnded():
@@ -49,6 +61,8 @@ class Watch:
             case WorkerLeft():
                 self.interrupted |= event.interrupted
                 return f"worker {worker}: {event.reason}"
+            case WorkerWarned():
+                return f"worker {worker}: {event.message}"
             case WorkerFailed():
                 known = event.message in {failure.message for failure in self.failures}
                 self.failures.append(event)

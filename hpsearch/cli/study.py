@@ -101,6 +101,7 @@ def status(study: str, storage: str | None, as_json: bool) -> None:
         [
             ["state", summary["state"]],
             ["trials", f"{now.finished} of {summary['budget']} ended, {now.running} running, {now.waiting} waiting"],
+            ["abandoned", f"{now.abandoned} of the running ones: their workers are gone, the next one takes them"],
             ["ended", f"{now.complete} complete, {now.pruned} pruned, {now.failed} failed"],
             ["best", "none yet" if now.best_value is None else f"{now.best_value:.4f} in trial {now.best_number}"],
             ["objective", f"{spec.objective.direction} {spec.objective.metric}"],

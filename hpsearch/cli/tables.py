@@ -20,7 +20,8 @@ def print_best(loaded: "LoadedStudy", rows: list[dict[str, Any]]) -> None:
 def trial_row(loaded: "LoadedStudy", trial: "FrozenTrial") -> dict[str, Any]:
     """One trial as plain values; `searched` holds the hyperparameters that the study searches and this trial has."""
     from hpsearch.space import recorded_name
-    from hpsearch.storage.studies import REASON_KEY, RECIPE_KEY, TRACEBACK_KEY
+    from hpsearch.storage.ledger import REASON_KEY
+    from hpsearch.storage.studies import RECIPE_KEY, TRACEBACK_KEY
 
     recipe = trial.user_attrs.get(RECIPE_KEY, {})
     space = loaded.spec.space.items()

@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 
 from hpsearch.cli.options import complete_recorded, settings_from, storage_option
-from hpsearch.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, HpsearchError, UsageError
+from hpsearch.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, HpsearchError, StorageAway, UsageError
 from hpsearch.events import Event, WorkerFailed, WorkerLeft, to_json
 from hpsearch.interrupt import Interrupted, Interruption
-from hpsearch.settings import Settings
+from hpsearch.settings import Settings, redact
 
 
 @click.command()
@@ -59,17 +59,22 @@ def _work(
     study: str | None, settings: Settings, max_trials: int | None, max_idle: float, interruption: Interruption
 ) -> Generator[Event, None, None]:
     """The events of a worker in this process; an error becomes its last one."""
-    try:
-        from hpsearch.storage.open import connect
-        from hpsearch.worker import Limits, serve
+    from hpsearch.storage.open import FAULTS, connect
+    from hpsearch.worker import Limits, serve
 
+    try:
         limits = Limits(max_trials, max_idle)
         with connect(settings.storage_url) as database:
             yield from serve(database, study, settings, interruption, limits)
     except Interrupted:
         yield WorkerLeft("interrupted", interrupted=True)
+    except StorageAway as error:
+        yield WorkerFailed(str(error), EXIT_INTERRUPTED)
     except HpsearchError as error:
         yield WorkerFailed(str(error), EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED)
+    except FAULTS as error:
+        reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+        yield WorkerFailed(f"storage {redact(settings.storage_url)} does not answer: {reason}", EXIT_INTERRUPTED)
 
 
 def _work_and_show(study: str | None, settings: Settings, max_trials: int | None, max_idle: float) -> int:

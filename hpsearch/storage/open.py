@@ -19,6 +19,9 @@ from hpsearch.errors import StorageError
 from hpsearch.settings import redact
 from hpsearch.storage import tables
 
+# What a call raises while the database is away; transactions have been rolled back.
+FAULTS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
+
 BUSY_TIMEOUT_SECONDS = 60  # how long a SQLite writer waits for another one
 CONNECT_TIMEOUT_SECONDS = 10
 SCHEMA_LOCK = 0x68707365  # the PostgreSQL advisory lock under which the schema is made ("hpse")
@@ -39,6 +42,16 @@ class Database:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def answers(self) -> bool:
+        """Whether the database can be reached now."""
+        try:
+            self.close()  # what is left of a broken connection
+            with self.engine.connect() as connection:
+                connection.execute(sqlalchemy.select(1))
+        except FAULTS:
+            return False
+        return True
 
     def close(self) -> None:
         """Close every connection; the database can still be used and opens new ones."""
@@ -164,7 +177,7 @@ def _schema_lock(url: URL) -> Iterator[None]:
 def _readable_errors(url: URL) -> Iterator[None]:
     try:
         yield
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, OSError, RuntimeError) as error:
+    except (*FAULTS, OSError, RuntimeError) as error:
         reason = " ".join(str(getattr(error, "orig", None) or error).split())
         password = url.password
         if password:

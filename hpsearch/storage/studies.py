@@ -16,13 +16,13 @@ from sqlalchemy.orm import Session
 
 from hpsearch.errors import StorageError
 from hpsearch.spec import StudySpec
+from hpsearch.storage import leases
 from hpsearch.storage.open import Database
 from hpsearch.storage.tables import STUDIES, TRIALS
 
 SPEC_KEY = "hpsearch:spec"  # the study's user attribute that holds its specification as JSON
 CREATED_KEY = "hpsearch:created"  # when, in UTC, ISO 8601
 RECIPE_KEY = "hpsearch:recipe"  # trial attribute: every hyperparameter that the trial trained with
-REASON_KEY = "hpsearch:reason"  # trial attribute: why it ended before its last epoch
 TRACEBACK_KEY = "hpsearch:traceback"  # trial attribute: of an exception that ended it
 METRIC_NAMES_KEY = "study:metric_names"  # Optuna's own key: the dashboard labels the objective with it
 
@@ -36,6 +36,11 @@ class LoadedStudy:
     spec: StudySpec
     optuna_study: optuna.Study
 
+    @property
+    def created(self) -> str:
+        """When the study was created; tells two studies of one name apart."""
+        return str(self.optuna_study.user_attrs[CREATED_KEY])
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -46,6 +51,7 @@ class Progress:
     failed: int
     running: int
     waiting: int
+    abandoned: int  # running ones whose lease has run out: the next worker takes them
     best_number: int | None
     best_value: float | None
 
@@ -66,7 +72,7 @@ def create_study(database: Database, spec: StudySpec, name: str) -> None:
     Raises:
         StorageError: the name is taken.
     """
-    attributes = {SPEC_KEY: spec.to_json(), CREATED_KEY: datetime.now(UTC).isoformat(timespec="seconds")}
+    attributes = {SPEC_KEY: spec.to_json(), CREATED_KEY: datetime.now(UTC).isoformat()}
     direction = StudyDirection.MAXIMIZE if spec.objective.direction == "maximize" else StudyDirection.MINIMIZE
     study = models.StudyModel(
         study_name=name,
@@ -122,7 +128,7 @@ def study_names(database: Database) -> list[str]:
 
 
 def progress(database: Database, study: LoadedStudy) -> Progress:
-    """Count the study's trials and find the best one; two statements, whatever the number of trials."""
+    """Count the study's trials and find the best one; three statements, whatever the number of trials."""
     of_study = TRIALS.c.study_id == study.study_id
     values = models.TrialValueModel.__table__
     column = values.c.value
@@ -130,6 +136,7 @@ def progress(database: Database, study: LoadedStudy) -> Progress:
     with database.engine.connect() as connection:
         by_state = select(TRIALS.c.state, func.count()).where(of_study).group_by(TRIALS.c.state)
         counts: dict[TrialState, int] = {state: n for state, n in connection.execute(by_state)}  # noqa: C416 -- a Row is no pair to dict()
+        abandoned = leases.count_expired(connection, study.study_id)
         first = connection.execute(
             select(TRIALS.c.number, column)
             .join(values, values.c.trial_id == TRIALS.c.trial_id)
@@ -143,6 +150,7 @@ def progress(database: Database, study: LoadedStudy) -> Progress:
         failed=counts.get(TrialState.FAIL, 0),
         running=counts.get(TrialState.RUNNING, 0),
         waiting=counts.get(TrialState.WAITING, 0),
+        abandoned=abandoned,
         best_number=first[0] if first else None,
         best_value=first[1] if first else None,
     )
