@@ -82,7 +82,7 @@ def load_entry(group: str, entry: EntryPoint) -> Any:
         package = entry.dist.name if entry.dist else "an installed package"
         raise UsageError(
             f"{TABLES[group][0]} {show(entry.name)}: cannot be loaded from {entry.value} of {package} "
-            f"({type(error).__name__}: {error}); repair or uninstall that package"
+            f"({type(error).__name__}: {' '.join(str(error).split())}); repair or uninstall that package"
         ) from error
 
 

@@ -40,7 +40,8 @@ class Workers:
         self._events: queue.Queue[tuple[int, Event | WorkerExited]] = queue.Queue()
         self._processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "hpsearch", "worker", "--events", *own],
+                # -P: nothing that lies in the current folder is imported
+                [sys.executable, "-P", "-m", "hpsearch", "worker", "--events", *own],
                 stdout=subprocess.PIPE,
                 text=True,
                 env=environment,

@@ -20,6 +20,7 @@ from hpsearch.data.load import load
 from hpsearch.errors import HpsearchError, LeaseLost, StorageAway, UsageError
 from hpsearch.events import Event, StudyOpened, TrialEnded, WorkerLeft, WorkerWarned
 from hpsearch.interrupt import Interruption
+from hpsearch.recipe import Recipe
 from hpsearch.search.pruners import make_pruner
 from hpsearch.search.samplers import corner, max_trials
 from hpsearch.settings import Settings
@@ -111,6 +112,27 @@ def _first_line(error: Exception) -> str:
     return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
 
 
+def _try_model(bench: Bench, recipe: Recipe) -> None:
+    """One forward pass, so that a network that does not suit the images takes no trial.
+
+    Raises:
+        UsageError: it does not.
+    """
+    try:
+        model = bench.model(recipe).to(bench.data.device).eval()
+        with torch.inference_mode():
+            shape = tuple(model(torch.zeros(2, *bench.data.input_shape, device=bench.data.device)).shape)
+    except UsageError:
+        raise
+    except Exception as error:
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    else:
+        if shape == (2, bench.data.num_classes):
+            return
+        problem = f"2 of them give outputs of shape {shape}, not (2, {bench.data.num_classes})"
+    raise UsageError(f"model {recipe.model}: does not suit images of shape {bench.data.input_shape}: {problem}")
+
+
 def serve(
     database: Database,
     study_name: str | None,
@@ -172,6 +194,8 @@ def _prepare(
 ) -> Bench:
     """Load the data onto the device, and make sure that the study's model can be built for it."""
     spec = study.spec
+    if mistakes := catalogue.check_names(spec):
+        raise UsageError(f"study {study.name}: {'; '.join(mistakes)}")
     constructor = catalogue.load("hpsearch.models", spec.model.name)
     dataset = load(
         spec.data.name,
@@ -189,6 +213,6 @@ def _prepare(
         settings=settings,
         checkpoints=Checkpoints(settings.home / "checkpoints"),
     )
-    bench.model(spec.recipe(corner(spec), 0, 0))
+    _try_model(bench, spec.recipe(corner(spec), 0, 0))
     study.optuna_study.pruner = make_pruner(spec)
     return bench

@@ -74,7 +74,7 @@ def _functions(base: str, name: str) -> tuple[Callable[[Source], RawImages], Cal
     if base in DATASETS:
         return _attribute(DATASETS[base]), _attribute(STAMPS[base]) if base in STAMPS else lambda _source: ""
     for entry in entry_points(group="hpsearch.data", name=base):
-        return entry.load(), partial(_entry_stamp, entry)
+        return partial(_foreign, entry), partial(_entry_stamp, entry)
     others = sorted({entry.name for entry in entry_points(group="hpsearch.data")})
     known = ", ".join([*DATASETS, *others])
     raise DataError(f"data.name = {name!r}: no such data set; choose one of {known} (folder as folder:PATH).")
@@ -85,9 +85,31 @@ def _attribute(target: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
+def _foreign(entry: EntryPoint, source: Source) -> RawImages:
+    """What an installed package reads; whatever it raises becomes one sentence that names it."""
+    try:
+        raw = entry.load()(source)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(_foreign_problem(entry, error)) from error
+    if not isinstance(raw, RawImages):
+        raise DataError(f"data.name = {source.name!r}: {entry.value} gives {type(raw).__name__}, must give RawImages.")
+    return raw
+
+
+def _foreign_problem(entry: EntryPoint, error: Exception) -> str:
+    package = entry.dist.name if entry.dist else "an installed package"
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"data.name = {entry.name!r}: {entry.value} of {package} failed ({reason}); repair or uninstall it."
+
+
 def _entry_stamp(entry: EntryPoint, _source: Source) -> str:
     """Version of the package, and its code, as a package under development keeps its version."""
-    code = import_module(entry.module).__file__
+    try:
+        code = import_module(entry.module).__file__
+    except Exception as error:
+        raise DataError(_foreign_problem(entry, error)) from error
     content = Path(code).read_bytes() if code else b""
     return f"{entry.dist.version if entry.dist else ''} {hashlib.sha256(content).hexdigest()}"
 

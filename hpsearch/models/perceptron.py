@@ -4,6 +4,8 @@ from math import prod
 
 from torch import Tensor, nn
 
+from hpsearch.models.layers import WideLinear
+
 
 class TwoLayerPerceptron(nn.Module):
     """(B, C, H, W) -> (B, num_classes) through one hidden layer of `hidden_width` units, then dropout."""
@@ -12,7 +14,7 @@ class TwoLayerPerceptron(nn.Module):
         self, input_shape: tuple[int, int, int], num_classes: int, *, hidden_width: int = 1024, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.hidden = nn.Linear(prod(input_shape), hidden_width)
+        self.hidden = WideLinear(prod(input_shape), hidden_width)
         self.output = nn.Linear(hidden_width, num_classes)
         self.dropout = nn.Dropout(dropout)
 
@@ -29,8 +31,8 @@ class ThreeLayerPerceptron(nn.Module):
         self, input_shape: tuple[int, int, int], num_classes: int, *, hidden_width: int = 1024, dropout: float = 0.5
     ) -> None:
         super().__init__()
-        self.hidden1 = nn.Linear(prod(input_shape), hidden_width)
-        self.hidden2 = nn.Linear(hidden_width, hidden_width)
+        self.hidden1 = WideLinear(prod(input_shape), hidden_width)
+        self.hidden2 = WideLinear(hidden_width, hidden_width)
         self.output = nn.Linear(hidden_width, num_classes)
         self.dropout = nn.Dropout(dropout)
 

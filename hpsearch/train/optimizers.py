@@ -4,7 +4,7 @@ torch.optim's own functions do the arithmetic in their fused form: one pass over
 gradients (clipping) on the way. For 3 million parameters on a CPU it takes 1.3 ms instead of 2.3 (one thread).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +64,30 @@ def adam(parameters: list[Tensor], gradients: list[Tensor], buffers: Buffers, up
 def adamw(parameters: list[Tensor], gradients: list[Tensor], buffers: Buffers, update: Update) -> None:
     """Adam with decoupled weight decay."""
     _adam(parameters, gradients, buffers, update, decoupled=True)
+
+
+def factored_norm(factors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """The norm () of the sum of products g^T x, from factors g (B, O) and x (B, I), without the products."""
+    gradient, inputs = joined(factors)
+    return ((inputs @ inputs.T) * (gradient @ gradient.T)).sum().clamp(min=0.0).sqrt()
+
+
+def factored_sgd(weight: Tensor, factors: Sequence[tuple[Tensor, Tensor]], momentum: Tensor, update: Update) -> None:
+    """`sgd` of one weight (O, I) whose gradient is given by its factors; the gradient itself is never stored."""
+    gradient, inputs = joined(factors)
+    if update.divisor is not None:
+        gradient = gradient / update.divisor
+    momentum.addmm_(gradient.T, inputs, beta=update.momentum)
+    if update.weight_decay:
+        momentum.add_(weight, alpha=update.weight_decay)
+    weight.add_(momentum, alpha=-update.rate)
+
+
+def joined(factors: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The factors of the summed gradient: of a layer that was used once, its own."""
+    if len(factors) == 1:
+        return factors[0]
+    return torch.cat([gradient for gradient, _ in factors]), torch.cat([inputs for _, inputs in factors])
 
 
 SGD = Optimizer(("momentum",), sgd)

@@ -11,17 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpsearch.models.layers import WideLinear
 from hpsearch.recipe import Recipe, fold
 from hpsearch.train import OPTIMIZERS, SCHEDULES
 from hpsearch.train.augment import normalise
 from hpsearch.train.device_data import DeviceData, place
 from hpsearch.train.metrics import Sums, evaluate
-from hpsearch.train.optimizers import Optimizer, Update, clip_divisor, gradient_norm
+from hpsearch.train.optimizers import SGD, Optimizer, Update, clip_divisor, factored_norm, factored_sgd, gradient_norm
 from hpsearch.train.schedules import Schedule
 from hpsearch.train.stream import Stream
 
 __all__ = ["DeviceData", "EpochResult", "Program", "place"]
 
+FACTORED_WEIGHTS = 2**20  # from this size on a weight's gradient is kept as its factors (4 MB, half of a small L3)
 VALIDATION_BATCH = 500  # images; only speed depends on it
 
 State = Mapping[str, Tensor | int]  # "epoch", "model.<name>", "optimizer.<buffer>.<parameter>"
@@ -59,7 +61,11 @@ class Program:
         self._stream = Stream(recipe.augmentation, recipe.batch_size, recipe.stream_seed)
         self._schedule: Schedule = _load(SCHEDULES[recipe.scheduler])
         self._optimizer: Optimizer = _load(OPTIMIZERS[recipe.optimizer])
+        self._wide = self._factored_layers()
+        wide = {id(layer.weight) for layer in self._wide}
         trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        # Weights with factored gradients last: the others are what autograd gives gradients of.
+        trained = dict(sorted(trained.items(), key=lambda item: id(item[1]) in wide))
         self._names = list(trained)
         self._parameters: list[Tensor] = list(trained.values())
         self._buffers = {name: [torch.zeros_like(p) for p in self._parameters] for name in self._optimizer.buffers}
@@ -95,6 +101,13 @@ class Program:
             for name, tensor in self._tensors().items():
                 tensor.copy_(torch.as_tensor(state[name]))
 
+    def _factored_layers(self) -> list[WideLinear]:
+        """The layers whose weights are updated from the factors of their gradients: on a CPU, where memory is slow."""
+        if self.data.device.type != "cpu" or self._optimizer is not SGD:
+            return []
+        layers = [layer for layer in self.model.modules() if isinstance(layer, WideLinear)]
+        return [layer for layer in layers if layer.weight.requires_grad and layer.weight.numel() >= FACTORED_WEIGHTS]
+
     def _tensors(self) -> dict[str, Tensor]:
         """The tensors themselves, by their names in a state."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
@@ -120,14 +133,23 @@ class Program:
 
     def _step(self, images: Tensor, labels: Tensor, step: int, rate: float, momentum: float, sums: Sums) -> None:
         """One update from images (B, C, H, W) and labels (B,)."""
+        for layer in self._wide:
+            layer.factors = []
         logits = self.model(images)  # (B, k)
         loss = functional.cross_entropy(logits, labels)
-        gradients = list(torch.autograd.grad(loss, self._parameters, materialize_grads=True))
+        plain = len(self._parameters) - len(self._wide)
+        gradients = list(torch.autograd.grad(loss, self._parameters[:plain], materialize_grads=True))
         with torch.no_grad():
             norm = gradient_norm(gradients)
+            if self._wide:
+                norm = torch.stack([norm, *(factored_norm(layer.factors or []) for layer in self._wide)]).norm()
             divisor = clip_divisor(norm, self.recipe.clip_norm) if self.recipe.clip_norm else None
             update = Update(step, rate, momentum, self.recipe.weight_decay, divisor)
-            self._optimizer.apply(self._parameters, gradients, self._buffers, update)
+            buffers = {name: tensors[:plain] for name, tensors in self._buffers.items()}
+            self._optimizer.apply(self._parameters[:plain], gradients, buffers, update)
+            for layer, buffer in zip(self._wide, self._buffers.get("momentum", [])[plain:], strict=True):
+                factored_sgd(layer.weight, layer.factors or [], buffer, update)
+                layer.factors = None
             sums.add(loss, logits, labels, norm)
 
     @torch.inference_mode()

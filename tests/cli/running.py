@@ -1,6 +1,7 @@
 """Runs the command `hpsearch` as a person would: as a process, in a folder and environment of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -43,4 +44,6 @@ def start(folder: Path, *arguments: str, **variables: str) -> "subprocess.Popen[
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A test run in the background ignores SIGINT, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     )

@@ -1,4 +1,4 @@
-"""Samplers: every one of the table fills a conditional space, grids and Sobol points are exact, nothing is unpickled."""
+"""Samplers: each of the table fills a conditional space, grids and Sobol points are exact, nothing is unpickled."""
 
 import math
 from collections import Counter

@@ -7,7 +7,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from hpsearch.train import OPTIMIZERS, optimizers
-from hpsearch.train.optimizers import Optimizer, Update, clip_divisor, gradient_norm
+from hpsearch.train.optimizers import Optimizer, Update, clip_divisor, factored_norm, factored_sgd, gradient_norm
 
 TORCH: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 SHAPES = [(5, 3), (5,), (2, 3, 2, 2)]
@@ -44,3 +44,29 @@ def test_equals_torch(name: str, weight_decay: float, clip_norm: float) -> None:
 def test_norm_of_no_finite_number_spreads() -> None:
     assert clip_divisor(torch.tensor(float("nan")), 1.0).isnan()
     assert clip_divisor(torch.tensor(float("inf")), 1.0).isinf()
+
+
+@pytest.mark.parametrize("uses", [1, 2])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+@pytest.mark.parametrize("clip_norm", [0.0, 0.5])
+def test_factored_sgd_equals_sgd_on_the_product(uses: int, weight_decay: float, clip_norm: float) -> None:
+    """In float64, where only the order of sums differs: 1e-12 is a thousand roundings."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(7, 5, generator=generator, dtype=torch.float64)
+    other = weight.clone()
+    buffer, other_buffer = torch.zeros_like(weight), torch.zeros_like(weight)
+    for step in range(4):
+        factors = [
+            (torch.randn(3, 7, generator=generator).double(), torch.randn(3, 5, generator=generator).double())
+            for _ in range(uses)
+        ]
+        product = sum((gradient.T @ inputs for gradient, inputs in factors), torch.zeros_like(weight))
+        norm = factored_norm(factors)
+        torch.testing.assert_close(norm, product.norm(), rtol=1e-12, atol=0)
+        divisor = clip_divisor(norm, clip_norm) if clip_norm else None
+        update = Update(step, 0.1, 0.9, weight_decay, divisor)
+        factored_sgd(weight, factors, buffer, update)
+        scaled = product if divisor is None else product / divisor
+        other_buffer.mul_(0.9).add_(scaled).add_(other, alpha=weight_decay)
+        other.sub_(other_buffer, alpha=0.1)
+        torch.testing.assert_close(weight, other, rtol=1e-12, atol=1e-12)
