@@ -21,10 +21,9 @@ from hpsearch.models.build import build_model
 from hpsearch.recipe import Recipe
 from hpsearch.settings import Settings
 from hpsearch.spec import parse
-from hpsearch.storage import ledger
+from hpsearch.storage import ledger, tables
 from hpsearch.storage.open import FAULTS, Database, connect, create
 from hpsearch.storage.studies import RECIPE_KEY, create_study, load_study, progress
-from hpsearch.storage.tables import EPOCHS
 from hpsearch.train.program import Program, place
 from tests.postgres import PostgresServer, running_server
 
@@ -168,7 +167,7 @@ def disturb(url: str, home: Path, restart: Callable[[], None] | None) -> None:
 def num_epochs(database: Database) -> int:
     """How many epochs are recorded."""
     with database.engine.connect() as connection:
-        return connection.scalars(select(func.count()).select_from(EPOCHS)).one()
+        return connection.scalars(select(func.count()).select_from(tables.EPOCHS)).one()
 
 
 def check(trials: list[FrozenTrial], home: Path) -> None:
