@@ -75,7 +75,11 @@ def set_up(
         known = set(connection.scalars(select(PARAMS.c.param_name).where(PARAMS.c.trial_id == lease.trial_id)))
         for name, (value, distribution) in params.items():
             if name not in known:
-                row = {"param_name": name, "param_value": value, "distribution_json": distribution_to_json(distribution)}
+                row = {
+                    "param_name": name,
+                    "param_value": value,
+                    "distribution_json": distribution_to_json(distribution),
+                }
                 connection.execute(insert(PARAMS).values(trial_id=lease.trial_id, **row))
         _set_attributes(connection, USER_ATTRIBUTES, lease.trial_id, user_attrs)
         _set_attributes(connection, SYSTEM_ATTRIBUTES, lease.trial_id, system_attrs)
