@@ -96,12 +96,15 @@ def status(study: str, storage: str | None, as_json: bool) -> None:
         print_json(summary)
         return
     spec = loaded.spec
+    abandoned = f" ({now.abandoned} abandoned: the next worker takes them)" if now.abandoned else ""
     print_table(
         ["study", "value"],
         [
             ["state", summary["state"]],
-            ["trials", f"{now.finished} of {summary['budget']} ended, {now.running} running, {now.waiting} waiting"],
-            ["abandoned", f"{now.abandoned} of the running ones: their workers are gone, the next one takes them"],
+            [
+                "trials",
+                f"{now.finished} of {summary['budget']} ended, {now.running} running{abandoned}, {now.waiting} waiting",
+            ],
             ["ended", f"{now.complete} complete, {now.pruned} pruned, {now.failed} failed"],
             ["best", "none yet" if now.best_value is None else f"{now.best_value:.4f} in trial {now.best_number}"],
             ["objective", f"{spec.objective.direction} {spec.objective.metric}"],
@@ -171,7 +174,18 @@ def _summary(database: "Database", name: str) -> dict[str, Any]:
         loaded = load_study(database, name)
     except StorageError:
         return {"study": name, "state": "not made by hpsearch"} | dict.fromkeys(
-            ["trials", "budget", "complete", "pruned", "failed", "running", "waiting", "best", "best_trial"]
+            [
+                "trials",
+                "budget",
+                "complete",
+                "pruned",
+                "failed",
+                "running",
+                "abandoned",
+                "waiting",
+                "best",
+                "best_trial",
+            ]
         )
     now = progress(database, loaded)
     budget = max_trials(loaded.spec)
@@ -185,6 +199,7 @@ def _summary(database: "Database", name: str) -> dict[str, Any]:
         "pruned": now.pruned,
         "failed": now.failed,
         "running": now.running,
+        "abandoned": now.abandoned,
         "waiting": now.waiting,
         "best": now.best_value,
         "best_trial": now.best_number,
