@@ -23,7 +23,7 @@ from hpsearch.train.stream import Stream
 
 __all__ = ["DeviceData", "EpochResult", "Program", "place"]
 
-FACTORED_WEIGHTS = 2**20  # from this size on a weight's gradient is kept as its factors (4 MB, half of a small L3)
+FACTORED_WEIGHTS = 2**20  # from this size on a weight's gradient is kept as its factors (4 MB)
 VALIDATION_BATCH = 500  # images; only speed depends on it
 
 State = Mapping[str, Tensor | int]  # "epoch", "model.<name>", "optimizer.<buffer>.<parameter>"
