@@ -26,6 +26,11 @@ class Checkpoints:
 
     folder: Path
 
+    @property
+    def place(self) -> str:
+        """Where they are, for messages."""
+        return str(self.folder)
+
     def save(self, key: str, epoch: int, content: bytes) -> None:
         """Write a checkpoint and forget all but the last two.
 

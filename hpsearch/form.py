@@ -35,6 +35,7 @@ WORDS = {
     "a valid integer": "a whole number",
     "a valid string": "a name in quotes",
     "greater than or equal to": "at least",
+    "greater than": "above",
 }
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

@@ -55,9 +55,19 @@ class Pruner(Section):
 
 
 class Budget(Section):
-    """[budget]: when the study is done."""
+    """[budget]: when no more trials are started. What is used up first counts; running trials train to their end."""
 
-    trials: int = Field(ge=1, description="trials to run, pruned and failed ones included")
+    trials: int = Field(ge=1, description="trials to run, pruned and failed ones included; exact")
+    epochs: int | None = Field(
+        None, ge=1, description="epochs of all trials together; a trial starts only if all of its epochs still fit"
+    )
+    gpu_hours: float | None = Field(
+        None,
+        gt=0,
+        description="hours of training on all devices together, CPUs included; noticed when a trial would start",
+    )
+    wall_clock_hours: float | None = Field(None, gt=0, description="hours since the first trial started")
+    target: float | None = Field(None, description="value of the objective that is good enough")
 
 
 class Objective(Section):

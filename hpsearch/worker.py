@@ -3,7 +3,6 @@
 With `trial.py` the place where the search and the training half meet.
 """
 
-import contextlib
 import os
 import random
 import secrets
@@ -13,18 +12,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from optuna.trial import TrialState
 
 from hpsearch import catalogue
 from hpsearch.artifacts import Checkpoints
 from hpsearch.data.load import load
-from hpsearch.errors import HpsearchError, LeaseLost, StorageAway, UsageError
+from hpsearch.errors import HpsearchError, StorageAway, UsageError
 from hpsearch.events import Event, StudyOpened, TrialEnded, WorkerLeft, WorkerWarned
 from hpsearch.interrupt import Interruption
 from hpsearch.recipe import Recipe
-from hpsearch.search.pruners import make_pruner
-from hpsearch.search.samplers import corner, max_trials
+from hpsearch.search.samplers import corner
+from hpsearch.search.session import Session
 from hpsearch.settings import Settings
-from hpsearch.storage import ledger
+from hpsearch.storage import budget, fleet, leases, ledger
 from hpsearch.storage.open import FAULTS, Database
 from hpsearch.storage.studies import LoadedStudy, load_study, progress, study_names
 from hpsearch.train.program import place
@@ -39,10 +39,14 @@ CRASHES_BEFORE_LEAVING = 3  # trials in a row that end by an exception: then the
 
 @dataclass(frozen=True)
 class Limits:
-    """When a worker leaves although there may be more to do."""
+    """When a worker leaves although there may be more to do.
+
+    `max_idle_seconds` is how long it waits for something new; None: until all leases of the study's running trials
+    have run out or been renewed, so that trials of a worker that died are taken over.
+    """
 
     max_trials: int | None = None
-    max_idle_seconds: float = 0.0
+    max_idle_seconds: float | None = None
 
 
 def run(
@@ -52,36 +56,41 @@ def run(
     interruption: Interruption,
     max_trials_here: int | None = None,
 ) -> Iterator[Event]:
-    """Take and train trials until the study's budget is used, `max_trials_here` are done, or the process is stopped.
+    """Take and train trials until none can be started, `max_trials_here` are done, or the process is stopped.
 
     Raises:
         StorageError, DataError, UsageError: the study, its data or its model cannot be used; no trial was taken.
-        HpsearchError: three trials in a row ended by an exception.
+        HpsearchError: three trials in a row ended by an exception, or the device failed.
     """
     study = load_study(database, study_name)
     device = choose_device(settings.device)
     bench = _prepare(database, study, settings, device, interruption)
     now = progress(database, study)
-    limit = max_trials(study.spec)
     yield StudyOpened(
-        study.name, study.spec.objective.metric, str(device), limit, now.finished, now.best_number, now.best_value
+        study.name,
+        study.spec.objective.metric,
+        str(device),
+        now.max_trials,
+        now.finished,
+        now.best_number,
+        now.best_value,
     )
     crashes = done = 0
     while done != max_trials_here and not interruption.requested:
         lease = None
         try:
-            lease = ledger.take_trial(database, study.study_id, limit, OWNER, settings.lease_seconds)
-            if lease is None:
+            hand = bench.session.take(1)
+            if not hand.assignments:
                 return
-            outcome = yield from run_trial(bench, lease)
+            lease = hand.assignments[0].lease
+            outcome = yield from run_trial(bench, hand.assignments[0])
         except FAULTS as error:
             yield WorkerWarned(f"the storage does not answer ({_first_line(error)}); waiting for it")
             _wait_for_storage(bench)
             if lease is not None:
-                with contextlib.suppress(LeaseLost):
-                    ledger.release(database, lease, study.spec.max_epochs)
+                ledger.release(database, [(lease, study.spec.max_epochs)], "the storage did not answer")
             continue
-        done += 1
+        done += outcome.state != TrialState.WAITING
         crashes = crashes + 1 if outcome.traceback else 0
         if crashes == CRASHES_BEFORE_LEAVING:
             raise HpsearchError(
@@ -98,11 +107,11 @@ def _wait_for_storage(bench: Bench) -> None:
     """
     deadline = time.monotonic() + bench.settings.storage_wait_seconds
     pause = STORAGE_PAUSE_SECONDS
-    while not bench.database.answers():
+    while not bench.session.database.answers():
         if bench.interruption.requested or time.monotonic() + pause > deadline:
             raise StorageAway(
                 f"the storage has not answered for {bench.settings.storage_wait_seconds:.0f} s; what was trained is in "
-                f"{bench.checkpoints.folder}; run the same command again when it is back"
+                f"{bench.checkpoints.place}; run the same command again when it is back"
             )
         time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 -- so that many workers do not come back in one moment
         pause = min(2 * pause, MAX_STORAGE_PAUSE_SECONDS)
@@ -144,34 +153,80 @@ def serve(
 
     Raises what `run` raises.
     """
-    idle_since = time.monotonic()
-    left = limits.max_trials
+    left, idle = limits.max_trials, _Idle(database, settings, limits)
     while not interruption.requested and left != 0:
-        name = _next_study(database, study_name)
+        name, reason = _next_study(database, study_name)
         if name is None:
-            if time.monotonic() - idle_since >= limits.max_idle_seconds:
-                yield WorkerLeft("no trials left to start" + (f" in study {study_name}" if study_name else ""))
-                return
-            time.sleep(IDLE_POLL_SECONDS)
+            if not idle.goes_on(reason):
+                yield WorkerLeft(reason.sentence)
+                break
             continue
         for event in run(database, name, settings, interruption, left):
             yield event
             if left is not None:
-                left -= isinstance(event, TrialEnded)
-        idle_since = time.monotonic()
-    if interruption.requested:
-        yield WorkerLeft("interrupted", interrupted=True)
+                left -= isinstance(event, TrialEnded) and event.state != TrialState.WAITING.name
+        idle = _Idle(database, settings, limits)
     else:
-        yield WorkerLeft(f"{limits.max_trials} trials done, as asked")
+        asked = interruption.requested
+        yield WorkerLeft("interrupted" if asked else f"{limits.max_trials} trials done, as asked", interrupted=asked)
+    fleet.leave(database, myself(settings))
 
 
-def _next_study(database: Database, study_name: str | None) -> str | None:
+@dataclass(frozen=True)
+class _Nothing:
+    """Why there is nothing to do: in words; the paused study; until when trials of other workers may become free."""
+
+    sentence: str
+    paused: int | None = None
+    lease_seconds: float | None = None
+
+
+class _Idle:
+    """A worker without work, and how long it waits for some."""
+
+    def __init__(self, database: Database, settings: Settings, limits: Limits) -> None:
+        self._database, self._settings, self._limits = database, settings, limits
+        self._since = time.monotonic()
+        self._until: float | None = None  # when leases that were live at the beginning will have run out
+
+    def goes_on(self, nothing: _Nothing) -> bool:
+        """Wait a little and say True, or False if it is time to leave."""
+        passed = time.monotonic() - self._since
+        if nothing.lease_seconds is not None and self._until is None:
+            self._until = passed + nothing.lease_seconds + IDLE_POLL_SECONDS
+        lingers = nothing.lease_seconds is not None and passed < (self._until or 0.0)
+        waits = self._limits.max_idle_seconds is not None and passed < self._limits.max_idle_seconds
+        if not (nothing.paused is not None or waits or (lingers and self._limits.max_idle_seconds is None)):
+            return False
+        state = fleet.PAUSED if nothing.paused is not None else fleet.WAITING
+        fleet.beat(self._database, myself(self._settings), fleet.Sign(nothing.paused, state))
+        time.sleep(IDLE_POLL_SECONDS * random.uniform(0.7, 1.0))  # noqa: S311 -- not all at one moment
+        return True
+
+
+def _next_study(database: Database, study_name: str | None) -> tuple[str | None, _Nothing]:
+    """The study to work on; without one, why not."""
+    paused: int | None = None
+    live: list[float] = []
+    reason = "no trials left to start"
     for name in [study_name] if study_name else study_names(database):
         study = load_study(database, name)
         now = progress(database, study)
-        if now.abandoned or now.started < max_trials(study.spec):
-            return name
-    return None
+        if now.state == budget.RUNNING and (now.abandoned or now.startable):
+            return name, _Nothing("")
+        if now.state == budget.PAUSED:
+            paused = study.study_id
+        if now.state == budget.RUNNING and now.running:
+            with database.engine.connect() as connection:
+                live.append(leases.seconds_left(connection, study.study_id) or 0.0)
+        if study_name:
+            reason = f"study {name}: {now.reason}"
+    return None, _Nothing(reason, paused, max(live) if live else None)
+
+
+def myself(settings: Settings) -> fleet.Worker:
+    """This process in the table of workers."""
+    return fleet.Worker(OWNER, socket.gethostname(), os.getpid(), str(choose_device(settings.device)))
 
 
 def choose_device(name: str) -> torch.device:
@@ -204,8 +259,7 @@ def _prepare(
         image_size=spec.data.image_size,
     )
     bench = Bench(
-        database=database,
-        study=study,
+        session=Session(database, study, myself(settings), settings.lease_seconds),
         data=place(dataset, device),
         constructor=constructor,
         interruption=interruption,
@@ -214,5 +268,4 @@ def _prepare(
         checkpoints=Checkpoints(settings.home / "checkpoints"),
     )
     _try_model(bench, spec.recipe(corner(spec), 0, 0))
-    study.optuna_study.pruner = make_pruner(spec)
     return bench

@@ -47,7 +47,7 @@ def create_study(
     if if_missing and name in studies.study_names(database):
         click.echo(f"study {name} exists already in {redact(settings.storage_url)}")
         return
-    studies.create_study(database, spec, name)
+    studies.create_study(database, spec, name, max_trials(spec))
     click.echo(
         f"study {name}: {max_trials(spec)} trials of up to {spec.max_epochs} epochs, in {redact(settings.storage_url)}"
     )
@@ -167,7 +167,6 @@ def _load(study: str, storage: str | None) -> "tuple[Database, LoadedStudy]":
 
 def _summary(database: "Database", name: str) -> dict[str, Any]:
     from hpsearch.errors import StorageError
-    from hpsearch.search.samplers import max_trials
     from hpsearch.storage.studies import load_study, progress
 
     try:
@@ -188,8 +187,16 @@ def _summary(database: "Database", name: str) -> dict[str, Any]:
             ]
         )
     now = progress(database, loaded)
-    budget = max_trials(loaded.spec)
-    state = "finished" if now.finished >= budget else "running" if now.running else "waiting for workers"
+    budget = now.max_trials
+    state = (
+        "finished"
+        if now.done
+        else now.state
+        if now.state != "running"
+        else "running"
+        if now.running
+        else "waiting for workers"
+    )
     return {
         "study": name,
         "state": state,

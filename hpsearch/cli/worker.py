@@ -23,9 +23,8 @@ from hpsearch.settings import Settings, redact
 @click.option(
     "--max-idle",
     type=click.FloatRange(min=0),
-    default=0.0,
     metavar="SECONDS",
-    help="Wait so long for a study with trials left before leaving.  [default: 0]",
+    help="Wait so long for something to do before leaving; default: until no trial of a dead worker can turn up.",
 )
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of data sets; default: HPSEARCH_DATA.")
 @storage_option
@@ -35,7 +34,7 @@ def worker(
     device: str | None,
     workers: int | None,
     max_trials: int | None,
-    max_idle: float,
+    max_idle: float | None,
     data_dir: Path | None,
     storage: str | None,
     events: bool,
@@ -56,7 +55,7 @@ def worker(
 
 
 def _work(
-    study: str | None, settings: Settings, max_trials: int | None, max_idle: float, interruption: Interruption
+    study: str | None, settings: Settings, max_trials: int | None, max_idle: float | None, interruption: Interruption
 ) -> Generator[Event, None, None]:
     """The events of a worker in this process; an error becomes its last one."""
     from hpsearch.storage.open import FAULTS, connect
@@ -77,7 +76,7 @@ def _work(
         yield WorkerFailed(f"storage {redact(settings.storage_url)} does not answer: {reason}", EXIT_INTERRUPTED)
 
 
-def _work_and_show(study: str | None, settings: Settings, max_trials: int | None, max_idle: float) -> int:
+def _work_and_show(study: str | None, settings: Settings, max_trials: int | None, max_idle: float | None) -> int:
     from hpsearch.cli.display import show
 
     interruption = Interruption()
@@ -85,7 +84,7 @@ def _work_and_show(study: str | None, settings: Settings, max_trials: int | None
         return show(((0, event) for event in events), settings)
 
 
-def _work_and_print(study: str | None, settings: Settings, max_trials: int | None, max_idle: float) -> int:
+def _work_and_print(study: str | None, settings: Settings, max_trials: int | None, max_idle: float | None) -> int:
     interruption = Interruption()
     code = 0
     with interruption.listening(), closing(_work(study, settings, max_trials, max_idle, interruption)) as events:
@@ -124,6 +123,7 @@ def _devices(device: str, workers: int | None) -> list[str]:
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
 
 
-def _arguments(study: str | None, device: str, max_trials: int | None, max_idle: float) -> list[str]:
-    limits = ["--max-idle", str(max_idle), *(["--max-trials", str(max_trials)] if max_trials else [])]
+def _arguments(study: str | None, device: str, max_trials: int | None, max_idle: float | None) -> list[str]:
+    limits = ["--max-trials", str(max_trials)] if max_trials else []
+    limits += ["--max-idle", str(max_idle)] if max_idle is not None else []
     return ["--device", device, *limits, *([study] if study else [])]

@@ -12,6 +12,7 @@ from optuna.pruners import BasePruner
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
+from hpsearch.recipe import fold
 from hpsearch.search import PRUNERS
 from hpsearch.spec import StudySpec
 
@@ -24,24 +25,26 @@ def make_pruner(spec: StudySpec) -> BasePruner:
 
 
 class RungPruner(BasePruner):
-    """Asynchronous successive halving over everything known at a rung.
+    """Asynchronous successive halving over everything known at a rung, in one or several brackets.
 
-    Rungs are the epochs `min_epochs * factor**k` below `epochs`. A trial that reports at a rung goes on if its value is
-    among the best `1 / factor` (rounded up) of all values ever reported there, by running and ended trials alike.
-    Optuna's SuccessiveHalvingPruner keeps the rungs that a trial has passed as attributes and so depends on the order
-    of calls; this one is a function of the reported values alone.
+    The rungs of bracket b are the epochs `min_epochs * factor**(b + k)` below `epochs`. A trial that reports at a rung
+    goes on if its value is among the best `1 / factor` (rounded up) of all values ever reported there by trials of its
+    bracket, running and ended ones alike. Optuna's pruners keep the rungs that a trial has passed as attributes and so
+    depend on the order of calls; this one is a function of the reported values alone.
 
     Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020, arXiv 1810.05934.
     """
 
-    def __init__(self, epochs: int, min_epochs: int, factor: int) -> None:
-        self.rungs = _rungs(epochs, min_epochs, factor)
+    def __init__(self, epochs: int, min_epochs: int, factor: int, num_brackets: int = 1) -> None:
         self.factor = factor
+        self._brackets = [_rungs(epochs, min_epochs * factor**bracket, factor) for bracket in range(num_brackets)]
+        self._shares = _shares(num_brackets, factor)
+        self.rungs = frozenset[int]().union(*self._brackets)
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether `trial`, whose last report may stand at a rung, ends here."""
-        epoch = trial.last_step
-        if epoch not in self.rungs:
+        epoch, bracket = trial.last_step, self.bracket(trial.number)
+        if epoch not in self._brackets[bracket]:
             return False
         value = trial.intermediate_values[epoch]
         if math.isnan(value):
@@ -49,10 +52,26 @@ class RungPruner(BasePruner):
         known = [
             other.intermediate_values[epoch]
             for other in study.get_trials(deepcopy=False)
-            if other.number != trial.number and epoch in other.intermediate_values
+            if epoch in other.intermediate_values
+            and other.number != trial.number
+            and self.bracket(other.number) == bracket
         ]
         better = (other > value if study.direction == StudyDirection.MAXIMIZE else other < value for other in known)
         return sum(better) >= math.ceil((len(known) + 1) / self.factor)
+
+    def bracket(self, number: int) -> int:
+        """The bracket of a trial, by its number alone."""
+        if len(self._shares) == 1:
+            return 0
+        place = fold(number) % sum(self._shares)
+        return next(b for b in range(len(self._shares)) if place < sum(self._shares[: b + 1]))
+
+
+def rungs(pruner: BasePruner) -> frozenset[int] | None:
+    """The epochs at which the pruner decides; None if that is every epoch."""
+    if isinstance(pruner, optuna.pruners.NopPruner):
+        return frozenset()
+    return pruner.rungs if isinstance(pruner, RungPruner) else None
 
 
 def asha(epochs: int, *, min_epochs: int = 1, factor: int = 3) -> BasePruner:
@@ -62,7 +81,10 @@ def asha(epochs: int, *, min_epochs: int = 1, factor: int = 3) -> BasePruner:
 
 def hyperband(epochs: int, *, min_epochs: int = 1, factor: int = 3) -> BasePruner:
     """Several successive halvings with different first rungs (Li et al., JMLR 2018, arXiv 1603.06560)."""
-    return optuna.pruners.HyperbandPruner(min_resource=min_epochs, max_resource=epochs, reduction_factor=factor)
+    num_brackets = 1
+    while min_epochs * factor**num_brackets <= epochs:
+        num_brackets += 1
+    return RungPruner(epochs, min_epochs, factor, num_brackets)
 
 
 def median(epochs: int, *, startup_trials: int = 5, min_epochs: int = 1) -> BasePruner:
@@ -82,3 +104,9 @@ def _rungs(epochs: int, min_epochs: int, factor: int) -> frozenset[int]:
         rungs.append(rung)
         rung *= factor
     return frozenset(rungs)
+
+
+def _shares(num_brackets: int, factor: int) -> list[int]:
+    """How many trials of a round begin in each bracket, as in Hyperband's algorithm 1: many where rungs come early."""
+    halvings = [num_brackets - 1 - bracket for bracket in range(num_brackets)]
+    return [math.ceil(num_brackets * factor**left / (left + 1)) for left in halvings]

@@ -1,4 +1,4 @@
-"""What to try: samplers, from the study file's [sampler] section, and how a trial asks them.
+"""What to try: samplers, from the study file's [sampler] section.
 
 Every function of the table SAMPLERS takes the study, a seed and the section's options. A sampler is made anew for each
 trial, seeded from the study's seed and the trial's number: one worker alone repeats a study exactly.
@@ -17,33 +17,39 @@ from optuna.trial import FrozenTrial
 
 from hpsearch.recipe import fold
 from hpsearch.search import SAMPLERS
-from hpsearch.space import Choice, Int, Parameter, Space, active, asked
+from hpsearch.space import Choice, Float, Int, Parameter, Space, active, asked
 from hpsearch.spec import StudySpec
 
+MAX_POINTS = 10_000  # of a space that is looked through whole for what has not been tried; larger ones never run out
 
-def make_sampler(spec: StudySpec, number: int) -> BaseSampler:
-    """The study's sampler for trial `number`."""
+
+def make_sampler(spec: StudySpec, number: int, attempt: int = 0) -> BaseSampler:
+    """The study's sampler for trial `number`; each `attempt` to find a configuration for it has draws of its own."""
     module, function = SAMPLERS[spec.sampler.name].split(":")
     make: Callable[..., BaseSampler] = getattr(importlib.import_module(module), function)
     options = spec.sampler.options()
     base = options.pop("seed", spec.seed)
-    return make(spec, fold(base, number) % 2**32, **options)
+    seed = fold(base, number, attempt) if attempt else fold(base, number)
+    return make(spec, seed % 2**32, **options)
 
 
 def max_trials(spec: StudySpec) -> int:
     """How many trials the study can have: its budget, or all there is to try if that is less."""
-    if spec.sampler.name == "grid":
-        return min(spec.budget.trials, len(spec.first) + len(grid_points(spec.space)))
-    return spec.budget.trials
+    return min(spec.budget.trials, most_trials(spec) or spec.budget.trials)
 
 
-def suggest(trial: optuna.Trial, spec: StudySpec) -> dict[str, Any]:
-    """Ask for every parameter that the trial has, in an order that meets the conditions; by recorded name."""
-    chosen: dict[str, Any] = {}
-    for name, parameter in spec.parameters.items():
-        if active(parameter, chosen):
-            chosen[name] = trial._suggest(name, distribution(parameter))
-    return chosen
+def most_trials(spec: StudySpec) -> int | None:
+    """All there is to try; None if there is no end to it."""
+    points = finite_points(spec)
+    return None if points is None else len(points)
+
+
+def finite_points(spec: StudySpec) -> list[dict[str, Any]] | None:
+    """Every configuration of the study's space, if they are finitely many and not more than MAX_POINTS, or a grid."""
+    if not spec.space or not all(_finite(parameter) for parameter in spec.space.values()):
+        return None
+    many = math.prod(len(_values(parameter)) for parameter in spec.space.values()) > MAX_POINTS
+    return None if many and spec.sampler.name != "grid" else grid_points(spec.space)
 
 
 def corner(spec: StudySpec) -> dict[str, Any]:
@@ -89,8 +95,7 @@ def cmaes(spec: StudySpec, seed: int, *, startup_trials: int = 10) -> BaseSample
 
 def grid(spec: StudySpec, seed: int) -> BaseSampler:
     """Every combination once, in the order of the study file; needs choices, whole numbers or steps."""
-    points = grid_points(spec.space)
-    return _NumberedSampler(spec, lambda index: points[index % len(points)])
+    return _NumberedSampler(spec, lambda index: (points := grid_points(spec.space))[index % len(points)])
 
 
 def qmc(spec: StudySpec, seed: int) -> BaseSampler:
@@ -141,6 +146,10 @@ def _values(parameter: Parameter) -> list[Any]:
     step = parameter.step or 1
     count = math.floor((parameter.high - parameter.low) / step + 1e-9) + 1
     return [parameter.low + index * step for index in range(count)]
+
+
+def _finite(parameter: Parameter) -> bool:
+    return not isinstance(parameter, Float) or parameter.step is not None
 
 
 class _NumberedSampler(BaseSampler):

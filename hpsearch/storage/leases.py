@@ -7,10 +7,24 @@ hangs loses its trial just as one that was killed does. Whoever holds an old tok
 Source: Gray and Cheriton, Leases, SOSP 1989; Kleppmann, How to do distributed locking, 2016 (fencing tokens).
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from optuna.trial import TrialState
-from sqlalchemy import ColumnElement, Connection, Double, func, insert, literal_column, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Double,
+    Select,
+    bindparam,
+    func,
+    insert,
+    literal_column,
+    select,
+    tuple_,
+    update,
+)
 
 from hpsearch.storage.tables import LEASES, TRIALS
 
@@ -25,67 +39,119 @@ _CLOCK = {
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to train one trial and to write about it. `crashes` counts the owners before that vanished."""
+    """The right to train one trial and to write about it."""
 
     trial_id: int
+    number: int  # of the trial in its study
     owner: str
     token: int
-    crashes: int = 0
+    crashes: int = 0  # owners in a row before this one that vanished
+    epoch: int = 0  # the last one recorded by those before
 
 
-def grant(connection: Connection, trial_id: int, owner: str, seconds: float) -> Lease:
-    """A lease on a trial that has just been started; the caller holds the study's lock."""
-    known = connection.scalar(select(LEASES.c.token).where(LEASES.c.trial_id == trial_id))
-    row = {"owner": owner, "token": (known or 0) + 1, "expires": clock(connection) + seconds, "crashes": 0}
-    if known is None:
-        connection.execute(insert(LEASES).values(trial_id=trial_id, **row))
-    else:
-        connection.execute(update(LEASES).where(LEASES.c.trial_id == trial_id).values(**row))
-    return Lease(trial_id, owner, (known or 0) + 1)
+def grant(connection: Connection, trials: Sequence[tuple[int, int]], owner: str, seconds: float) -> list[Lease]:
+    """Leases on trials (id, number) that have just been started; the caller holds the study's lock."""
+    if not trials:
+        return []
+    ids = [trial_id for trial_id, _ in trials]
+    columns = (LEASES.c.trial_id, LEASES.c.token, LEASES.c.epoch)
+    known = {row[0]: row for row in connection.execute(select(*columns).where(LEASES.c.trial_id.in_(ids)))}
+    expires = now(connection) + seconds
+    fresh = {"owner": owner, "token": 1, "expires": expires, "crashes": 0, "epoch": 0, "seconds": 0.0}
+    if new := [trial_id for trial_id in ids if trial_id not in known]:
+        connection.execute(insert(LEASES), [{"trial_id": trial_id, **fresh} for trial_id in new])
+    if known:
+        again = {"owner": owner, "token": LEASES.c.token + 1, "expires": expires, "crashes": 0}
+        connection.execute(update(LEASES).where(LEASES.c.trial_id.in_(known)).values(again))
+    return [
+        Lease(trial_id, number, owner, known[trial_id].token + 1, epoch=known[trial_id].epoch)
+        if trial_id in known
+        else Lease(trial_id, number, owner, 1)
+        for trial_id, number in trials
+    ]
 
 
-def adopt(connection: Connection, study_id: int, owner: str, seconds: float) -> Lease | None:
-    """Take over the first trial of the study whose lease has run out; the caller holds the study's lock."""
-    expired = LEASES.c.expires < clock(connection)
-    found = connection.execute(
-        select(LEASES.c.trial_id, LEASES.c.token, LEASES.c.crashes)
-        .join(TRIALS, TRIALS.c.trial_id == LEASES.c.trial_id)
-        .where(TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.RUNNING, expired)
-        .order_by(TRIALS.c.number)
-        .limit(1)
-    ).one_or_none()
-    if found is None:
-        return None
-    trial_id, token, crashes = found
-    same = (LEASES.c.trial_id == trial_id) & (LEASES.c.token == token) & expired  # it may be renewed right now
-    row = {"owner": owner, "token": token + 1, "expires": clock(connection) + seconds, "crashes": crashes + 1}
-    if connection.execute(update(LEASES).where(same).values(**row)).rowcount == 0:
-        return None
-    return Lease(trial_id, owner, token + 1, crashes + 1)
+def adopt(connection: Connection, study_id: int, num: int, owner: str, seconds: float) -> list[tuple[Lease, str]]:
+    """Take over up to `num` trials whose lease has run out, each with the name of its last owner.
+
+    The caller holds the study's lock; a lease that is being renewed at this moment is passed over.
+    """
+    found = connection.execute(_expired(connection, study_id).limit(num).with_for_update(of=LEASES, skip_locked=True))
+    taken = [(Lease(r.trial_id, r.number, owner, r.token + 1, r.crashes + 1, r.epoch), r.owner) for r in found]
+    if taken:
+        row = {"owner": owner, "token": LEASES.c.token + 1, "expires": now(connection) + seconds}
+        row["crashes"] = LEASES.c.crashes + 1
+        ids = [lease.trial_id for lease, _ in taken]
+        connection.execute(update(LEASES).where(LEASES.c.trial_id.in_(ids)).values(row))
+    return taken
 
 
 def count_expired(connection: Connection, study_id: int) -> int:
     """How many running trials of the study have lost their owner."""
-    abandoned = select(func.count()).select_from(LEASES).join(TRIALS, TRIALS.c.trial_id == LEASES.c.trial_id)
-    running = (TRIALS.c.study_id == study_id) & (TRIALS.c.state == TrialState.RUNNING)
-    return connection.scalars(abandoned.where(running, LEASES.c.expires < clock(connection))).one()
+    return connection.scalars(select(func.count()).select_from(_expired(connection, study_id).subquery())).one()
 
 
-def renew(connection: Connection, lease: Lease, seconds: float) -> bool:
-    """Extend the lease, as an epoch is recorded; False if somebody else has the trial now."""
-    row = {"expires": clock(connection) + seconds, "crashes": 0}
-    return connection.execute(update(LEASES).where(_held(lease)).values(**row)).rowcount == 1
+def seconds_left(connection: Connection, study_id: int) -> float | None:
+    """Until when the last of the running trials' leases runs out, if none is renewed; None if no trial is running."""
+    latest = select(func.max(LEASES.c.expires)).join(TRIALS, TRIALS.c.trial_id == LEASES.c.trial_id)
+    expires = connection.scalar(latest.where(TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.RUNNING))
+    return None if expires is None else max(0.0, expires - now(connection))
 
 
-def check(connection: Connection, lease: Lease) -> bool:
-    """Whether the lease is still held; takes the row's lock, so that it stays so until the transaction ends."""
-    return connection.execute(update(LEASES).where(_held(lease)).values(token=lease.token)).rowcount == 1
+def hold(connection: Connection, leases: Iterable[Lease]) -> set[int]:
+    """The trials of those leases that are still held and RUNNING; their rows stay locked until the transaction ends."""
+    mine = list(leases)
+    held = update(LEASES).where(_held(mine)).values(token=LEASES.c.token).returning(LEASES.c.trial_id)
+    return _running(connection, list(connection.scalars(held))) if mine else set()
+
+
+def renew(connection: Connection, epochs: Sequence[tuple[Lease, int, float]], seconds: float) -> set[int]:
+    """As `hold`; extends the leases, and notes the epoch that is being recorded and the device time that it took."""
+    kept = hold(connection, (lease for lease, _, _ in epochs))
+    row = {"expires": bindparam("until"), "crashes": 0, "epoch": bindparam("last")}
+    statement = update(LEASES).where(LEASES.c.trial_id == bindparam("id")).values(row)
+    statement = statement.values(seconds=LEASES.c.seconds + bindparam("spent"))
+    until = now(connection) + seconds
+    rows = [
+        {"id": lease.trial_id, "until": until, "last": epoch, "spent": spent}
+        for lease, epoch, spent in epochs
+        if lease.trial_id in kept
+    ]
+    if rows:
+        connection.execute(statement, rows)
+    return kept
+
+
+def set_back(connection: Connection, trials: Iterable[tuple[int, int]]) -> None:
+    """Note for each trial (id, epoch) that its record ends with that epoch; those whose record is shorter stay."""
+    statement = update(LEASES).where(LEASES.c.trial_id == bindparam("id"), LEASES.c.epoch > bindparam("last"))
+    connection.execute(statement.values(epoch=bindparam("last")), [{"id": i, "last": epoch} for i, epoch in trials])
+
+
+def now(connection: Connection) -> float:
+    """The database's own time, in seconds since 1970."""
+    return connection.scalars(select(clock(connection))).one()
 
 
 def clock(connection: Connection) -> ColumnElement[float]:
-    """The database's own time, in seconds since 1970."""
+    """The database's own time as an expression."""
     return literal_column(_CLOCK[connection.dialect.name], Double)
 
 
-def _held(lease: Lease) -> ColumnElement[bool]:
-    return (LEASES.c.trial_id == lease.trial_id) & (LEASES.c.token == lease.token) & (LEASES.c.owner == lease.owner)
+def _running(connection: Connection, trial_ids: Sequence[int]) -> set[int]:
+    of_them = TRIALS.c.trial_id.in_(trial_ids)
+    running = select(TRIALS.c.trial_id).where(of_them, TRIALS.c.state == TrialState.RUNNING)
+    # SQLite knows no row locks: there the update of the leases before has locked the whole database.
+    return set(connection.scalars(running.with_for_update())) if trial_ids else set()
+
+
+def _expired(connection: Connection, study_id: int) -> Select[Any]:
+    columns = (LEASES.c.trial_id, TRIALS.c.number, LEASES.c.owner, LEASES.c.token, LEASES.c.crashes, LEASES.c.epoch)
+    running = (TRIALS.c.study_id == study_id) & (TRIALS.c.state == TrialState.RUNNING)
+    joined = select(*columns).join(TRIALS, TRIALS.c.trial_id == LEASES.c.trial_id)
+    return joined.where(running, LEASES.c.expires < clock(connection)).order_by(TRIALS.c.number)
+
+
+def _held(leases: Sequence[Lease]) -> ColumnElement[bool]:
+    keys = [(lease.trial_id, lease.token, lease.owner) for lease in leases]
+    return tuple_(LEASES.c.trial_id, LEASES.c.token, LEASES.c.owner).in_(keys)

@@ -1,26 +1,30 @@
-"""The ledger: what happens to trials, each event one transaction on Optuna's own tables.
+"""The ledger: what happens to trials, many of them in one transaction on Optuna's own tables.
 
 What it writes reads back through Optuna's public API as if Optuna had written it. Every write to a trial is guarded by
-its lease and by `state = 'RUNNING'`: who lost the lease, or whose trial was ended elsewhere, writes nothing.
+its lease and by `state = 'RUNNING'`: who lost the lease, or whose trial was ended elsewhere, writes nothing about it and
+misses it in the set of those that were written. The lock of the study, where it is needed, comes first.
 """
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy import Connection, Table, delete, func, insert, select, update
+from sqlalchemy import Connection, Table, and_, delete, func, insert, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
-from hpsearch.errors import LeaseLost, StorageError
-from hpsearch.storage import leases
+from hpsearch.errors import StorageError
+from hpsearch.storage import budget, leases
+from hpsearch.storage.events import ADOPTED, CRASHED, RELEASED, Happening, record
 from hpsearch.storage.leases import Lease
 from hpsearch.storage.open import Database
 from hpsearch.storage.tables import (
+    CONFIGURATIONS,
     EPOCHS,
     INTERMEDIATE_VALUES,
     METRICS,
@@ -35,106 +39,136 @@ from hpsearch.storage.tables import (
 REASON_KEY = "hpsearch:reason"  # trial attribute: why it ended before its last epoch
 
 
-def take_trial(database: Database, study_id: int, max_trials: int, owner: str, lease_seconds: float) -> Lease | None:
-    """Start or take over one trial of the study; None if `max_trials` have been started and none was abandoned.
+@dataclass(frozen=True)
+class Taken:
+    """Trials that this worker trains from now on; if fewer than asked for, why (and what people have set)."""
 
-    The count and the new row are one transaction under the study's row lock, so any number of workers start exactly
-    `max_trials`. Trials whose lease has run out go first, then waiting ones (known good configurations, and what was
-    given back), then new ones.
+    leases: tuple[Lease, ...]
+    reason: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a trial will train: parameters in Optuna's internal representation, attributes, and a digest of it all.
+
+    A trial whose digest another trial of the study has is refused, unless it was `ordered` by a person.
+    """
+
+    lease: Lease
+    params: Mapping[str, tuple[float, BaseDistribution]]
+    user_attrs: Mapping[str, Any]
+    system_attrs: Mapping[str, Any]
+    digest: str
+    ordered: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """One epoch of one trial: `value` becomes Optuna's intermediate value at step `epoch`, `metrics` (METRICS) a row.
+
+    `seconds` is the device time that the epoch took.
+    """
+
+    lease: Lease
+    epoch: int
+    value: float
+    metrics: Mapping[str, float]
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class End:
+    """How a trial ends: COMPLETE, PRUNED or FAIL, with its value (if any) and last attributes."""
+
+    lease: Lease
+    state: TrialState
+    value: float | None = None
+    user_attrs: Mapping[str, Any] = field(default_factory=dict)
+    system_attrs: Mapping[str, Any] = field(default_factory=dict)
+    event: Happening | None = None
+
+
+def take(database: Database, study_id: int, num: int, owner: str, lease_seconds: float, plan: budget.Plan) -> Taken:
+    """Start or take over up to `num` trials of the study, as far as the budget goes.
+
+    The count and the new rows are one transaction under the study's row lock, so any number of workers start exactly
+    what the budget allows. Trials whose lease has run out go first, then waiting ones (known good configurations, and
+    what was given back), then new ones.
 
     Raises:
         StorageError: the study has been deleted.
     """
     with database.engine.begin() as connection:
-        _lock_study(connection, study_id)
-        while lease := leases.adopt(connection, study_id, owner, lease_seconds):
-            if lease.crashes < leases.MAX_CRASHES:
-                break
-            reason = f"{lease.crashes} workers in a row vanished while they trained it, the last before {owner}"
-            _end(connection, lease.trial_id, TrialState.FAIL, None, {REASON_KEY: reason})
-        if lease is None:
-            trial_id = _start_next(connection, study_id, max_trials)
-            lease = leases.grant(connection, trial_id, owner, lease_seconds) if trial_id is not None else None
-    database.storage.get_all_trials(study_id, deepcopy=False)  # Optuna's cache refuses trials that it has not seen
-    return lease
+        lock_study(connection, study_id)
+        allowed = budget.allowance(connection, study_id, plan)
+        adopted = _adopt(connection, study_id, num, owner, lease_seconds) if allowed.state == budget.RUNNING else []
+        room = min(num - len(adopted), allowed.num_trials)
+        started = _start(connection, study_id, room) if room > 0 else []
+        fresh = leases.grant(connection, started, owner, lease_seconds)
+        if fresh:
+            budget.note_start(connection, study_id)
+    return Taken((*adopted, *fresh), allowed.reason, allowed.state)
 
 
-def set_up(
-    database: Database,
-    lease: Lease,
-    params: Mapping[str, tuple[float, BaseDistribution]],
-    user_attrs: Mapping[str, Any],
-    system_attrs: Mapping[str, Any],
-) -> None:
-    """Record what a trial will train: its parameters (in Optuna's internal representation) and attributes.
+def set_up(database: Database, study_id: int, drawn: Sequence[Drawn]) -> tuple[set[int], set[int]]:
+    """Record what trials will train; the ids of those recorded, and of those refused as another trial's double."""
+    with database.engine.begin() as connection:
+        lock_study(connection, study_id)
+        held = leases.hold(connection, (one.lease for one in drawn))
+        mine = [one for one in drawn if one.lease.trial_id in held]
+        doubles = _claim(connection, study_id, mine)
+        accepted = [one for one in mine if one.lease.trial_id not in doubles]
+        _insert_params(connection, accepted)
+        _set_attributes(connection, USER_ATTRIBUTES, [(one.lease.trial_id, one.user_attrs) for one in accepted])
+        _set_attributes(connection, SYSTEM_ATTRIBUTES, [(one.lease.trial_id, one.system_attrs) for one in accepted])
+    return {one.lease.trial_id for one in accepted}, doubles
 
-    Raises:
-        LeaseLost: the trial belongs to somebody else now.
+
+def report(database: Database, reports: Sequence[Report], lease_seconds: float) -> set[int]:
+    """Record epochs and renew the leases for `lease_seconds`; the ids of those trials that still were this worker's.
+
+    An epoch that is recorded again, because nobody knew whether the first time went through, replaces itself.
     """
-    with _held(database, lease) as connection:
-        known = set(connection.scalars(select(PARAMS.c.param_name).where(PARAMS.c.trial_id == lease.trial_id)))
-        for name, (value, distribution) in params.items():
-            if name not in known:
-                row = {
-                    "param_name": name,
-                    "param_value": value,
-                    "distribution_json": distribution_to_json(distribution),
-                }
-                connection.execute(insert(PARAMS).values(trial_id=lease.trial_id, **row))
-        _set_attributes(connection, USER_ATTRIBUTES, lease.trial_id, user_attrs)
-        _set_attributes(connection, SYSTEM_ATTRIBUTES, lease.trial_id, system_attrs)
+    with database.engine.begin() as connection:
+        kept = leases.renew(connection, [(one.lease, one.epoch, one.seconds) for one in reports], lease_seconds)
+        mine = [one for one in reports if one.lease.trial_id in kept]
+        if mine:
+            _upsert(connection, INTERMEDIATE_VALUES, ("trial_id", "step"), [_value_row(one) for one in mine])
+            _upsert(connection, EPOCHS, ("trial_id", "epoch"), [_epoch_row(one) for one in mine])
+    return kept
 
 
-def report(
-    database: Database, lease: Lease, epoch: int, value: float, metrics: Mapping[str, float], lease_seconds: float
-) -> None:
-    """Record one epoch: `value` as Optuna's intermediate value at step `epoch`, and the `metrics` of METRICS as a row.
+def finish(database: Database, ends: Sequence[End]) -> set[int]:
+    """End trials as Optuna's `tell` does; the ids of those that still were this worker's."""
+    with database.engine.begin() as connection:
+        return _finish(connection, ends)
 
-    Renews the lease for `lease_seconds`.
 
-    Raises:
-        LeaseLost: the trial belongs to somebody else now, or was ended.
+def release(database: Database, given_back: Sequence[tuple[Lease, int]], reason: str) -> set[int]:
+    """Give interrupted trials back: each waits, with its parameters, to go on after the epoch given with it.
+
+    The ids of those that still were this worker's.
     """
-    stored, value_type = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
-    finite = {name: metrics[name] for name in METRICS if math.isfinite(metrics[name])}
-    with _held(database, lease, lease_seconds) as connection:
-        _delete_epochs(connection, lease.trial_id, epoch)  # an epoch trained again after a restart replaces itself
-        row = {"step": epoch, "intermediate_value": stored, "intermediate_value_type": value_type}
-        connection.execute(insert(INTERMEDIATE_VALUES).values(trial_id=lease.trial_id, **row))
-        connection.execute(insert(EPOCHS).values(trial_id=lease.trial_id, epoch=epoch, **finite))
+    with database.engine.begin() as connection:
+        held = leases.hold(connection, (lease for lease, _ in given_back))
+        mine = [(lease, epoch) for lease, epoch in given_back if lease.trial_id in held]
+        _cut_back(connection, mine)
+        row = {"state": TrialState.WAITING, "datetime_start": None}
+        connection.execute(update(TRIALS).where(TRIALS.c.trial_id.in_(held)).values(row))
+        record(
+            connection,
+            [(lease.trial_id, Happening(RELEASED, f"after epoch {epoch}: {reason}")) for lease, epoch in mine],
+        )
+    return held
 
 
-def cut_back(database: Database, lease: Lease, last_epoch: int) -> None:
-    """Remove what was recorded after `last_epoch`, from which the trial goes on.
-
-    Raises:
-        LeaseLost: the trial belongs to somebody else now.
-    """
-    with _held(database, lease) as connection:
-        _delete_epochs(connection, lease.trial_id, last_epoch + 1)
-
-
-def release(database: Database, lease: Lease, last_epoch: int) -> None:
-    """Give an interrupted trial back: it waits, with its parameters, to go on after `last_epoch`.
-
-    Raises:
-        LeaseLost: the trial belongs to somebody else now.
-    """
-    with _held(database, lease) as connection:
-        _delete_epochs(connection, lease.trial_id, last_epoch + 1)
-        connection.execute(_update_trial(lease.trial_id, state=TrialState.WAITING, datetime_start=None))
-
-
-def finish(
-    database: Database, lease: Lease, state: TrialState, value: float | None, user_attrs: Mapping[str, Any]
-) -> None:
-    """End a trial as COMPLETE, PRUNED or FAIL, with its value (if any) and last attributes, as Optuna's `tell` does.
-
-    Raises:
-        LeaseLost: the trial belongs to somebody else now, or was ended.
-    """
-    with _held(database, lease) as connection:
-        _end(connection, lease.trial_id, state, value, user_attrs)
+def cut_back(database: Database, lease: Lease, last_epoch: int) -> bool:
+    """Remove what was recorded after `last_epoch`, from which the trial goes on; whether it still was this worker's."""
+    with database.engine.begin() as connection:
+        held = leases.hold(connection, [lease])
+        _cut_back(connection, [(lease, last_epoch)] if held else [])
+    return bool(held)
 
 
 def epochs(database: Database, trial_id: int) -> list[dict[str, Any]]:
@@ -144,70 +178,144 @@ def epochs(database: Database, trial_id: int) -> list[dict[str, Any]]:
         return [{key: value for key, value in row._mapping.items() if key != "trial_id"} for row in rows]
 
 
-@contextmanager
-def _held(database: Database, lease: Lease, lease_seconds: float | None = None) -> Iterator[Connection]:
-    """A transaction in which the lease is held, and renewed if seconds are given; nothing is written otherwise."""
-    with database.engine.begin() as connection:
-        if lease_seconds is None:
-            held = leases.check(connection, lease)
-        else:
-            held = leases.renew(connection, lease, lease_seconds)
-        running = (TRIALS.c.trial_id == lease.trial_id) & (TRIALS.c.state == TrialState.RUNNING)
-        locked = update(TRIALS).where(running).values(state=TrialState.RUNNING)
-        if not held or connection.execute(locked).rowcount == 0:
-            connection.rollback()
-            raise LeaseLost
-        yield connection
+def lock_study(connection: Connection, study_id: int) -> None:
+    """Let nobody else start trials of the study until the transaction ends.
 
-
-def _lock_study(connection: Connection, study_id: int) -> None:
+    Raises:
+        StorageError: the study has been deleted.
+    """
     # An UPDATE, because SQLite has no SELECT FOR UPDATE: it takes the write lock before the trials are counted.
     row = {"study_name": STUDIES.c.study_name}
     if connection.execute(update(STUDIES).where(STUDIES.c.study_id == study_id).values(row)).rowcount == 0:
         raise StorageError("the study has been deleted while this worker ran: create it again, or stop the worker")
 
 
-def _start_next(connection: Connection, study_id: int, max_trials: int) -> int | None:
+def _adopt(connection: Connection, study_id: int, num: int, owner: str, lease_seconds: float) -> list[Lease]:
+    """Take over abandoned trials; those that have cost too many workers end here."""
+    adopted: list[Lease] = []
+    while len(adopted) < num:
+        found = leases.adopt(connection, study_id, num - len(adopted), owner, lease_seconds)
+        if not found:
+            break
+        good = [(lease, last) for lease, last in found if lease.crashes < leases.MAX_CRASHES]
+        record(connection, [(lease.trial_id, Happening(ADOPTED, f"from {last} by {owner}")) for lease, last in good])
+        _finish(connection, [_crashed(lease, last) for lease, last in found if lease.crashes >= leases.MAX_CRASHES])
+        adopted += [lease for lease, _ in good]
+    return adopted
+
+
+def _crashed(lease: Lease, last_owner: str) -> End:
+    reason = f"{lease.crashes} workers in a row vanished while they trained it, the last of them {last_owner}"
+    return End(lease, TrialState.FAIL, None, {REASON_KEY: reason}, event=Happening(CRASHED, reason))
+
+
+def _start(connection: Connection, study_id: int, num: int) -> list[tuple[int, int]]:
+    """Start waiting trials, then new ones; the caller holds the study's lock. (id, number) of each."""
     of_study = TRIALS.c.study_id == study_id
-    started = select(func.count()).where(of_study, TRIALS.c.state != TrialState.WAITING)
-    if connection.scalars(started).one() >= max_trials:
-        return None
-    waiting = select(TRIALS.c.trial_id).where(of_study, TRIALS.c.state == TrialState.WAITING)
-    trial_id: int | None = connection.scalar(waiting.order_by(TRIALS.c.number).limit(1))
-    if trial_id is not None:
-        connection.execute(_update_trial(trial_id, state=TrialState.RUNNING, datetime_start=_now()))
-        return trial_id
-    number = connection.scalar(select(func.count()).where(of_study))
-    row = {"study_id": study_id, "number": number, "state": TrialState.RUNNING, "datetime_start": _now()}
-    return int(connection.scalars(insert(TRIALS).values(row).returning(TRIALS.c.trial_id)).one())
+    waiting = select(TRIALS.c.trial_id, TRIALS.c.number).where(of_study, TRIALS.c.state == TrialState.WAITING)
+    waiting = waiting.order_by(TRIALS.c.number).limit(num).with_for_update()
+    started = [(trial_id, number) for trial_id, number in connection.execute(waiting)]
+    row = {"state": TrialState.RUNNING, "datetime_start": _now()}
+    if started:
+        ids = [trial_id for trial_id, _ in started]
+        connection.execute(update(TRIALS).where(TRIALS.c.trial_id.in_(ids)).values(row))
+    if len(started) == num:
+        return started
+    first = connection.scalars(select(func.count()).where(of_study)).one()
+    rows = [{"study_id": study_id, "number": first + index, **row} for index in range(num - len(started))]
+    new = connection.execute(insert(TRIALS).returning(TRIALS.c.trial_id, TRIALS.c.number), rows)
+    return started + sorted(((trial_id, number) for trial_id, number in new), key=lambda pair: pair[1])
 
 
-def _end(
-    connection: Connection, trial_id: int, state: TrialState, value: float | None, user_attrs: Mapping[str, Any]
-) -> None:
-    if value is not None:
-        stored, value_type = models.TrialValueModel.value_to_stored_repr(value)
-        row = {"objective": 0, "value": stored, "value_type": value_type}
-        connection.execute(insert(VALUES).values(trial_id=trial_id, **row))
-    _set_attributes(connection, USER_ATTRIBUTES, trial_id, user_attrs)
-    connection.execute(_update_trial(trial_id, state=state, datetime_complete=_now()))
+def _claim(connection: Connection, study_id: int, drawn: Sequence[Drawn]) -> set[int]:
+    """Take up the configurations for these trials; the ids of those that come too late, and were not ordered."""
+    if not drawn:
+        return set()
+    rows = [{"study_id": study_id, "digest": one.digest, "trial_id": one.lease.trial_id} for one in drawn]
+    statement = _dialect(connection).insert(CONFIGURATIONS).on_conflict_do_nothing()
+    connection.execute(statement, rows)
+    of_study = CONFIGURATIONS.c.study_id == study_id
+    known = select(CONFIGURATIONS.c.digest, CONFIGURATIONS.c.trial_id)
+    known = known.where(of_study, CONFIGURATIONS.c.digest.in_({one.digest for one in drawn}))
+    holders: dict[str, int] = {digest: trial_id for digest, trial_id in connection.execute(known)}  # noqa: C416 -- Rows
+    return {one.lease.trial_id for one in drawn if holders[one.digest] != one.lease.trial_id and not one.ordered}
 
 
-def _set_attributes(connection: Connection, table: Table, trial_id: int, attributes: Mapping[str, Any]) -> None:
-    for key, value in attributes.items():
-        connection.execute(delete(table).where(table.c.trial_id == trial_id, table.c.key == key))
-        connection.execute(insert(table).values(trial_id=trial_id, key=key, value_json=json.dumps(value)))
+def _insert_params(connection: Connection, drawn: Sequence[Drawn]) -> None:
+    rows = [
+        {
+            "trial_id": one.lease.trial_id,
+            "param_name": name,
+            "param_value": value,
+            "distribution_json": distribution_to_json(kind),
+        }
+        for one in drawn
+        for name, (value, kind) in one.params.items()
+    ]
+    if rows:
+        connection.execute(_dialect(connection).insert(PARAMS).on_conflict_do_nothing(), rows)
 
 
-def _update_trial(trial_id: int, **row: Any) -> Any:
-    return update(TRIALS).where(TRIALS.c.trial_id == trial_id).values(row)
+def _value_row(one: Report) -> dict[str, Any]:
+    stored, value_type = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(one.value)
+    row = {"trial_id": one.lease.trial_id, "step": one.epoch}
+    return row | {"intermediate_value": stored, "intermediate_value_type": value_type}
 
 
-def _delete_epochs(connection: Connection, trial_id: int, first_epoch: int) -> None:
-    """Remove what was recorded at `first_epoch` and after it."""
+def _epoch_row(one: Report) -> dict[str, Any]:
+    finite = {name: value if math.isfinite(value := one.metrics[name]) else None for name in METRICS}
+    return {"trial_id": one.lease.trial_id, "epoch": one.epoch, **finite}
+
+
+def _finish(connection: Connection, ends: Sequence[End]) -> set[int]:
+    held = leases.hold(connection, (end.lease for end in ends))
+    mine = [end for end in ends if end.lease.trial_id in held]
+    values = [_objective_row(end.lease.trial_id, end.value) for end in mine if end.value is not None]
+    if values:
+        connection.execute(insert(VALUES), values)
+    _set_attributes(connection, USER_ATTRIBUTES, [(end.lease.trial_id, end.user_attrs) for end in mine])
+    _set_attributes(connection, SYSTEM_ATTRIBUTES, [(end.lease.trial_id, end.system_attrs) for end in mine])
+    record(connection, [(end.lease.trial_id, end.event) for end in mine if end.event is not None])
+    for state in {end.state for end in mine}:
+        ids = [end.lease.trial_id for end in mine if end.state == state]
+        row = {"state": state, "datetime_complete": _now()}
+        connection.execute(update(TRIALS).where(TRIALS.c.trial_id.in_(ids)).values(row))
+    return held
+
+
+def _objective_row(trial_id: int, value: float) -> dict[str, Any]:
+    stored, value_type = models.TrialValueModel.value_to_stored_repr(value)
+    return {"trial_id": trial_id, "objective": 0, "value": stored, "value_type": value_type}
+
+
+def _set_attributes(connection: Connection, table: Table, given: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
+    rows = [
+        {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+        for trial_id, attributes in given
+        for key, value in attributes.items()
+    ]
+    if rows:
+        _upsert(connection, table, ("trial_id", "key"), rows)
+
+
+def _cut_back(connection: Connection, trials: Sequence[tuple[Lease, int]]) -> None:
+    """Remove what was recorded after the epoch given with each trial."""
+    if not trials:
+        return
     for table, column in ((INTERMEDIATE_VALUES, "step"), (EPOCHS, "epoch")):
-        later = (table.c.trial_id == trial_id) & (table.c[column] >= first_epoch)
-        connection.execute(delete(table).where(later))
+        later = [and_(table.c.trial_id == lease.trial_id, table.c[column] > epoch) for lease, epoch in trials]
+        connection.execute(delete(table).where(or_(*later)))
+    leases.set_back(connection, [(lease.trial_id, epoch) for lease, epoch in trials])
+
+
+def _upsert(connection: Connection, table: Table, key: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    statement = _dialect(connection).insert(table)
+    changed = {name: statement.excluded[name] for name in rows[0] if name not in key}
+    connection.execute(statement.on_conflict_do_update(index_elements=key, set_=changed), rows)
+
+
+def _dialect(connection: Connection) -> Any:
+    return {"sqlite": sqlite, "postgresql": postgresql}[connection.dialect.name]
 
 
 def _now() -> datetime:

@@ -151,7 +151,7 @@ def _prepare_connections(engine: Engine) -> None:
 def _has_tables(url: URL) -> bool:
     engine = _engine(url)
     try:
-        return sqlalchemy.inspect(engine).has_table(tables.EPOCHS.name)
+        return sqlalchemy.inspect(engine).has_table(tables.CONTROL.name)
     finally:
         engine.dispose()
 

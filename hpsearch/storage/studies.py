@@ -16,9 +16,9 @@ from sqlalchemy.orm import Session
 
 from hpsearch.errors import StorageError
 from hpsearch.spec import StudySpec
-from hpsearch.storage import leases
+from hpsearch.storage import budget, leases
 from hpsearch.storage.open import Database
-from hpsearch.storage.tables import STUDIES, TRIALS
+from hpsearch.storage.tables import CONTROL, STUDIES, TRIALS
 
 SPEC_KEY = "hpsearch:spec"  # the study's user attribute that holds its specification as JSON
 CREATED_KEY = "hpsearch:created"  # when, in UTC, ISO 8601
@@ -37,6 +37,11 @@ class LoadedStudy:
     optuna_study: optuna.Study
 
     @property
+    def plan(self) -> budget.Plan:
+        """What the study may use."""
+        return budget.Plan(self.spec.budget, self.spec.max_epochs, self.spec.objective.direction == "maximize")
+
+    @property
     def created(self) -> str:
         """When the study was created; tells two studies of one name apart."""
         return str(self.optuna_study.user_attrs[CREATED_KEY])
@@ -44,7 +49,7 @@ class LoadedStudy:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a study is: trials by state, and the best finished one (None before the first)."""
+    """How far a study is: trials by state, what may still start, the best finished trial (None before the first)."""
 
     complete: int
     pruned: int
@@ -52,6 +57,10 @@ class Progress:
     running: int
     waiting: int
     abandoned: int  # running ones whose lease has run out: the next worker takes them
+    max_trials: int
+    state: str  # what people have set: budget.RUNNING, PAUSED or STOPPED
+    startable: int  # trials that may start now
+    reason: str  # why no more than those
     best_number: int | None
     best_value: float | None
 
@@ -65,9 +74,16 @@ class Progress:
         """Trials that count against the budget."""
         return self.finished + self.running
 
+    @property
+    def done(self) -> bool:
+        """Whether all that the budget allows has ended."""
+        return self.state == budget.RUNNING and not self.startable and not self.running
 
-def create_study(database: Database, spec: StudySpec, name: str) -> None:
+
+def create_study(database: Database, spec: StudySpec, name: str, max_trials: int | None = None) -> None:
     """Record the study and its known good configurations, all in one transaction.
+
+    `max_trials` is the number of trials that it can have, if that is less than its budget says.
 
     Raises:
         StorageError: the name is taken.
@@ -88,6 +104,9 @@ def create_study(database: Database, spec: StudySpec, name: str) -> None:
     try:
         with Session(database.engine) as session, session.begin():
             session.add(study)
+            session.flush()
+            limit = spec.budget.trials if max_trials is None else max_trials
+            budget.open_account(session.connection(), int(study.study_id), limit)
     except IntegrityError as error:
         raise StorageError(
             f"study {name!r} exists already: continue it with `hpsearch worker {name}`, "
@@ -128,7 +147,7 @@ def study_names(database: Database) -> list[str]:
 
 
 def progress(database: Database, study: LoadedStudy) -> Progress:
-    """Count the study's trials and find the best one; three statements, whatever the number of trials."""
+    """Count the study's trials and find the best one; a few statements, whatever the number of trials."""
     of_study = TRIALS.c.study_id == study.study_id
     values = models.TrialValueModel.__table__
     column = values.c.value
@@ -137,6 +156,9 @@ def progress(database: Database, study: LoadedStudy) -> Progress:
         by_state = select(TRIALS.c.state, func.count()).where(of_study).group_by(TRIALS.c.state)
         counts: dict[TrialState, int] = {state: n for state, n in connection.execute(by_state)}  # noqa: C416 -- a Row is no pair to dict()
         abandoned = leases.count_expired(connection, study.study_id)
+        allowed = budget.allowance(connection, study.study_id, study.plan)
+        of_control = CONTROL.c.study_id == study.study_id
+        max_trials = connection.scalars(select(CONTROL.c.max_trials).where(of_control)).one()
         first = connection.execute(
             select(TRIALS.c.number, column)
             .join(values, values.c.trial_id == TRIALS.c.trial_id)
@@ -151,6 +173,10 @@ def progress(database: Database, study: LoadedStudy) -> Progress:
         running=counts.get(TrialState.RUNNING, 0),
         waiting=counts.get(TrialState.WAITING, 0),
         abandoned=abandoned,
+        max_trials=max_trials,
+        state=allowed.state,
+        startable=allowed.num_trials,
+        reason=allowed.reason,
         best_number=first[0] if first else None,
         best_value=first[1] if first else None,
     )

@@ -1,0 +1,74 @@
+"""Asking: what a trial trains, so that no two trials of a study train the same by accident."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+
+from hpsearch.recipe import Recipe, fold
+from hpsearch.search.samplers import distribution, make_sampler, random
+from hpsearch.search.view import View
+from hpsearch.space import active
+from hpsearch.spec import StudySpec
+from hpsearch.storage.leases import Lease
+from hpsearch.storage.ledger import Drawn
+from hpsearch.storage.studies import RECIPE_KEY
+
+ATTEMPTS = 8  # times that the sampler is asked for a configuration that is new; then one is drawn without it
+MAX_ATTEMPTS = 80  # then a double is accepted: the space has an end that nobody saw
+
+Points = list[dict[str, Any]] | None  # all configurations of a finite space
+
+
+def ask(view: View, spec: StudySpec, lease: Lease, attempt: int, points: Points) -> Drawn:
+    """Draw up the trial in the view; `attempt` counts how often its configuration turned out to be another trial's."""
+    seed = fold(spec.seed, lease.number, attempt)
+    view.study.sampler = make_sampler(spec, lease.number, attempt) if attempt < ATTEMPTS else random(spec, seed % 2**32)
+    given = view.trial(lease.trial_id).system_attrs.get("fixed_params", {})
+    trial, drafts = view.draft(lease.trial_id)
+    if attempt >= ATTEMPTS and points is not None and (unused := _unused(view, spec, lease, points)):
+        trial._fixed_params = {**unused[seed % len(unused)], **given}
+    params = suggest(trial, spec)
+    chosen = recipe(spec, params, lease.number)
+    digest = digest_of(params, chosen.seed if not spec.space else None)
+    attributes = {RECIPE_KEY: chosen.as_dict()}
+    return Drawn(lease, drafts.params, attributes, drafts.system_attrs, digest, bool(given) or attempt >= MAX_ATTEMPTS)
+
+
+def suggest(trial: optuna.Trial, spec: StudySpec) -> dict[str, Any]:
+    """Ask for every parameter that the trial has, in an order that meets the conditions; by recorded name."""
+    chosen: dict[str, Any] = {}
+    for name, parameter in spec.parameters.items():
+        if active(parameter, chosen):
+            kind: BaseDistribution = distribution(parameter)
+            chosen[name] = trial._suggest(name, kind)
+    return chosen
+
+
+def recipe(spec: StudySpec, params: Mapping[str, Any], number: int) -> Recipe:
+    """What trial `number` trains, with the seeds that follow from the study's."""
+    seed = spec.seeds[number] if number < len(spec.seeds) else fold(spec.seed, number)
+    return spec.recipe(params, seed, stream_seed=fold(spec.seed, seed, 1))
+
+
+def digest_of(params: Mapping[str, Any], seed: int | None) -> str:
+    """A configuration in 32 hexadecimal digits; `seed` belongs to it where nothing else differs."""
+    text = json.dumps([{name: _rounded(value) for name, value in params.items()}, seed], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers that differ by rounding alone become equal: 0.1 * 3 and 0.3, 5.0 and 5."""
+    if not isinstance(value, float):
+        return value
+    short = float(f"{value:.12g}")
+    return int(short) if short.is_integer() else short
+
+
+def _unused(view: View, spec: StudySpec, lease: Lease, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The configurations that no trial of the view has, in the order of the study file."""
+    used = {digest_of(trial.params, None) for trial in view.trials() if trial._trial_id != lease.trial_id}
+    return [point for point in points if digest_of(point, None) not in used]
