@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from optuna.trial import TrialState
 
-from hpsearch import catalogue
+from hpsearch import catalogue, crashes
 from hpsearch.artifacts import Checkpoints
 from hpsearch.data.load import load
 from hpsearch.errors import HpsearchError, StorageAway, UsageError
@@ -34,7 +34,7 @@ OWNER = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"  # of the
 IDLE_POLL_SECONDS = 1.0  # between looks for a study with trials left
 STORAGE_PAUSE_SECONDS = 0.5  # before the second attempt to reach a storage; doubles with each
 MAX_STORAGE_PAUSE_SECONDS = 15.0
-CRASHES_BEFORE_LEAVING = 3  # trials in a row that end by an exception: then the fault is not the trial's
+FAILURES_BEFORE_LEAVING = 3  # trials in a row that end by an exception: then the fault is not the trial's
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def run(
         now.best_number,
         now.best_value,
     )
-    crashes = done = 0
+    failures = done = 0
     while done != max_trials_here and not interruption.requested:
         lease = None
         try:
@@ -91,10 +91,10 @@ def run(
                 ledger.release(database, [(lease, study.spec.max_epochs)], "the storage did not answer")
             continue
         done += outcome.state != TrialState.WAITING
-        crashes = crashes + 1 if outcome.traceback else 0
-        if crashes == CRASHES_BEFORE_LEAVING:
+        failures = failures + 1 if outcome.traceback else 0
+        if failures == FAILURES_BEFORE_LEAVING:
             raise HpsearchError(
-                f"study {study.name}: {crashes} trials in a row failed, the last one with: {outcome.reason}; "
+                f"study {study.name}: {failures} trials in a row failed, the last one with: {outcome.reason}; "
                 f"see `hpsearch trials {study.name} --json` for the tracebacks, and create the study again once mended"
             )
 
@@ -153,6 +153,13 @@ def serve(
 
     Raises what `run` raises.
     """
+    with crashes.kept(settings.home / "crashes", OWNER):
+        yield from _serve(database, study_name, settings, interruption, limits)
+
+
+def _serve(
+    database: Database, study_name: str | None, settings: Settings, interruption: Interruption, limits: Limits
+) -> Iterator[Event]:
     left, idle = limits.max_trials, _Idle(database, settings, limits)
     while not interruption.requested and left != 0:
         name, reason = _next_study(database, study_name)
@@ -259,7 +266,13 @@ def _prepare(
         image_size=spec.data.image_size,
     )
     bench = Bench(
-        session=Session(database, study, myself(settings), settings.lease_seconds),
+        session=Session(
+            database,
+            study,
+            myself(settings),
+            settings.lease_seconds,
+            lambda owner: crashes.last_words(settings.home / "crashes", owner),
+        ),
         data=place(dataset, device),
         constructor=constructor,
         interruption=interruption,

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from hpsearch.cli.tables import duration
 from hpsearch.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from hpsearch.events import (
     EpochDone,
@@ -87,7 +88,7 @@ class Watch:
         if not ended:
             return "time left unknown"
         seconds = (self.max_trials - self.finished) * (time.monotonic() - self.started) / ended
-        return f"about {_duration(seconds)} left"
+        return f"about {duration(seconds)} left"
 
     def summary(self) -> str:
         """Trials, best value and time left, in one line."""
@@ -166,9 +167,3 @@ def _show_result(watch: Watch, settings: Settings) -> None:
     again = watch.interrupted or watch.finished < watch.max_trials
     click.echo(f"next: hpsearch {'worker' if again else 'best'} {watch.study}")
     click.echo("      hpsearch dashboard")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
