@@ -56,6 +56,7 @@ RULES = {
     "dropout": Rule(float, "share of units dropped; if absent, the architecture's own rate", at_least=0, below=1),
     "seed": Rule(int, "initialisation and dropout; if absent, follows from study seed and trial", at_least=0),
     "stream_seed": Rule(int, "data order and augmentation; if absent, follows from the study seed", at_least=0),
+    "stream_offset": Rule(int, "epochs of that stream before the trial's first; set when it joins others", at_least=0),
 }
 
 
@@ -83,6 +84,7 @@ class Recipe:
     dropout: float | None = None  # None: the architecture's own rate
     seed: int = 0  # initialisation and dropout
     stream_seed: int = 0  # data order and augmentation; trials that share it can share the work
+    stream_offset: int = 0  # epochs of that stream before the trial's first
 
     def __post_init__(self) -> None:
         for name, rule in RULES.items():

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -16,6 +17,7 @@ from hpsearch.recipe import Recipe, fold
 from hpsearch.train import OPTIMIZERS, SCHEDULES
 from hpsearch.train.augment import normalise
 from hpsearch.train.device_data import DeviceData, place
+from hpsearch.train.dropout import seed_of, seeded
 from hpsearch.train.metrics import Sums, evaluate
 from hpsearch.train.optimizers import SGD, Optimizer, Update, clip_divisor, factored_norm, factored_sgd, gradient_norm
 from hpsearch.train.schedules import Schedule
@@ -55,11 +57,12 @@ class Program:
 
     def __init__(self, recipe: Recipe, model: nn.Module, data: DeviceData) -> None:
         self.recipe = recipe
+        self._dropouts = seeded(model)
         self.model = model.to(data.device)
         self.data = data
         self.epoch = 0
-        self._stream = Stream(recipe.augmentation, recipe.batch_size, recipe.stream_seed)
-        self._schedule: Schedule = _load(SCHEDULES[recipe.scheduler])
+        self.stream = Stream(recipe.augmentation, recipe.batch_size, recipe.stream_seed)
+        self._schedule = schedule_of(recipe)
         self._optimizer: Optimizer = _load(OPTIMIZERS[recipe.optimizer])
         self._wide = self._factored_layers()
         wide = {id(layer.weight) for layer in self._wide}
@@ -70,10 +73,45 @@ class Program:
         self._parameters: list[Tensor] = list(trained.values())
         self._buffers = {name: [torch.zeros_like(p) for p in self._parameters] for name in self._optimizer.buffers}
 
+    @property
+    def position(self) -> int:
+        """The epoch of the stream that comes next; trials that join others in mid-flight begin at a later one."""
+        return self.recipe.stream_offset + self.epoch
+
     def run_epoch(self) -> EpochResult:
         """Train one epoch, then validate. A loss that is no finite number raises nothing: see `diverged`."""
         started = time.perf_counter()
-        loss, accuracy, norm, rate = self._train()
+        self.begin_epoch()
+        for images, labels in self.stream.blocks(self.data, self.position):
+            self.train_block(images, labels)
+        return self.end_epoch(started)
+
+    def begin_epoch(self) -> None:
+        """Prepare an epoch; its blocks follow."""
+        self.model.train()
+        num_steps = self.stream.steps_per_epoch(self.data)
+        steps = torch.arange(self.epoch * num_steps, (self.epoch + 1) * num_steps, dtype=torch.float64)
+        setting = self._schedule(steps, self.recipe, num_steps)
+        self._settings = zip(steps.tolist(), setting.rate.tolist(), setting.momentum.tolist(), strict=True)
+        self._last_rate = float(setting.rate[-1])
+        self._sums = Sums(self.data.device)
+        self._random = RandomState(self.data.device, fold(self.recipe.seed, self.epoch + 1))
+        for layer in self._dropouts:
+            layer.seed.fill_(seed_of(fold(self.recipe.seed, 1)))
+
+    def train_block(self, images: Tensor, labels: Tensor) -> None:
+        """Train on images (N, C, H, W) and labels (N,): the next of the epoch, a whole number of batches or the end."""
+        size = self.recipe.batch_size
+        with self._random.used():
+            for some, their in zip(torch.split(images, size), torch.split(labels, size), strict=True):
+                step, rate, momentum = next(self._settings)
+                for layer in self._dropouts:
+                    layer.begin(int(step))
+                self._step(some, their, int(step), rate, momentum, self._sums)
+
+    def end_epoch(self, started: float) -> EpochResult:
+        """Validate, and say what the epoch that began at `started` (time.perf_counter) gave."""
+        loss, accuracy, norm = self._sums.means()
         self.epoch += 1
         diverged = not (math.isfinite(loss) and math.isfinite(norm))
         validation_loss, validation_accuracy = (math.nan, math.nan) if diverged else self.validate()
@@ -83,7 +121,7 @@ class Program:
             training_accuracy=accuracy,
             validation_loss=validation_loss,
             validation_accuracy=validation_accuracy,
-            learning_rate=rate,
+            learning_rate=self._last_rate,
             gradient_norm=norm,
             images_per_second=self.data.num_images / (time.perf_counter() - started),
             diverged=diverged,
@@ -114,22 +152,6 @@ class Program:
         for buffer, values in self._buffers.items():
             tensors |= {f"optimizer.{buffer}.{name}": value for name, value in zip(self._names, values, strict=True)}
         return tensors
-
-    def _train(self) -> tuple[float, float, float, float]:
-        """One epoch's loss, accuracy, gradient norm, and last rate."""
-        self.model.train()
-        num_steps = self._stream.steps_per_epoch(self.data)
-        steps = torch.arange(self.epoch * num_steps, (self.epoch + 1) * num_steps, dtype=torch.float64)
-        setting = self._schedule(steps, self.recipe, num_steps)
-        numbers = zip(steps.tolist(), setting.rate.tolist(), setting.momentum.tolist(), strict=True)
-        sums = Sums(self.data.device)
-        with torch.random.fork_rng(devices=[self.data.device] if self.data.device.type == "cuda" else []):
-            torch.manual_seed(fold(self.recipe.seed, self.epoch + 1))  # dropout
-            for (images, labels), (step, rate, momentum) in zip(
-                self._stream.batches(self.data, self.epoch), numbers, strict=True
-            ):
-                self._step(images, labels, int(step), rate, momentum, sums)
-        return *sums.means(), float(setting.rate[-1])
 
     def _step(self, images: Tensor, labels: Tensor, step: int, rate: float, momentum: float, sums: Sums) -> None:
         """One update from images (B, C, H, W) and labels (B,)."""
@@ -166,6 +188,36 @@ class Program:
             totals += torch.stack(evaluate(self.model, images, labels))
         loss, hits = (totals / len(self.data.validation_labels)).tolist()
         return loss, hits
+
+
+def schedule_of(recipe: Recipe) -> Schedule:
+    """The recipe's schedule."""
+    schedule: Schedule = _load(SCHEDULES[recipe.scheduler])
+    return schedule
+
+
+class RandomState:
+    """Random numbers of one trial's epoch, for networks that draw some in ways of their own; others do not feel it."""
+
+    def __init__(self, device: torch.device, seed: int) -> None:
+        self._devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=self._devices):
+            torch.manual_seed(seed)
+            self._keep()
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """A block that draws from here; the global state is as before at its end."""
+        with torch.random.fork_rng(devices=self._devices):
+            torch.set_rng_state(self._cpu)
+            for device, state in zip(self._devices, self._gpu, strict=True):
+                torch.cuda.set_rng_state(state, device)
+            yield
+            self._keep()
+
+    def _keep(self) -> None:
+        self._cpu = torch.get_rng_state()
+        self._gpu = [torch.cuda.get_rng_state(device) for device in self._devices]
 
 
 def _load(target: str) -> Any:

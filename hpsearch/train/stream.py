@@ -26,16 +26,28 @@ class Stream:
         """The last batch may be short; it counts."""
         return ceil(data.num_images / self.batch_size)
 
-    def batches(self, data: DeviceData, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images float32 (B, C, H, W) and labels (B,) of epoch 0, 1, ...; images are valid until the next is taken."""
+    def blocks(self, data: DeviceData, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images float32 (N, C, H, W) and labels (N,) of epoch 0, 1, ..., a whole number of batches at a time.
+
+        Images are valid until the next block is taken.
+        """
         generator = torch.Generator().manual_seed(fold(self.seed, epoch))
         order = torch.randperm(data.num_images, generator=generator).to(data.device)
-        parts = torch.split(order, max(1, BLOCK // self.batch_size) * self.batch_size)
+        parts = torch.split(order, block_size(self.batch_size))
         space = torch.empty(len(parts[0]), *data.input_shape, device=data.device)  # fresh memory for each is slower
         for number, rows in enumerate(parts):
             seed = fold(self.seed, epoch, number)
             draws = draw(self.augmentation, len(rows), seed, data.device)
             raw = data.train_images[rows]
             images = augment(self.augmentation, raw, draws, data.mean, data.std, out=space[: len(rows)])
-            labels = data.train_labels[rows]
+            yield images, data.train_labels[rows]
+
+    def batches(self, data: DeviceData, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `blocks`, one batch at a time: images (B, C, H, W), labels (B,)."""
+        for images, labels in self.blocks(data, epoch):
             yield from zip(torch.split(images, self.batch_size), torch.split(labels, self.batch_size), strict=True)
+
+
+def block_size(batch_size: int) -> int:
+    """Images of a block: streams of one seed whose blocks are equally large give the same images in the same order."""
+    return max(1, BLOCK // batch_size) * batch_size

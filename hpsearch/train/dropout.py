@@ -1,0 +1,72 @@
+"""Dropout whose masks follow from a seed and the step, not from a random state: the same alone, in a lane, and resumed.
+
+A mask is a hash of (seed, step, layer, use, image, unit): there is no generator to keep, lanes do not feel one another,
+and a layer that is padded with more units drops the same ones of those that it had.
+"""
+
+import torch
+from torch import Tensor, nn
+
+FIRST, SECOND = 0x7FEB352D, 0x846CA68B - 2**32  # of lowbias32, a hash with little bias (Wellons, nullprogram.com, 2018)
+IMAGE_STRIDE = 0x9E3779B1 - 2**32  # between images; odd, so that no two units of a batch share a counter
+USES = 1024  # more than a layer is used in one step
+RESOLUTION = 1 << 24  # steps in which a rate is met
+
+
+class SeededDropout(nn.Module):
+    """(B, ...) -> (B, ...): nn.Dropout by hash; `begin` announces each step.
+
+    Buffers (), not part of a state: rate 0..1, seed and step (int32).
+    """
+
+    rate: Tensor
+    seed: Tensor
+    step: Tensor
+
+    def __init__(self, rate: float, layer: int) -> None:
+        super().__init__()
+        self.layer, self.uses = layer, 0
+        self.register_buffer("rate", torch.tensor(rate), persistent=False)
+        self.register_buffer("seed", torch.zeros((), dtype=torch.int32), persistent=False)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int32), persistent=False)
+
+    def begin(self, step: Tensor | int) -> None:
+        """The next uses of the layer belong to this step."""
+        self.step.copy_(torch.as_tensor(step))
+        self.uses = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.training:
+            return inputs
+        num_units = inputs[0].numel()
+        image = torch.arange(len(inputs), dtype=torch.int32, device=inputs.device)[:, None] * IMAGE_STRIDE
+        unit = torch.arange(num_units, dtype=torch.int32, device=inputs.device)
+        key = _mixed(_mixed(self.seed + (self.layer * USES + self.uses)) + self.step)
+        self.uses += 1
+        noise = _mixed(_mixed(image + unit) ^ key)  # (B, units)
+        kept = (noise & (RESOLUTION - 1)) >= self.rate * RESOLUTION
+        return inputs * (kept / (1 - self.rate)).view_as(inputs)
+
+
+def seeded(model: nn.Module) -> list[SeededDropout]:
+    """Replace every nn.Dropout of the model in place; the new layers, in the order of the model."""
+    names = [name for name, module in model.named_modules() if type(module) is nn.Dropout]
+    layers = []
+    for index, name in enumerate(names):
+        parent, _, attribute = name.rpartition(".")
+        rate = getattr(model.get_submodule(parent), attribute).p
+        layers.append(SeededDropout(rate, index))
+        setattr(model.get_submodule(parent), attribute, layers[-1])
+    return layers
+
+
+def seed_of(number: int) -> int:
+    """A seed of 63 bits as the int32 that the hash takes."""
+    return (number % 2**32) - 2**31
+
+
+def _mixed(values: Tensor) -> Tensor:
+    """A permutation of the 32-bit numbers that scatters neighbours; int32 wraps around as the hash needs."""
+    values = (values ^ ((values >> 16) & 0xFFFF)) * FIRST
+    values = (values ^ ((values >> 15) & 0x1FFFF)) * SECOND
+    return values ^ ((values >> 16) & 0xFFFF)

@@ -1,0 +1,285 @@
+"""K trials as one program: their parameters stacked along K, every step one forward and backward pass for all of them.
+
+Axes: K lanes, B batch, P all parameters of a lane in a row. What differs between lanes (rates, momenta, weight decay,
+clipping, dropout, step, position in the schedule) is a tensor along K; what changes the graph is the same for all of
+them, see `plan.py`. A lane computes what `Program` computes for its trial alone, up to rounding.
+
+Source: "Model ensembling" and `torch.func.functional_call` in the documentation of torch.func.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn import functional
+
+from hpsearch.models.build import Constructor, build_model
+from hpsearch.recipe import Recipe, fold
+from hpsearch.train.augment import normalise
+from hpsearch.train.device_data import DeviceData
+from hpsearch.train.dropout import SeededDropout, seed_of, seeded
+from hpsearch.train.lane_optimizers import LANE_OPTIMIZERS, Numbers
+from hpsearch.train.program import VALIDATION_BATCH, EpochResult, State, schedule_of
+from hpsearch.train.stream import Stream
+
+
+class CannotFuse(Exception):
+    """A network that torch.func cannot run for many trials at once; the message says why."""
+
+
+@dataclass
+class Lane:
+    """A slot: the trial that trains in it, the epochs it has done, and the shapes of its own parameters and buffers."""
+
+    recipe: Recipe
+    epoch: int
+    shapes: Mapping[str, torch.Size]
+
+    @property
+    def position(self) -> int:
+        """The epoch of the stream that comes next."""
+        return self.recipe.stream_offset + self.epoch
+
+
+class Fused:
+    """`num_lanes` slots for trials whose recipes differ from `template` only in what is a tensor along K.
+
+    `width` is the hidden width to which all are padded with zeros; None: the recipes' own, the same for all.
+
+    Raises:
+        CannotFuse: torch.func cannot run the network for several trials at once.
+    """
+
+    def __init__(
+        self,
+        template: Recipe,
+        width: int | None,
+        data: DeviceData,
+        num_lanes: int,
+        constructor: Constructor | None = None,
+    ) -> None:
+        self.data, self.num_lanes, self._constructor = data, num_lanes, constructor
+        self.lanes: list[Lane | None] = [None] * num_lanes
+        self.stream = Stream(template.augmentation, template.batch_size, template.stream_seed)
+        self._optimizer = LANE_OPTIMIZERS[template.optimizer]
+        self._module = self._build(template, width).to(data.device)
+        self._dropouts = [layer for layer in self._module.modules() if isinstance(layer, SeededDropout)]
+        parameters = {name: parameter for name, parameter in self._module.named_parameters() if parameter.requires_grad}
+        fixed = {name: parameter for name, parameter in self._module.named_parameters() if not parameter.requires_grad}
+        self._names = list(parameters)
+        ends = torch.tensor([0, *(p.numel() for p in parameters.values())]).cumsum(0).tolist()
+        self._flat = torch.zeros(num_lanes, ends[-1], device=data.device)  # (K, P)
+        self._moments = {name: torch.zeros_like(self._flat) for name in self._optimizer.buffers}
+        self._ranges = dict(zip(self._names, pairwise(ends), strict=True))
+        self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        # Views of the rows: an update of the rows is an update of the parameters.
+        self._parameters = {name: self._view(self._flat, name).detach().requires_grad_() for name in self._names}
+        others = {**fixed, **dict(self._module.named_buffers())}
+        self._others = {name: torch.stack([tensor.detach()] * num_lanes) for name, tensor in others.items()}
+        self._persistent = [name for name in self._module.state_dict() if name not in self._parameters]
+        self._numbers = Numbers.of([template] * num_lanes, data.device)
+        self._try()
+
+    @property
+    def position(self) -> int | None:
+        """The epoch of the stream that all lanes see next; None while all are free."""
+        return next((lane.position for lane in self.lanes if lane is not None), None)
+
+    def fill(self, lane: int, recipe: Recipe, state: State | None = None) -> None:
+        """Put a trial into a free lane, at its beginning or as `state` (of `take`, or of a Program) says.
+
+        Raises:
+            ValueError: the lane is not free, or the trial's stream is not where that of the other lanes is.
+        """
+        model = self._build(recipe, recipe.hidden_width)
+        epoch = int(state["epoch"]) if state is not None else 0
+        filled = Lane(recipe, epoch, {name: tensor.shape for name, tensor in model.state_dict().items()})
+        if self.lanes[lane] is not None or self.position not in (None, filled.position):
+            raise ValueError(f"lane {lane}: is not free, or its stream is not at epoch {filled.position}")
+        self._clear(lane)
+        values = {f"model.{name}": tensor for name, tensor in model.state_dict().items()} if state is None else state
+        with torch.no_grad():
+            for key, place in self._places(lane, filled.shapes).items():
+                if key in values:  # a new trial has no moments
+                    place.copy_(torch.as_tensor(values[key]))
+            for name, buffer in model.named_buffers():
+                if name not in self._persistent:
+                    self._others[name][lane].copy_(buffer)
+            for name in self._others:
+                if name.endswith(".seed") and self._is_dropout(name):
+                    self._others[name][lane].fill_(seed_of(fold(recipe.seed, 1)))
+        self.lanes[lane] = filled
+
+    def take(self, lane: int) -> dict[str, Tensor | int]:
+        """A copy of the trial's state, which any lane of any program, or a Program, goes on from."""
+        filled = self._filled(lane)
+        places = self._places(lane, filled.shapes)
+        return {"epoch": filled.epoch} | {name: place.detach().clone() for name, place in places.items()}
+
+    def free(self, lane: int) -> None:
+        """Empty a lane; what it computes from now on is nobody's."""
+        self._clear(lane)
+        self.lanes[lane] = None
+
+    def run_epoch(self) -> dict[int, EpochResult]:
+        """Train one epoch in every lane that is not free, then validate; the results by lane."""
+        started = time.perf_counter()
+        active = {index: lane for index, lane in enumerate(self.lanes) if lane is not None}
+        num_steps = self.stream.steps_per_epoch(self.data)
+        rates, momenta, first_steps = self._settings(num_steps)
+        sums = torch.zeros(3, self.num_lanes, device=self.data.device)  # loss * images, hits, norms
+        self._module.train()
+        position = self.position
+        assert position is not None, "every lane is free"
+        for step, (images, labels) in enumerate(self.stream.batches(self.data, position)):
+            self._step(images, labels, rates[step], momenta[step], first_steps + step, sums)
+        losses, hits, norms = sums.cpu().tolist()  # the only wait for the device in an epoch
+        validation = self._validate()
+        seconds = time.perf_counter() - started
+        results = {}
+        for index, lane in active.items():
+            lane.epoch += 1
+            loss, norm = losses[index] / self.data.num_images, norms[index] / num_steps
+            diverged = not (math.isfinite(loss) and math.isfinite(norm))
+            results[index] = EpochResult(
+                epoch=lane.epoch,
+                training_loss=loss,
+                training_accuracy=hits[index] / self.data.num_images,
+                validation_loss=math.nan if diverged else validation[0][index],
+                validation_accuracy=math.nan if diverged else validation[1][index],
+                learning_rate=float(rates[-1][index]),
+                gradient_norm=norm,
+                images_per_second=self.data.num_images / seconds,
+                diverged=diverged,
+            )
+        return results
+
+    def _step(
+        self, images: Tensor, labels: Tensor, rate: Tensor, momentum: Tensor, steps: Tensor, sums: Tensor
+    ) -> None:
+        """One update of all lanes from images (B, C, H, W), labels (B,); rate, momentum and steps (K,)."""
+        self._begin(steps)
+        logits = self._forward(images)  # (K, B, k)
+        every = labels.expand(self.num_lanes, -1)  # (K, B)
+        losses = functional.cross_entropy(logits.flatten(0, 1), every.flatten(), reduction="none")
+        loss = losses.view(self.num_lanes, -1).mean(1)  # (K,)
+        gradients = torch.autograd.grad(loss.sum(), list(self._parameters.values()))
+        with torch.no_grad():
+            gradient = torch.cat([g.reshape(self.num_lanes, -1) for g in gradients], 1)  # (K, P)
+            norm = gradient.norm(dim=1)  # (K,)
+            numbers = self._numbers.at(rate, momentum, steps, norm)
+            self._optimizer.apply(self._flat, gradient, self._moments, numbers)
+            hits = (logits.argmax(-1) == every).sum(1)
+            sums += torch.stack([loss * len(labels), hits, norm])
+
+    @torch.no_grad()
+    def _validate(self) -> tuple[list[float], list[float]]:
+        """Loss and accuracy (K,) on the validation part."""
+        self._module.eval()
+        totals = torch.zeros(2, self.num_lanes, device=self.data.device)
+        for raw, labels in zip(
+            torch.split(self.data.validation_images, VALIDATION_BATCH),
+            torch.split(self.data.validation_labels, VALIDATION_BATCH),
+            strict=True,
+        ):
+            logits = self._forward(normalise(raw, self.data.mean, self.data.std))
+            every = labels.expand(self.num_lanes, -1)
+            losses = functional.cross_entropy(logits.flatten(0, 1), every.flatten(), reduction="none")
+            hits = (logits.argmax(-1) == every).sum(1)
+            totals += torch.stack([losses.view(self.num_lanes, -1).sum(1), hits])
+        loss, accuracy = (totals / len(self.data.validation_labels)).cpu().tolist()
+        return loss, accuracy
+
+    def _forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (K, B, k)."""
+
+        def one(parameters: dict[str, Tensor], others: dict[str, Tensor]) -> Tensor:
+            logits: Tensor = functional_call(self._module, (parameters, others), (images,))
+            return logits
+
+        logits: Tensor = vmap(one)(self._parameters, self._others)
+        return logits
+
+    def _begin(self, steps: Tensor) -> None:
+        for layer in self._dropouts:
+            layer.uses = 0
+        for name, buffer in self._others.items():
+            if name.endswith(".step") and self._is_dropout(name):
+                buffer.copy_(steps)
+
+    def _settings(self, num_steps: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rates and momenta (steps, K) of this epoch, and each lane's step (K,) at its beginning; free lanes rest."""
+        rates = torch.zeros(num_steps, self.num_lanes, dtype=torch.float64)
+        momenta = torch.zeros_like(rates)
+        first_steps = torch.zeros(self.num_lanes, dtype=torch.int32)
+        recipes = []
+        for index, lane in enumerate(self.lanes):
+            recipes.append(lane.recipe if lane is not None else None)
+            if lane is None:
+                continue
+            first_steps[index] = lane.epoch * num_steps
+            steps = torch.arange(lane.epoch * num_steps, (lane.epoch + 1) * num_steps, dtype=torch.float64)
+            setting = schedule_of(lane.recipe)(steps, lane.recipe, num_steps)
+            rates[:, index], momenta[:, index] = setting.rate, setting.momentum
+        self._numbers = Numbers.of(recipes, self.data.device)
+        device = self.data.device
+        return rates.float().to(device), momenta.float().to(device), first_steps.to(device)
+
+    def _places(self, lane: int, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+        """Where the parts of a lane's state are, by their names in the state: the part that its own width fills."""
+        places = {f"model.{name}": self._view(self._flat, name)[lane] for name in self._names}
+        places |= {f"model.{name}": self._others[name][lane] for name in self._persistent}
+        for moment, rows in self._moments.items():
+            places |= {f"optimizer.{moment}.{name}": self._view(rows, name)[lane] for name in self._names}
+        return {key: place[tuple(map(slice, shapes[_name(key)]))] for key, place in places.items()}
+
+    def _view(self, rows: Tensor, name: str) -> Tensor:
+        """One parameter of all lanes (K, ...), inside rows (K, P)."""
+        start, end = self._ranges[name]
+        return rows[:, start:end].view(self.num_lanes, *self._shapes[name])
+
+    def _clear(self, lane: int) -> None:
+        with torch.no_grad():
+            for rows in (self._flat, *self._moments.values(), *self._others.values()):
+                rows[lane] = 0
+
+    def _build(self, recipe: Recipe, width: int | None) -> nn.Module:
+        padded = Recipe(**{**recipe.as_dict(), "hidden_width": width})
+        model = build_model(padded, self.data.input_shape, self.data.num_classes, self._constructor)
+        seeded(model)
+        return model
+
+    def _is_dropout(self, buffer: str) -> bool:
+        return isinstance(self._module.get_submodule(buffer.rpartition(".")[0]), SeededDropout)
+
+    def _filled(self, lane: int) -> Lane:
+        filled = self.lanes[lane]
+        if filled is None:
+            raise ValueError(f"lane {lane} is free")
+        return filled
+
+    def _try(self) -> None:
+        """One step on nothing."""
+        shape, device = self.data.input_shape, self.data.device
+        nothing = torch.zeros(self.num_lanes, device=device)
+        sums = torch.zeros(3, self.num_lanes, device=device)
+        images, labels = torch.zeros(2, *shape, device=device), torch.zeros(2, dtype=torch.long, device=device)
+        try:
+            self._module.train()
+            self._step(images, labels, nothing, nothing, nothing.int(), sums)
+        except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise CannotFuse(" ".join(str(error).split())[:300]) from error
+        for lane in range(self.num_lanes):
+            self._clear(lane)
+
+
+def _name(key: str) -> str:
+    """`model.NAME` or `optimizer.MOMENT.NAME`: the name."""
+    return key.removeprefix("model.") if key.startswith("model.") else key.split(".", 2)[2]
