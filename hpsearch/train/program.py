@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -16,6 +16,7 @@ from hpsearch.recipe import Recipe, fold
 from hpsearch.train import OPTIMIZERS, SCHEDULES
 from hpsearch.train.augment import normalise
 from hpsearch.train.device_data import DeviceData, place
+from hpsearch.train.freezing import Part, parts, rest
 from hpsearch.train.metrics import Sums, evaluate
 from hpsearch.train.optimizers import SGD, Optimizer, Update, clip_divisor, factored_norm, factored_sgd, gradient_norm
 from hpsearch.train.schedules import Schedule
@@ -69,6 +70,9 @@ class Program:
         self._names = list(trained)
         self._parameters: list[Tensor] = list(trained.values())
         self._buffers = {name: [torch.zeros_like(p) for p in self._parameters] for name in self._optimizer.buffers}
+        plain = len(self._parameters) - len(self._wide)
+        own = {name: tensors[:plain] for name, tensors in self._buffers.items()}
+        self._body, self._head = parts(model, recipe, self._names[:plain], self._parameters[:plain], own)
 
     def run_epoch(self) -> EpochResult:
         """Train one epoch, then validate. A loss that is no finite number raises nothing: see `diverged`."""
@@ -103,7 +107,7 @@ class Program:
 
     def _factored_layers(self) -> list[WideLinear]:
         """The layers whose weights are updated from the factors of their gradients: on a CPU, where memory is slow."""
-        if self.data.device.type != "cpu" or self._optimizer is not SGD:
+        if self.data.device.type != "cpu" or self._optimizer is not SGD or self.recipe.frozen_layers:
             return []
         layers = [layer for layer in self.model.modules() if isinstance(layer, WideLinear)]
         return [layer for layer in layers if layer.weight.requires_grad and layer.weight.numel() >= FACTORED_WEIGHTS]
@@ -119,6 +123,7 @@ class Program:
         """One epoch's loss, accuracy, gradient norm, and last rate."""
         self.model.train()
         num_steps = self._stream.steps_per_epoch(self.data)
+        trained = self._trained(num_steps)
         steps = torch.arange(self.epoch * num_steps, (self.epoch + 1) * num_steps, dtype=torch.float64)
         setting = self._schedule(steps, self.recipe, num_steps)
         numbers = zip(steps.tolist(), setting.rate.tolist(), setting.momentum.tolist(), strict=True)
@@ -128,26 +133,39 @@ class Program:
             for (images, labels), (step, rate, momentum) in zip(
                 self._stream.batches(self.data, self.epoch), numbers, strict=True
             ):
-                self._step(images, labels, int(step), rate, momentum, sums)
+                self._step(images, labels, int(step), rate, momentum, sums, trained)
         return *sums.means(), float(setting.rate[-1])
 
-    def _step(self, images: Tensor, labels: Tensor, step: int, rate: float, momentum: float, sums: Sums) -> None:
+    def _trained(self, num_steps: int) -> list[Part]:
+        """What trains in this epoch; frozen layers rest."""
+        if not self._body.parameters:
+            return [self._head]
+        if self.epoch < self.recipe.frozen_epochs:
+            rest(self.model, self.recipe)
+            return [self._head]
+        return [replace(self._body, first_step=self.recipe.frozen_epochs * num_steps), self._head]
+
+    def _step(
+        self, images: Tensor, labels: Tensor, step: int, rate: float, momentum: float, sums: Sums, trained: list[Part]
+    ) -> None:
         """One update from images (B, C, H, W) and labels (B,)."""
         for layer in self._wide:
             layer.factors = []
         logits = self.model(images)  # (B, k)
         loss = functional.cross_entropy(logits, labels)
-        plain = len(self._parameters) - len(self._wide)
-        gradients = list(torch.autograd.grad(loss, self._parameters[:plain], materialize_grads=True))
+        parameters = [parameter for part in trained for parameter in part.parameters]
+        gradients = list(torch.autograd.grad(loss, parameters, materialize_grads=True))
         with torch.no_grad():
             norm = gradient_norm(gradients)
             if self._wide:
                 norm = torch.stack([norm, *(factored_norm(layer.factors or []) for layer in self._wide)]).norm()
             divisor = clip_divisor(norm, self.recipe.clip_norm) if self.recipe.clip_norm else None
             update = Update(step, rate, momentum, self.recipe.weight_decay, divisor)
-            buffers = {name: tensors[:plain] for name, tensors in self._buffers.items()}
-            self._optimizer.apply(self._parameters[:plain], gradients, buffers, update)
-            for layer, buffer in zip(self._wide, self._buffers.get("momentum", [])[plain:], strict=True):
+            for part in trained:
+                own, gradients = gradients[: len(part.parameters)], gradients[len(part.parameters) :]
+                self._optimizer.apply(part.parameters, own, part.buffers, part.own(update))
+            momenta = self._buffers.get("momentum", [])[len(self._parameters) - len(self._wide) :]
+            for layer, buffer in zip(self._wide, momenta, strict=True):
                 factored_sgd(layer.weight, layer.factors or [], buffer, update)
                 layer.factors = None
             sums.add(loss, logits, labels, norm)
