@@ -8,7 +8,7 @@ said here follows from what is recorded, so that it is the same wherever it is a
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count, islice
 from typing import Any
 
@@ -86,18 +86,26 @@ def create(database: Database, study: LoadedStudy, top: int, num_seeds: int) -> 
     """
     spec = study.spec
     if not spec.space:
-        raise UsageError(f"study {study.name}: searches nothing, so there is no choice to confirm; see `hpsearch report`")
+        raise UsageError(
+            f"study {study.name}: searches nothing, so there is no choice to confirm; see `hpsearch report`"
+        )
     best = ranked(study)
     if not best:
-        raise UsageError(f"study {study.name}: no trial has completed yet; train some with `hpsearch worker {study.name}`")
+        raise UsageError(
+            f"study {study.name}: no trial has completed yet; train some with `hpsearch worker {study.name}`"
+        )
     candidates = _candidates(study, best, top)
     if len(candidates) < 2:
         raise UsageError(f"study {study.name}: has one configuration only, so there is nothing to compare; train more")
     used = {trial.user_attrs.get(RECIPE_KEY, {}).get("seed") for trial in study.optuna_study.get_trials(deepcopy=False)}
     seeds = list(islice((seed for seed in count() if seed not in used), num_seeds))
     confirming = _spec(spec, candidates, seeds)
-    link = {"kind": CONFIRM, "study": study.name, "created": study.created}
-    link["candidates"] = [origin.__dict__ for origin, _ in candidates]
+    link = {
+        "kind": CONFIRM,
+        "study": study.name,
+        "created": study.created,
+        "candidates": [asdict(origin) for origin, _ in candidates],
+    }
     create_study(database, confirming, confirming.name, attributes={LINK_KEY: json.dumps(link)})
     return load_study(database, confirming.name)
 
@@ -134,7 +142,9 @@ def result(study: LoadedStudy) -> Confirmation:
     rows = [_finite(row[: max(race.num_seeds, 1)]) for row in table]
     order = sorted(range(len(rows)), key=lambda c: (c in race.out, c != race.leader, -_mean(rows[c]), c))
     standings = tuple(_standing(c, origins[c], rows, race, sign) for c in order)
-    return Confirmation(study.name, link.get("study", ""), spec.objective.metric, len(spec.seeds), race.num_seeds, standings)
+    return Confirmation(
+        study.name, link.get("study", ""), spec.objective.metric, len(spec.seeds), race.num_seeds, standings
+    )
 
 
 def candidate_trials(study: LoadedStudy, number: int) -> list[FrozenTrial]:
@@ -145,7 +155,9 @@ def candidate_trials(study: LoadedStudy, number: int) -> list[FrozenTrial]:
 
 def configuration(recipe: Recipe) -> dict[str, Any]:
     """What a recipe sets, without the seeds and what is absent."""
-    return {key: value for key, value in recipe.as_dict().items() if value is not None and key not in (*PAIRED, "model")}
+    return {
+        key: value for key, value in recipe.as_dict().items() if value is not None and key not in (*PAIRED, "model")
+    }
 
 
 def _candidates(study: LoadedStudy, best: Sequence[FrozenTrial], top: int) -> list[tuple[Origin, dict[str, Any]]]:
@@ -201,7 +213,9 @@ def _verdict(candidate: int, race: Race) -> str:
         if out.rival is None:
             return f"out after {out.num_seeds} seeds: a trial diverged or failed"
         return f"out after {out.num_seeds} seeds: p = {out.p:.1g}, below {out.threshold:.1g}"
-    return "best" if candidate == race.leader else "cannot be told from the best" if race.leader is not None else "waits"
+    return (
+        "best" if candidate == race.leader else "cannot be told from the best" if race.leader is not None else "waits"
+    )
 
 
 def _signed(found: Estimate, sign: float) -> Estimate:

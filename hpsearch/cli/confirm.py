@@ -1,5 +1,6 @@
 """`hpsearch confirm`: the best configurations of a study again from new seeds, and what that says."""
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -91,11 +92,11 @@ def _promise(one: "object") -> float:
 
 
 def number(value: float | None) -> str:
-    return "-" if value is None or value != value else f"{value:.4f}"
+    return "-" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
 def interval(found: "Estimate") -> str:
-    return "-" if found.low != found.low else f"{found.low:.4f} to {found.high:.4f}"
+    return "-" if math.isnan(found.low) else f"{found.low:.4f} to {found.high:.4f}"
 
 
 def plain(value: object) -> object:
@@ -104,4 +105,4 @@ def plain(value: object) -> object:
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
+    return None if isinstance(value, float) and math.isnan(value) else value
