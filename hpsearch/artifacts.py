@@ -6,15 +6,23 @@ renamed does not match its name and is passed over.
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 KEPT = 2  # the newest, and the one before it in case that is damaged
 SUFFIX = ".safetensors"
+
+
+def key_of(recipe: Mapping[str, Any], fingerprint: str, created: str) -> str:
+    """The name of what a trial trained: two share it only if they train the same thing on the same data."""
+    identity = json.dumps([recipe, fingerprint, created], sort_keys=True)
+    return hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def check_names(study: StudySpec | Mapping[str, Any]) -> list[str]:
     tables = study.to_tables() if isinstance(study, StudySpec) else study
     return [
         f"{key} = {show(name)}: no such {TABLES[group][0]}{suggestion(name, names(group))}"
-        for group, key, name in named(tables)
+        for group, key, name in (*named(tables), *named_by_candidates(tables))
         if (name.partition(":")[0] if group == "hpsearch.data" else name) not in names(group)
     ]
 
@@ -110,6 +110,15 @@ def named(tables: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         for choice in choices if isinstance(choices, list) else ():
             if isinstance(choice, str):
                 yield group, f"space.{key}", choice
+
+
+def named_by_candidates(tables: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Every (group, key, name) in the [[candidate]] configurations."""
+    candidates = tables.get("candidate")
+    for number, table in enumerate(candidates if isinstance(candidates, list) else (), start=1):
+        for key, group in HYPERPARAMETER_GROUPS.items():
+            if isinstance(table, Mapping) and isinstance(table.get(key), str):
+                yield group, f"candidate[{number}].{key}", table[key]
 
 
 def table_of(tables: Mapping[str, Any], key: str) -> Mapping[str, Any]:

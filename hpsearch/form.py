@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from hpsearch.errors import StudyFileError
 from hpsearch.recipe import RULES
-from hpsearch.relations import Draft, draft_mistakes, first_mistakes, plan_mistakes, read_first
+from hpsearch.relations import Draft, draft_mistakes, first_mistakes, plan_mistakes, read_candidates, read_first
 from hpsearch.sections import SECTIONS, Section
 from hpsearch.space import (
     Choice,
@@ -28,7 +28,7 @@ from hpsearch.space import (
     unknown_keys,
 )
 
-TOP_LEVEL = ("name", "description", "seed", "seeds", *SECTIONS, "training", "space", "first")
+TOP_LEVEL = ("name", "description", "seed", "seeds", *SECTIONS, "training", "space", "first", "candidate")
 # pydantic's words, and ours
 WORDS = {
     "Input should be": "must be",
@@ -58,6 +58,9 @@ def read_study(tables: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     mistakes += found
     when, times = read_sources(tables.get("space", {}))
     draft = Draft(training, space, names_of(tables.get("training")), names_of(tables.get("space")), when, times)
+    candidates, found = read_candidates(tables.get("candidate", []), draft, values.get("model"))
+    mistakes += found
+    values["candidates"] = candidates
     mistakes += [*plan_mistakes(draft, values), *draft_mistakes(draft)]
     final = draft.applied()
     first, found = read_first(tables.get("first", []), final)
@@ -116,7 +119,8 @@ def with_defaults(tables: Mapping[str, Any], key: str) -> Any:
     if key == "pruner":
         return {"name": "none", **section}
     if key == "budget" and (seeds := read_seeds(tables.get("seeds", []))[0]):
-        return {"trials": len(seeds), **section}
+        candidates = tables.get("candidate")
+        return {"trials": len(seeds) * (len(candidates) if isinstance(candidates, list) else 1), **section}
     return section
 
 

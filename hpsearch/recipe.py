@@ -54,6 +54,15 @@ RULES = {
     "augmentation": Rule(str, "how training images are varied"),
     "hidden_width": Rule(int, "units of the first hidden layer; if absent, the published width", at_least=1),
     "dropout": Rule(float, "share of units dropped; if absent, the architecture's own rate", at_least=0, below=1),
+    "native_size": Rule(
+        int, "side in pixels of the images that the network is made for; if absent, that of the data", at_least=8
+    ),
+    "start": Rule(str, "scratch, or export: the weights of the export that `model.export` names"),
+    "frozen_layers": Rule(
+        int, "how many layers, from the first on, are frozen or have a rate of their own", at_least=0
+    ),
+    "frozen_epochs": Rule(int, "epochs for which they are frozen; from then on they train as well", at_least=0),
+    "frozen_rate": Rule(float, "what their learning rate is multiplied by once they train", above=0),
     "seed": Rule(int, "initialisation and dropout; if absent, follows from study seed and trial", at_least=0),
     "stream_seed": Rule(int, "data order and augmentation; if absent, follows from the study seed", at_least=0),
     "stream_offset": Rule(int, "epochs of that stream before the trial's first; set when it joins others", at_least=0),
@@ -82,6 +91,11 @@ class Recipe:
     augmentation: str = "none"
     hidden_width: int | None = None  # None: the architecture's published width
     dropout: float | None = None  # None: the architecture's own rate
+    native_size: int | None = None  # None: that of the data; the network pools larger images down to it
+    start: str = "scratch"  # or "export": the weights of the export that the study names
+    frozen_layers: int = 0  # from the first layer on
+    frozen_epochs: int = 0  # for so long
+    frozen_rate: float = 1.0  # and then with this multiple of the learning rate
     seed: int = 0  # initialisation and dropout
     stream_seed: int = 0  # data order and augmentation; trials that share it can share the work
     stream_offset: int = 0  # epochs of that stream before the trial's first
@@ -92,6 +106,8 @@ class Recipe:
             complaint = None if value is None and name in ABSENT else rule.broken_by(value)
             if complaint:
                 raise UsageError(f"recipe: {name} = {value!r}: {complaint}")
+        if self.start not in STARTS:
+            raise UsageError(f"recipe: start = {self.start!r}: must be {' or '.join(STARTS)}")
         if self.peak_learning_rate is not None and self.peak_learning_rate < self.learning_rate:
             rule_text = f"must not be below learning_rate = {self.learning_rate!r}"
             raise UsageError(f"recipe: peak_learning_rate = {self.peak_learning_rate!r}: {rule_text}")
@@ -101,7 +117,8 @@ class Recipe:
         return asdict(self)
 
 
-ABSENT = ("peak_learning_rate", "hidden_width", "dropout")  # may be None: not set
+ABSENT = ("peak_learning_rate", "hidden_width", "dropout", "native_size")  # may be None: not set
+STARTS = ("scratch", "export")
 
 
 def fold(*numbers: int) -> int:

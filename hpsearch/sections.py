@@ -18,6 +18,9 @@ class Model(Section):
     """[model]: the architecture."""
 
     name: str = Field(description="an architecture: built in, or added by an installed package")
+    export: str | None = Field(
+        None, description='the folder of an export; trials with start = "export" begin with its weights'
+    )
 
 
 class Data(Section):
@@ -44,7 +47,7 @@ class Sampler(Section):
 class Pruner(Section):
     """[pruner]: which trials to stop early."""
 
-    name: str = Field("asha", description="the pruner; `none`, if nothing is searched")
+    name: str = Field("asha", description="the pruner; if nothing is searched `none`, or `race` between candidates")
     min_epochs: int | None = Field(None, ge=1, description="epochs that every trial may train")
     factor: int | None = Field(None, ge=2, description="one in so many trials passes a rung; rungs grow by it")
     startup_trials: int | None = Field(None, ge=0, description="trials that must have ended before any is stopped")
@@ -104,5 +107,6 @@ PRUNER_OPTIONS = {
     "asha": ("min_epochs", "factor"),
     "hyperband": ("min_epochs", "factor"),
     "median": ("startup_trials", "min_epochs"),
+    "race": (),
     "none": (),
 }

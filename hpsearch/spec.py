@@ -40,6 +40,7 @@ class StudySpec:
     seed: int  # everything random in the study follows from it
     seeds: tuple[int, ...]  # with nothing searched: the seed of trial 0, 1, ...; else empty
     first: tuple[Mapping[str, Value], ...]  # configurations to try first, by recorded name
+    candidates: tuple[tuple[str, Mapping[str, Value]], ...] = ()  # label and values of what is compared over `seeds`
 
     @cached_property
     def parameters(self) -> dict[str, Parameter]:
@@ -49,22 +50,33 @@ class StudySpec:
     @property
     def max_epochs(self) -> int:
         """The epochs of the longest trial."""
-        return int(highest("epochs", self.training, self.space) or 0)
+        own = (int(values["epochs"]) for _, values in self.candidates if "epochs" in values)
+        return max(int(highest("epochs", self.training, self.space) or 0), *own, 0)
+
+    def place(self, number: int) -> tuple[int, int]:
+        """Which candidate, and which of the seeds, trial `number` trains: all candidates with one seed, then the next.
+
+        With no candidates the first is always 0.
+        """
+        block, candidate = divmod(number, len(self.candidates) or 1)
+        return candidate, block
 
     def summary(self) -> str:
         """The study in half a line."""
         what = f"{len(self.space)} hyperparameters searched" if self.space else f"{len(self.seeds)} seeds"
+        what = f"{len(self.candidates)} candidates, {what}" if self.candidates else what
         return f"{self.model.name} on {self.data.name}, {what}, {self.budget.trials} trials of {self.max_epochs} epochs"
 
-    def recipe(self, params: Mapping[str, Any], seed: int, stream_seed: int) -> Recipe:
+    def recipe(self, params: Mapping[str, Any], seed: int, stream_seed: int, candidate: int = 0) -> Recipe:
         """The recipe of one trial: fixed values, and what the trial recorded; anything else has its default.
 
-        Seeds that the study itself fixes or searches win over the given ones.
+        Seeds that the study itself fixes or searches win over the given ones. `candidate` picks one of several.
         Raises UsageError for a recorded name that the study does not have.
         """
         if foreign := params.keys() - self.parameters.keys():
             raise UsageError(f"study {self.name}: {', '.join(sorted(foreign))} is no hyperparameter of its space")
         values: dict[str, Any] = {"seed": seed, "stream_seed": stream_seed, **self.training}
+        values |= self.candidates[candidate][1] if self.candidates else {}
         for name in order(self.space):
             parameter = self.space[name]
             if (recorded := recorded_name(name, parameter)) in params:
@@ -81,7 +93,9 @@ class StudySpec:
         tables |= {key: getattr(self, key).model_dump(exclude_none=True) for key in SECTIONS}
         tables |= {"training": dict(self.training)}
         tables |= {"space": {name: to_table(parameter) for name, parameter in self.space.items()}}
-        return tables | ({"first": [dict(configuration) for configuration in self.first]} if self.first else {})
+        tables |= {"first": [dict(configuration) for configuration in self.first]} if self.first else {}
+        compared = [{"label": label, **values} for label, values in self.candidates]
+        return tables | ({"candidate": compared} if compared else {})
 
     def to_json(self) -> str:
         return json.dumps(self.to_tables())

@@ -1,23 +1,23 @@
 """One trial, from its lease to its end. With `worker.py` the place where the search and the training half meet."""
 
 import contextlib
-import hashlib
-import json
 import math
 import time
 import traceback
-from collections.abc import Generator
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Mapping
+from dataclasses import asdict, dataclass, field
 
 import torch
 from optuna.trial import TrialState
-from torch import nn
+from torch import Tensor, nn
 
-from hpsearch.artifacts import Checkpoints
+from hpsearch import weights
+from hpsearch.artifacts import Checkpoints, key_of
 from hpsearch.errors import HpsearchError, LeaseLost
 from hpsearch.events import EpochDone, Event, TrialEnded, TrialResumed, TrialStarted, WorkerWarned
 from hpsearch.interrupt import Interrupted, Interruption
 from hpsearch.models.build import Constructor, build_model
+from hpsearch.models.takeover import take_over
 from hpsearch.recipe import Recipe
 from hpsearch.search.session import Assignment, Session
 from hpsearch.settings import Settings
@@ -44,14 +44,18 @@ class Bench:
     fingerprint: str  # of the data and its split
     settings: Settings
     checkpoints: Checkpoints
+    initial: Mapping[str, Tensor] = field(default_factory=dict)  # the weights of the study's export, by name
 
     @property
     def study(self) -> LoadedStudy:
         return self.session.study
 
     def model(self, recipe: Recipe) -> nn.Module:
-        """The recipe's model, freshly initialised."""
-        return build_model(recipe, self.data.input_shape, self.data.num_classes, self.constructor)
+        """The recipe's model, freshly initialised, or with what it takes over from the study's export."""
+        model = build_model(recipe, self.data.input_shape, self.data.num_classes, self.constructor)
+        if recipe.start == "export":
+            take_over(model, self.initial)
+        return model
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,10 @@ def run_trial(bench: Bench, assignment: Assignment) -> Generator[Event, None, Ou
 
 def _train_or_fail(bench: Bench, assignment: Assignment) -> Generator[Event, None, Outcome]:
     recipe = assignment.recipe
+    if bench.session.is_out(assignment.lease):
+        outcome = Outcome(TrialState.PRUNED, assignment.lease.epoch, reason=f"pruned by {bench.study.spec.pruner.name}")
+        _finish(bench, assignment, outcome)
+        return outcome
     try:
         return (yield from Training(bench, assignment).run())
     except (LeaseLost, *FAULTS):
@@ -139,9 +147,7 @@ class Training:
         self.bench, self.lease, self.recipe = bench, assignment.lease, assignment.recipe
         self.assignment, self.number = assignment, assignment.lease.number
         self.program = Program(self.recipe, bench.model(self.recipe), bench.data)
-        # Two trials share a checkpoint only if they train the same thing on the same data.
-        identity = json.dumps([self.recipe.as_dict(), bench.fingerprint, bench.study.created], sort_keys=True)
-        self.key = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+        self.key = key_of(self.recipe.as_dict(), bench.fingerprint, bench.study.created)
         self.saved_at = time.monotonic()
         self.boundary: State | None = None  # the program's state after the last whole epoch
 
@@ -167,6 +173,8 @@ class Training:
             with contextlib.suppress(LeaseLost):
                 self._give_back("nobody watched the worker any more")
             raise
+        if outcome.state == TrialState.COMPLETE and not self.bench.study.spec.space:
+            self._keep_weights()
         if outcome.state != TrialState.WAITING:
             _finish(self.bench, self.assignment, outcome)
             self.bench.checkpoints.forget(self.key)
@@ -237,6 +245,11 @@ class Training:
             advice = f"make room in {self.bench.checkpoints.place}"
             return WorkerWarned(f"trial {self.number} goes on without a checkpoint: {error}; {advice}")
         return None
+
+    def _keep_weights(self) -> None:
+        """Final tests and exports start from the weights of trials over seeds; without them they train again."""
+        with contextlib.suppress(OSError):
+            weights.keep(self.bench.settings.home, self.key, self.program.model)
 
     def _give_back(self, reason: str) -> Outcome:
         """Put the trial back into the queue, to go on after the last whole epoch.

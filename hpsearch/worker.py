@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from optuna.trial import TrialState
 
-from hpsearch import catalogue, crashes
+from hpsearch import catalogue, crashes, weights
 from hpsearch.artifacts import Checkpoints
 from hpsearch.data.load import load
 from hpsearch.errors import HpsearchError, StorageAway, UsageError
@@ -289,6 +289,7 @@ def _prepare(
         fingerprint=dataset.fingerprint,
         settings=settings,
         checkpoints=Checkpoints(settings.home / "checkpoints"),
+        initial=weights.of_export(settings.home, spec.model.export) if spec.model.export else {},
     )
     _try_model(bench, spec.recipe(corner(spec), 0, 0))
     return bench

@@ -25,6 +25,12 @@ COMMANDS = {
     "status": ("hpsearch.cli.study:status", "Show how far a study is."),
     "trials": ("hpsearch.cli.study:trials", "Show the trials of a study."),
     "best": ("hpsearch.cli.study:best", "Show the best configurations of a study, and what mattered."),
+    "confirm": ("hpsearch.cli.confirm:confirm", "Train the best configurations again from new seeds, and compare."),
+    "final-test": ("hpsearch.cli.final_test:final_test", "Open the test split once, for the confirmed winner."),
+    "export": ("hpsearch.cli.export:export", "Write the best configuration, its weights and the evidence."),
+    "verify": ("hpsearch.cli.export:verify", "Check everything that an export claims."),
+    "transfer": ("hpsearch.cli.transfer:transfer", "Carry an export over to another data set, against scratch."),
+    "report": ("hpsearch.cli.report:report", "Write one page with all figures and the numbers behind them."),
     "dashboard": ("hpsearch.cli.dashboard:dashboard", "Browse the studies with optuna-dashboard (read-only)."),
     "validate": ("hpsearch.cli.validate:validate", "Name every mistake in a study file."),
 }

@@ -5,9 +5,11 @@ DATASETS = {
     "cifar100": "hpsearch.data.cifar100:read_train",
     "digits": "hpsearch.data.digits:read_train",
     "folder": "hpsearch.data.folder:read_train",
+    "stl5": "hpsearch.data.stl5:read_train",
 }
 
 # data sets whose source may change under the same name -> a function (Source) -> text that changes with it
 STAMPS = {
     "folder": "hpsearch.data.folder:stamp",
+    "stl5": "hpsearch.data.stl5:stamp",
 }

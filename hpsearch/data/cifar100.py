@@ -34,12 +34,16 @@ ARRAY_NAMES: dict[tuple[str, str], Any] = {  # what a pickled array names, by Nu
 def read_train(source: Source) -> RawImages:
     """The 50,000 training images (N, 3, image_size, image_size), from `data_dir`, `download_dir` or the network."""
     refuse_argument(source)
-    place = _find(source) or _download(source)
-    train = _unpickle(_checked(place, "train", TRAIN_MD5))
-    meta = _unpickle(_checked(place, "meta", META_MD5))
+    train = official_file(source, "train", TRAIN_MD5)
+    meta = official_file(source, "meta", META_MD5)
     images = np.asarray(train["data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
     labels = np.asarray(train["fine_labels"], dtype=np.int64)
     return RawImages(resized(images, source.image_size), labels, tuple(meta["fine_label_names"]))
+
+
+def official_file(source: Source, name: str, md5: str) -> dict[str, Any]:
+    """The dictionary in one of the official files; DataError if it is missing or its MD5 is another."""
+    return _unpickle(_checked(_find(source) or _download(source), name, md5))
 
 
 def _find(source: Source) -> Path | None:
@@ -103,7 +107,7 @@ def _read(place: Path, member: str) -> bytes:
 
 
 def _unpickle(content: bytes) -> dict[str, Any]:
-    """The dictionary in one of the official files."""
+    """The dictionary that an official file holds."""
     result: dict[str, Any] = _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
     return result
 

@@ -3,8 +3,9 @@
 import re
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hpsearch.data.images import RawImages, Source, resized
+from hpsearch.data.images import Images, RawImages, Source, resized
 from hpsearch.data.split import SEALED_SEED, split_rows
 from hpsearch.errors import DataError
 
@@ -16,17 +17,21 @@ def read_train(source: Source) -> RawImages:
     """The unsealed four fifths as (N, 1, image_size, image_size); labels of `digits:a-b` start from 0 again."""
     from sklearn.datasets import load_digits  # slow to import; only needed when a cache is built
 
-    first, last = _class_range(source)
+    first, last = class_range(source)
     bunch = load_digits()
     labels = bunch.target.astype(np.int64)
     rows, _sealed = split_rows(labels, SEALED_SHARE, SEALED_SEED)
     rows = rows[(labels[rows] >= first) & (labels[rows] <= last)]
-    pixels = np.rint(bunch.images[rows] * (255 / WHITE)).astype(np.uint8)  # (N, 8, 8)
     classes = tuple(str(digit) for digit in range(first, last + 1))
-    return RawImages(resized(pixels[:, None], source.image_size), labels[rows] - first, classes)
+    return RawImages(resized(pixels(bunch.images[rows]), source.image_size), labels[rows] - first, classes)
 
 
-def _class_range(source: Source) -> tuple[int, int]:
+def pixels(values: NDArray[np.float64]) -> Images:
+    """scikit-learn's values (N, 8, 8), from 0 to WHITE, as (N, 1, 8, 8)."""
+    return np.rint(values * (255 / WHITE)).astype(np.uint8)[:, None]
+
+
+def class_range(source: Source) -> tuple[int, int]:
     """First and last class of `digits` (0, 9) or `digits:a-b` (a, b)."""
     if ":" not in source.name:
         return 0, 9

@@ -1,6 +1,7 @@
 """folder:PATH: one's own images in PATH/train/<class>/*, of any size and colour mode; PATH/test is never opened."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +20,11 @@ def read_train(source: Source) -> RawImages:
     Each image is resized once, with antialiasing; the sides are not kept in proportion. Raises one DataError that
     names the unreadable files.
     """
-    files = _class_files(_train_folder(source))
+    return decoded(class_files(_train_folder(source)), source)
+
+
+def decoded(files: Mapping[str, Sequence[Path]], source: Source) -> RawImages:
+    """The images of these files as RGB, labelled by the place of their class. Raises DataError as `read_train`."""
     paths = [path for members in files.values() for path in members]
     labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(members) for members in files.values()])
     images = np.empty((len(paths), 3, source.image_size, source.image_size), dtype=np.uint8)
@@ -38,8 +43,13 @@ def read_train(source: Source) -> RawImages:
 def stamp(source: Source) -> str:
     """A text that changes when a file under train/ is added, removed or changed: paths, sizes and change times."""
     folder = _train_folder(source)
+    return stamp_of(folder, class_files(folder))
+
+
+def stamp_of(folder: Path, files: Mapping[str, Sequence[Path]]) -> str:
+    """A text that changes with the paths, sizes and change times of these files."""
     digest = hashlib.sha256(str(folder.resolve()).encode())
-    for class_name, members in _class_files(folder).items():
+    for class_name, members in files.items():
         for path in members:
             state = path.stat()
             digest.update(f"\0{class_name}\0{path.name}\0{state.st_size}\0{state.st_mtime_ns}".encode())
@@ -58,7 +68,7 @@ def _train_folder(source: Source) -> Path:
     return folder
 
 
-def _class_files(folder: Path) -> dict[str, list[Path]]:
+def class_files(folder: Path) -> dict[str, list[Path]]:
     """Class -> its files, both sorted by name; hidden ones (.DS_Store) are not meant as images."""
     files = {
         entry.name: sorted(path for path in entry.iterdir() if path.is_file() and not path.name.startswith("."))

@@ -13,7 +13,7 @@ from hpsearch.models import MODELS
 from hpsearch.recipe import Recipe, fold
 
 Constructor = Callable[..., nn.Module]  # (input_shape, num_classes, *, hyperparameters)
-HYPERPARAMETERS = ("hidden_width", "dropout")  # fields of a recipe that belong to the model
+HYPERPARAMETERS = ("hidden_width", "dropout", "native_size")  # fields of a recipe that belong to the model
 
 
 def build_model(

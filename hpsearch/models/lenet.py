@@ -16,21 +16,31 @@ F6_SHARE = 0.7  # F6 has 84 units for the 120 of C5
 
 
 class LeNet5(nn.Module):
-    """(B, C, H, W) -> (B, num_classes); `hidden_width` is C5, F6 follows. Dropout comes after C5 and F6."""
+    """(B, C, H, W) -> (B, num_classes); `hidden_width` is C5, F6 follows. Dropout comes after C5 and F6.
+
+    With `native_size`, C5 is as for images of that size: the maps of other ones are pooled adaptively before it.
+    """
 
     def __init__(
-        self, input_shape: tuple[int, int, int], num_classes: int, *, hidden_width: int = 120, dropout: float = 0.0
+        self,
+        input_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        hidden_width: int = 120,
+        dropout: float = 0.0,
+        native_size: int | None = None,
     ) -> None:
         super().__init__()
         f6 = f6_width(hidden_width)
         self.features = convolutions(input_shape[0])
-        self.c5 = nn.Linear(num_features(input_shape), hidden_width)
+        self.pool, num_inputs = pooling(input_shape, native_size)
+        self.c5 = nn.Linear(num_inputs, hidden_width)
         self.f6 = nn.Linear(hidden_width, f6)
         self.output = nn.Linear(f6, num_classes)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.features(images).flatten(1)
+        x = self.pool(self.features(images)).flatten(1)
         x = self.dropout(self.c5(x).tanh())
         x = self.dropout(self.f6(x).tanh())
         logits: Tensor = self.output(x)
@@ -40,6 +50,15 @@ class LeNet5(nn.Module):
 def convolutions(channels: int) -> nn.Sequential:
     """C1 to S4: (B, C, H, W) -> (B, 16, h, w); 5 x 5 for 32 x 32."""
     return nn.Sequential(PooledConv2d(channels, 6, 5), nn.Tanh(), PooledConv2d(6, 16, 5), nn.Tanh())
+
+
+def pooling(input_shape: tuple[int, int, int], native_size: int | None) -> tuple[nn.Module, int]:
+    """What stands between the convolutions and C5, and the values that C5 then gets of one image."""
+    if native_size is None:
+        return nn.Identity(), num_features(input_shape)
+    num_features(input_shape)  # refuses images that are too small
+    side = _after(native_size)
+    return nn.AdaptiveAvgPool2d(side), num_features((input_shape[0], native_size, native_size))
 
 
 def num_features(input_shape: tuple[int, int, int]) -> int:

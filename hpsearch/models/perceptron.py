@@ -1,4 +1,7 @@
-"""2lp and 3lp: perceptrons with one and two hidden ReLU layers on the flattened image."""
+"""2lp and 3lp: perceptrons with one and two hidden ReLU layers on the flattened image.
+
+With `native_size` they are as for images of that size: other ones are pooled down to it first.
+"""
 
 from math import prod
 
@@ -11,15 +14,22 @@ class TwoLayerPerceptron(nn.Module):
     """(B, C, H, W) -> (B, num_classes) through one hidden layer of `hidden_width` units, then dropout."""
 
     def __init__(
-        self, input_shape: tuple[int, int, int], num_classes: int, *, hidden_width: int = 1024, dropout: float = 0.0
+        self,
+        input_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        hidden_width: int = 1024,
+        dropout: float = 0.0,
+        native_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.hidden = WideLinear(prod(input_shape), hidden_width)
+        self.pool, num_inputs = pooling(input_shape, native_size)
+        self.hidden = WideLinear(num_inputs, hidden_width)
         self.output = nn.Linear(hidden_width, num_classes)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.dropout(self.hidden(images.flatten(1)).relu())
+        x = self.dropout(self.hidden(self.pool(images).flatten(1)).relu())
         logits: Tensor = self.output(x)
         return logits
 
@@ -28,16 +38,30 @@ class ThreeLayerPerceptron(nn.Module):
     """(B, C, H, W) -> (B, num_classes) through two hidden layers of `hidden_width` units, each with dropout."""
 
     def __init__(
-        self, input_shape: tuple[int, int, int], num_classes: int, *, hidden_width: int = 1024, dropout: float = 0.5
+        self,
+        input_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        hidden_width: int = 1024,
+        dropout: float = 0.5,
+        native_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.hidden1 = WideLinear(prod(input_shape), hidden_width)
+        self.pool, num_inputs = pooling(input_shape, native_size)
+        self.hidden1 = WideLinear(num_inputs, hidden_width)
         self.hidden2 = WideLinear(hidden_width, hidden_width)
         self.output = nn.Linear(hidden_width, num_classes)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.dropout(self.hidden1(images.flatten(1)).relu())
+        x = self.dropout(self.hidden1(self.pool(images).flatten(1)).relu())
         x = self.dropout(self.hidden2(x).relu())
         logits: Tensor = self.output(x)
         return logits
+
+
+def pooling(input_shape: tuple[int, int, int], native_size: int | None) -> tuple[nn.Module, int]:
+    """What stands before the first layer, and the values that it then gets of one image."""
+    if native_size is None:
+        return nn.Identity(), prod(input_shape)
+    return nn.AdaptiveAvgPool2d(native_size), input_shape[0] * native_size**2

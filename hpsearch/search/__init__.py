@@ -15,4 +15,5 @@ PRUNERS = {
     "hyperband": "hpsearch.search.pruners:hyperband",
     "median": "hpsearch.search.pruners:median",
     "none": "hpsearch.search.pruners:none",
+    "race": "hpsearch.search.racing:race",
 }

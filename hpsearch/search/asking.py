@@ -33,7 +33,8 @@ def ask(view: View, spec: StudySpec, lease: Lease, attempt: int, points: Points)
         trial._fixed_params = {**unused[seed % len(unused)], **given}
     params = suggest(trial, spec)
     chosen = recipe(spec, params, lease.number)
-    digest = digest_of(params, chosen.seed if not spec.space else None)
+    compared = {"candidate": spec.place(lease.number)[0]} if spec.candidates else {}
+    digest = digest_of({**params, **compared}, chosen.seed if not spec.space else None)
     attributes = {RECIPE_KEY: chosen.as_dict()}
     return Drawn(lease, drafts.params, attributes, drafts.system_attrs, digest, bool(given) or attempt >= MAX_ATTEMPTS)
 
@@ -50,8 +51,9 @@ def suggest(trial: optuna.Trial, spec: StudySpec) -> dict[str, Any]:
 
 def recipe(spec: StudySpec, params: Mapping[str, Any], number: int) -> Recipe:
     """What trial `number` trains, with the seeds that follow from the study's."""
-    seed = spec.seeds[number] if number < len(spec.seeds) else fold(spec.seed, number)
-    return spec.recipe(params, seed, stream_seed=fold(spec.seed, seed, 1))
+    candidate, block = spec.place(number)
+    seed = spec.seeds[block] if block < len(spec.seeds) else fold(spec.seed, number)
+    return spec.recipe(params, seed, stream_seed=fold(spec.seed, seed, 1), candidate=candidate)
 
 
 def digest_of(params: Mapping[str, Any], seed: int | None) -> str:

@@ -1,6 +1,6 @@
 """What to stop: pruners, from the study file's [pruner] section.
 
-Every function of the table PRUNERS takes the epochs of a full trial and the section's options.
+Every function of the table PRUNERS takes the study and the section's options.
 """
 
 import importlib
@@ -21,7 +21,7 @@ def make_pruner(spec: StudySpec) -> BasePruner:
     """The study's pruner."""
     module, function = PRUNERS[spec.pruner.name].split(":")
     make: Callable[..., BasePruner] = getattr(importlib.import_module(module), function)
-    return make(spec.max_epochs, **spec.pruner.options())
+    return make(spec, **spec.pruner.options())
 
 
 class RungPruner(BasePruner):
@@ -74,25 +74,25 @@ def rungs(pruner: BasePruner) -> frozenset[int] | None:
     return pruner.rungs if isinstance(pruner, RungPruner) else None
 
 
-def asha(epochs: int, *, min_epochs: int = 1, factor: int = 3) -> BasePruner:
+def asha(spec: StudySpec, *, min_epochs: int = 1, factor: int = 3) -> BasePruner:
     """Stop all but the best 1/`factor` at epochs `min_epochs`, `min_epochs * factor`, ... (see RungPruner)."""
-    return RungPruner(epochs, min_epochs, factor)
+    return RungPruner(spec.max_epochs, min_epochs, factor)
 
 
-def hyperband(epochs: int, *, min_epochs: int = 1, factor: int = 3) -> BasePruner:
+def hyperband(spec: StudySpec, *, min_epochs: int = 1, factor: int = 3) -> BasePruner:
     """Several successive halvings with different first rungs (Li et al., JMLR 2018, arXiv 1603.06560)."""
     num_brackets = 1
-    while min_epochs * factor**num_brackets <= epochs:
+    while min_epochs * factor**num_brackets <= spec.max_epochs:
         num_brackets += 1
-    return RungPruner(epochs, min_epochs, factor, num_brackets)
+    return RungPruner(spec.max_epochs, min_epochs, factor, num_brackets)
 
 
-def median(epochs: int, *, startup_trials: int = 5, min_epochs: int = 1) -> BasePruner:
+def median(spec: StudySpec, *, startup_trials: int = 5, min_epochs: int = 1) -> BasePruner:
     """Stop a trial whose best value so far is worse than the median of the others at the same epoch."""
     return optuna.pruners.MedianPruner(n_startup_trials=startup_trials, n_warmup_steps=min_epochs - 1)
 
 
-def none(epochs: int) -> BasePruner:
+def none(spec: StudySpec) -> BasePruner:
     """Train every trial to its last epoch."""
     return optuna.pruners.NopPruner()
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from hpsearch.recipe import Recipe
 from hpsearch.search.asking import ask
 from hpsearch.search.pruners import make_pruner, rungs
+from hpsearch.search.racing import RacePruner
 from hpsearch.search.samplers import finite_points
 from hpsearch.search.view import View
 from hpsearch.storage import budget, fleet, ledger, snapshot
@@ -106,6 +107,14 @@ class Session:
                 self._view.sync()
         pruned = {one.lease.trial_id for one in at_rung if one.lease.trial_id in kept and self._fails(one)}
         return Verdict(frozenset({one.lease.trial_id for one in reports} - kept), frozenset(pruned))
+
+    def is_out(self, lease: Lease) -> bool:
+        """Whether a race has put the trial's candidate out, so that it need not be trained."""
+        if not isinstance(self._pruner, RacePruner):
+            return False
+        with self._waiting():
+            self._view.sync()
+        return self._pruner.prune(self._view.study, self._view.trial(lease.trial_id))
 
     def is_rung(self, epoch: int) -> bool:
         """Whether the study has rungs, and this epoch is one."""

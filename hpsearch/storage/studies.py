@@ -79,15 +79,21 @@ class Progress:
         return self.state == budget.RUNNING and not self.startable and not self.running
 
 
-def create_study(database: Database, spec: StudySpec, name: str, max_trials: int | None = None) -> None:
-    """Record the study and its known good configurations, all in one transaction.
+def create_study(
+    database: Database,
+    spec: StudySpec,
+    name: str,
+    max_trials: int | None = None,
+    attributes: Mapping[str, str] | None = None,
+) -> None:
+    """Record the study, its known good configurations and further `attributes`, all in one transaction.
 
     `max_trials` is the number of trials that it can have, if that is less than its budget says.
 
     Raises:
         StorageError: the name is taken.
     """
-    attributes = {SPEC_KEY: spec.to_json(), CREATED_KEY: datetime.now(UTC).isoformat()}
+    attributes = {SPEC_KEY: spec.to_json(), CREATED_KEY: datetime.now(UTC).isoformat(), **(attributes or {})}
     direction = StudyDirection.MAXIMIZE if spec.objective.direction == "maximize" else StudyDirection.MINIMIZE
     study = models.StudyModel(
         study_name=name,

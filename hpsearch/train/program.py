@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -18,6 +18,7 @@ from hpsearch.train import OPTIMIZERS, SCHEDULES
 from hpsearch.train.augment import normalise
 from hpsearch.train.device_data import DeviceData, place
 from hpsearch.train.dropout import seed_of, seeded
+from hpsearch.train.freezing import Part, parts, rest
 from hpsearch.train.metrics import Sums, evaluate
 from hpsearch.train.optimizers import SGD, Optimizer, Update, clip_divisor, factored_norm, factored_sgd, gradient_norm
 from hpsearch.train.schedules import Schedule
@@ -72,6 +73,9 @@ class Program:
         self._names = list(trained)
         self._parameters: list[Tensor] = list(trained.values())
         self._buffers = {name: [torch.zeros_like(p) for p in self._parameters] for name in self._optimizer.buffers}
+        plain = len(self._parameters) - len(self._wide)
+        own = {name: tensors[:plain] for name, tensors in self._buffers.items()}
+        self._body, self._head = parts(model, recipe, self._names[:plain], self._parameters[:plain], own)
 
     @property
     def position(self) -> int:
@@ -90,6 +94,7 @@ class Program:
         """Prepare an epoch; its blocks follow."""
         self.model.train()
         num_steps = self.stream.steps_per_epoch(self.data)
+        self._in_training = self._trained(num_steps)
         steps = torch.arange(self.epoch * num_steps, (self.epoch + 1) * num_steps, dtype=torch.float64)
         setting = self._schedule(steps, self.recipe, num_steps)
         self._settings = zip(steps.tolist(), setting.rate.tolist(), setting.momentum.tolist(), strict=True)
@@ -107,7 +112,7 @@ class Program:
                 step, rate, momentum = next(self._settings)
                 for layer in self._dropouts:
                     layer.begin(int(step))
-                self._step(some, their, int(step), rate, momentum, self._sums)
+                self._step(some, their, int(step), rate, momentum)
 
     def end_epoch(self, started: float) -> EpochResult:
         """Validate, and say what the epoch that began at `started` (time.perf_counter) gave."""
@@ -141,7 +146,7 @@ class Program:
 
     def _factored_layers(self) -> list[WideLinear]:
         """The layers whose weights are updated from the factors of their gradients: on a CPU, where memory is slow."""
-        if self.data.device.type != "cpu" or self._optimizer is not SGD:
+        if self.data.device.type != "cpu" or self._optimizer is not SGD or self.recipe.frozen_layers:
             return []
         layers = [layer for layer in self.model.modules() if isinstance(layer, WideLinear)]
         return [layer for layer in layers if layer.weight.requires_grad and layer.weight.numel() >= FACTORED_WEIGHTS]
@@ -153,26 +158,37 @@ class Program:
             tensors |= {f"optimizer.{buffer}.{name}": value for name, value in zip(self._names, values, strict=True)}
         return tensors
 
-    def _step(self, images: Tensor, labels: Tensor, step: int, rate: float, momentum: float, sums: Sums) -> None:
+    def _trained(self, num_steps: int) -> list[Part]:
+        """What trains in this epoch; frozen layers rest."""
+        if not self._body.parameters:
+            return [self._head]
+        if self.epoch < self.recipe.frozen_epochs:
+            rest(self.model, self.recipe)
+            return [self._head]
+        return [replace(self._body, first_step=self.recipe.frozen_epochs * num_steps), self._head]
+
+    def _step(self, images: Tensor, labels: Tensor, step: int, rate: float, momentum: float) -> None:
         """One update from images (B, C, H, W) and labels (B,)."""
         for layer in self._wide:
             layer.factors = []
         logits = self.model(images)  # (B, k)
         loss = functional.cross_entropy(logits, labels)
-        plain = len(self._parameters) - len(self._wide)
-        gradients = list(torch.autograd.grad(loss, self._parameters[:plain], materialize_grads=True))
+        parameters = [parameter for part in self._in_training for parameter in part.parameters]
+        gradients = list(torch.autograd.grad(loss, parameters, materialize_grads=True))
         with torch.no_grad():
             norm = gradient_norm(gradients)
             if self._wide:
                 norm = torch.stack([norm, *(factored_norm(layer.factors or []) for layer in self._wide)]).norm()
             divisor = clip_divisor(norm, self.recipe.clip_norm) if self.recipe.clip_norm else None
             update = Update(step, rate, momentum, self.recipe.weight_decay, divisor)
-            buffers = {name: tensors[:plain] for name, tensors in self._buffers.items()}
-            self._optimizer.apply(self._parameters[:plain], gradients, buffers, update)
-            for layer, buffer in zip(self._wide, self._buffers.get("momentum", [])[plain:], strict=True):
+            for part in self._in_training:
+                own, gradients = gradients[: len(part.parameters)], gradients[len(part.parameters) :]
+                self._optimizer.apply(part.parameters, own, part.buffers, part.own(update))
+            momenta = self._buffers.get("momentum", [])[len(self._parameters) - len(self._wide) :]
+            for layer, buffer in zip(self._wide, momenta, strict=True):
                 factored_sgd(layer.weight, layer.factors or [], buffer, update)
                 layer.factors = None
-            sums.add(loss, logits, labels, norm)
+            self._sums.add(loss, logits, labels, norm)
 
     @torch.inference_mode()
     def validate(self) -> tuple[float, float]:

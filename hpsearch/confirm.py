@@ -1,0 +1,238 @@
+"""Confirmation: train the best configurations again from new seeds, and say how much of the search's result was luck.
+
+The confirmation of a study is a study of its own, `<study>-confirm`, that workers train like any other: its candidates
+are the best configurations, the first one and the default one; its pruner is the race of `hpsearch.statistics`. What is
+said here follows from what is recorded, so that it is the same wherever it is asked.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import count, islice
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from hpsearch import spec as study_file
+from hpsearch.errors import StorageError, UsageError
+from hpsearch.recipe import Recipe
+from hpsearch.search.racing import standing, values
+from hpsearch.spec import StudySpec
+from hpsearch.statistics import Estimate, Race, estimate
+from hpsearch.storage.open import Database
+from hpsearch.storage.studies import RECIPE_KEY, LoadedStudy, create_study, load_study, ranked, study_names
+
+LINK_KEY = "hpsearch:link"  # study attribute: which study this one belongs to, and where its candidates come from
+CONFIRM = "confirm"
+DEFAULT_TOP, DEFAULT_SEEDS = 5, 5
+PAIRED = ("seed", "stream_seed")  # what differs between the trials of one configuration
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a candidate comes from: the trial of the search and its value there, if it has one."""
+
+    label: str
+    trial: int | None
+    value: float | None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One candidate over the seeds: values in the study's own unit, `luck` positive if the search promised too much.
+
+    `difference` is the best candidate's lead over this one, over the seeds that both have.
+    """
+
+    label: str
+    number: int
+    origin: Origin
+    values: tuple[float, ...]
+    over_seeds: Estimate
+    difference: Estimate | None
+    luck: Estimate | None
+    in_set: bool  # whether it cannot be told from the best
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """The result of a confirmation as far as it goes, the best candidate first."""
+
+    study: str
+    confirms: str
+    metric: str
+    num_seeds: int
+    seeds_done: int
+    standings: tuple[Standing, ...]
+
+    @property
+    def finished(self) -> bool:
+        """Whether every candidate that is still in the race has all seeds."""
+        return self.seeds_done == self.num_seeds and bool(self.standings) and self.standings[0].in_set
+
+
+def name_of(study: str) -> str:
+    return f"{study}-confirm"
+
+
+def create(database: Database, study: LoadedStudy, top: int, num_seeds: int) -> LoadedStudy:
+    """Make the study that confirms `study`.
+
+    Raises:
+        UsageError: the study searches nothing, or no trial has completed.
+        StorageError: it is being confirmed already.
+    """
+    spec = study.spec
+    if not spec.space:
+        raise UsageError(
+            f"study {study.name}: searches nothing, so there is no choice to confirm; see `hpsearch report`"
+        )
+    best = ranked(study)
+    if not best:
+        raise UsageError(
+            f"study {study.name}: no trial has completed yet; train some with `hpsearch worker {study.name}`"
+        )
+    candidates = _candidates(study, best, top)
+    if len(candidates) < 2:
+        raise UsageError(f"study {study.name}: has one configuration only, so there is nothing to compare; train more")
+    used = {trial.user_attrs.get(RECIPE_KEY, {}).get("seed") for trial in study.optuna_study.get_trials(deepcopy=False)}
+    seeds = list(islice((seed for seed in count() if seed not in used), num_seeds))
+    confirming = _spec(spec, candidates, seeds)
+    link = {
+        "kind": CONFIRM,
+        "study": study.name,
+        "created": study.created,
+        "candidates": [asdict(origin) for origin, _ in candidates],
+    }
+    create_study(database, confirming, confirming.name, attributes={LINK_KEY: json.dumps(link)})
+    return load_study(database, confirming.name)
+
+
+def find(database: Database, study: LoadedStudy) -> LoadedStudy | None:
+    """The study that confirms `study`, if there is one."""
+    if name_of(study.name) not in study_names(database):
+        return None
+    found = load_study(database, name_of(study.name))
+    link = link_of(found)
+    if link.get("kind") != CONFIRM or link.get("created") != study.created:
+        raise StorageError(
+            f"study {found.name}: does not confirm this study {study.name}, but an earlier one of that name; create "
+            "the study again under another name with --study-name"
+        )
+    return found
+
+
+def link_of(study: LoadedStudy) -> dict[str, Any]:
+    """What a study belongs to; empty for one that stands alone."""
+    text = study.optuna_study.user_attrs.get(LINK_KEY)
+    link: dict[str, Any] = json.loads(text) if text else {}
+    return link
+
+
+def result(study: LoadedStudy) -> Confirmation:
+    """What the trials of a study with candidates say so far."""
+    spec, link = study.spec, link_of(study)
+    trials = study.optuna_study.get_trials(deepcopy=False)
+    table, race = values(spec, trials), standing(spec, trials)
+    origins = [Origin(**origin) for origin in link.get("candidates", [])]
+    origins = origins or [Origin(label, None, None) for label, _ in spec.candidates]
+    sign = 1.0 if spec.objective.direction == "maximize" else -1.0
+    rows = [_finite(row[: max(race.num_seeds, 1)]) for row in table]
+    order = sorted(range(len(rows)), key=lambda c: (c in race.out, c != race.leader, -_mean(rows[c]), c))
+    standings = tuple(_standing(c, origins[c], rows, race, sign) for c in order)
+    return Confirmation(
+        study.name, link.get("study", ""), spec.objective.metric, len(spec.seeds), race.num_seeds, standings
+    )
+
+
+def candidate_trials(study: LoadedStudy, number: int) -> list[FrozenTrial]:
+    """The completed trials of one candidate, by seed."""
+    trials = (trial for trial in study.optuna_study.get_trials(deepcopy=False) if trial.value is not None)
+    return [t for t in trials if study.spec.place(t.number)[0] == number and t.state.name == "COMPLETE"]
+
+
+def configuration(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe sets, without the seeds and what is absent."""
+    return {
+        key: value for key, value in recipe.as_dict().items() if value is not None and key not in (*PAIRED, "model")
+    }
+
+
+def _candidates(study: LoadedStudy, best: Sequence[FrozenTrial], top: int) -> list[tuple[Origin, dict[str, Any]]]:
+    """The best ones, the study's first trial and its default configuration, each once."""
+    found: dict[str, tuple[Origin, dict[str, Any]]] = {}
+    first = [trial for trial in study.optuna_study.get_trials(deepcopy=False) if trial.number == 0]
+    for trial in [*best, *first]:
+        if RECIPE_KEY not in trial.user_attrs:
+            continue
+        values = configuration(Recipe(**trial.user_attrs[RECIPE_KEY]))
+        key = json.dumps(values, sort_keys=True)
+        if key not in found and (len(found) < top or trial.number == 0):
+            label = f"trial {trial.number}" + (" (first)" if trial.number == 0 else "")
+            complete = trial.value if trial.state.name == "COMPLETE" else None
+            found[key] = (Origin(label, trial.number, complete), values)
+    default = configuration(study.spec.recipe({}, 0, 0))
+    found.setdefault(json.dumps(default, sort_keys=True), (Origin("default", None, None), default))
+    return list(found.values())
+
+
+def _spec(spec: StudySpec, candidates: Sequence[tuple[Origin, Mapping[str, Any]]], seeds: list[int]) -> StudySpec:
+    tables = {key: value for key, value in spec.to_tables().items() if key in ("seed", "model", "data", "objective")}
+    tables |= {
+        "name": name_of(spec.name),
+        "description": f"The best configurations of {spec.name}, trained again from {len(seeds)} new seeds each",
+        "seeds": seeds,
+        "training": {"epochs": max(values["epochs"] for _, values in candidates)},
+        "pruner": {"name": "race"},
+        "candidate": [{"label": origin.label, **values} for origin, values in candidates],
+    }
+    return study_file.build(tables, name_of(spec.name))
+
+
+def _standing(candidate: int, origin: Origin, rows: Sequence[list[float]], race: Race, sign: float) -> Standing:
+    mine = rows[candidate]
+    over_seeds = _signed(estimate(mine), sign)
+    difference = luck = None
+    if race.leader is not None and candidate != race.leader:
+        pairs = zip(rows[race.leader], mine, strict=False)
+        difference = estimate([best - own for best, own in pairs])
+    if origin.value is not None and mine:
+        found = estimate([sign * origin.value - value for value in mine])
+        luck = found
+    verdict = _verdict(candidate, race)
+    own = tuple(sign * value for value in mine)
+    in_set = candidate in race.alive
+    return Standing(origin.label, candidate, origin, own, over_seeds, difference, luck, in_set, verdict)
+
+
+def _verdict(candidate: int, race: Race) -> str:
+    if candidate in race.out:
+        out = race.out[candidate]
+        if out.rival is None:
+            return f"out after {out.num_seeds} seeds: a trial diverged or failed"
+        return f"out after {out.num_seeds} seeds: p = {out.p:.1g}, below {out.threshold:.1g}"
+    return (
+        "best" if candidate == race.leader else "cannot be told from the best" if race.leader is not None else "waits"
+    )
+
+
+def _signed(found: Estimate, sign: float) -> Estimate:
+    if sign > 0:
+        return found
+    return Estimate(found.num, -found.mean, found.std, -found.high, -found.low)
+
+
+def _finite(row: Iterable[float | None]) -> list[float]:
+    """The values up to the first that is not there."""
+    found: list[float] = []
+    for value in row:
+        if value is None or math.isnan(value):
+            break
+        found.append(value)
+    return found
+
+
+def _mean(row: Sequence[float]) -> float:
+    return sum(row) / len(row) if row else -math.inf

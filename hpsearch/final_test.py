@@ -1,0 +1,128 @@
+"""The final test: opens the test split once, for the confirmed winner, and records that it did.
+
+Nothing else imports `hpsearch.sealed`. What is tested, and from which weights, is settled before the seal is opened.
+"""
+
+import math
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from hpsearch import confirm
+from hpsearch.data.images import Source, split_name
+from hpsearch.data.load import DataSet
+from hpsearch.errors import DataError, UsageError
+from hpsearch.scores import Scores, coarse, scores, summed
+from hpsearch.sealed.images import SealedImages, open_seal
+from hpsearch.settings import Settings
+from hpsearch.statistics import estimate
+from hpsearch.storage import openings
+from hpsearch.storage.open import Database
+from hpsearch.storage.studies import LoadedStudy
+from hpsearch.trained import Chosen, Say, choose, dataset_of, network, probabilities
+
+OVER_SEEDS = ("accuracy", "macro_f1", "calibration_error", "log_loss", "brier")
+
+
+def final_test(
+    database: Database, study: LoadedStudy, settings: Settings, again: str | None, say: Say
+) -> dict[str, Any]:
+    """Test the study's winner over all of its seeds; of a comparison with a target, every candidate. The record.
+
+    Raises:
+        UsageError: nothing is confirmed yet, or the split was opened before and `again` gives no reason.
+        DataError: there is no test split, or it cannot be read; nothing is recorded then.
+    """
+    before = openings.openings(database, study)
+    if before and not again:
+        raise UsageError(
+            f"study {study.name}: its test split was opened on {before[-1]['time']}; a second look makes it a second "
+            "validation set. The result is recorded: see `hpsearch final-test STUDY --show`; if it must be, "
+            "give the reason with --again REASON, and the record shows it"
+        )
+    chosen = choose(database, study)
+    tested = chosen if confirm.link_of(study).get("kind") == "transfer" else chosen[:1]
+    dataset = dataset_of(tested[0].study.spec, settings)
+    networks = [[network(one.study, trial, dataset, settings, say) for trial in one.trials] for one in tested]
+    record = _opening(study, tested, dataset, again)
+    openings.begin(database, study, len(before), record)
+    try:
+        sealed = open_seal(_source(study, settings), dataset.classes)
+    except DataError:
+        openings.withdraw(database, study, len(before))
+        raise
+    found = [
+        _result(one, [probabilities(net, sealed.images, dataset) for net in nets], sealed)
+        for one, nets in zip(tested, networks, strict=True)
+    ]
+    record |= {"num_images": len(sealed.labels), "result": found[0], "results": found}
+    openings.complete(database, study, len(before), record)
+    return record
+
+
+def _source(study: LoadedStudy, settings: Settings) -> Source:
+    data = study.spec.data
+    downloads = settings.home / "datasets" / "downloads"
+    return Source(data.name, split_name(data.name)[1], settings.data_dir, downloads, data.image_size)
+
+
+def _opening(study: LoadedStudy, tested: list[Chosen], dataset: DataSet, again: str | None) -> dict[str, Any]:
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "study": study.name,
+        "data": study.spec.data.name,
+        "fingerprint": dataset.fingerprint,
+        "classes": list(dataset.classes),
+        "configuration": confirm.configuration(tested[0].recipe),
+        "model": tested[0].recipe.model,
+        "again": again,
+    }
+
+
+def _result(one: Chosen, predicted: list[Any], sealed: SealedImages) -> dict[str, Any]:
+    """What all seeds of one configuration give; confusions are summed over them, per-class figures averaged."""
+    found = [scores(each, sealed.labels) for each in predicted]
+    result: dict[str, Any] = {
+        "label": one.label,
+        "configuration": confirm.configuration(one.recipe),
+        "seeds": [recipe["seed"] for recipe in (trial.user_attrs["hpsearch:recipe"] for trial in one.trials)],
+        "validation": [trial.value for trial in one.trials],
+    }
+    for name in OVER_SEEDS:
+        values = [getattr(each, name) for each in found]
+        result[name] = {"values": values, **_interval(values)}
+    for name in ("precision", "recall"):
+        result[name] = np.mean([getattr(each, name) for each in found], axis=0).tolist()
+    result["confusion"] = summed([each.confusion for each in found])
+    result["reliability"] = _pooled(found)
+    if sealed.superclasses is not None:
+        rough = [coarse(each, sealed.labels, sealed.superclasses.of) for each in predicted]
+        values = [accuracy for accuracy, _ in rough]
+        result["superclasses"] = {
+            "names": list(sealed.superclasses.names),
+            "accuracy": {"values": values, **_interval(values)},
+            "confusion": summed([confusion for _, confusion in rough]),
+        }
+    return result
+
+
+def _interval(values: list[float]) -> dict[str, float | None]:
+    return {key: None if math.isnan(value) else value for key, value in asdict(estimate(values)).items()}
+
+
+def _pooled(found: list[Scores]) -> list[tuple[float, float, int]]:
+    """Reliability over all seeds, bin by bin of the confidence."""
+    from hpsearch.scores import BINS
+
+    bins: dict[int, list[tuple[float, float, int]]] = {}
+    for each in found:
+        for row in each.reliability:
+            bins.setdefault(min(int(row[0] * BINS), BINS - 1), []).append(row)
+    pooled = []
+    for rows in (bins[key] for key in sorted(bins)):
+        total = sum(num for _, _, num in rows)
+        sure, right = (sum(row[i] * row[2] for row in rows) / total for i in (0, 1))
+        pooled.append((sure, right, total))
+    return pooled

@@ -1,0 +1,43 @@
+"""Open the seal of a data set: its test images, in the form in which the training images are."""
+
+from dataclasses import dataclass
+from importlib import import_module
+
+import numpy as np
+
+from hpsearch.data.images import Images, Labels, Source, split_name
+from hpsearch.errors import DataError
+from hpsearch.sealed import TESTS
+
+
+@dataclass(frozen=True)
+class Superclasses:
+    """A coarser division of the classes: `of` (k,) gives the place in `names` for each class."""
+
+    names: tuple[str, ...]
+    of: Labels
+
+
+@dataclass(frozen=True)
+class SealedImages:
+    """Test images uint8 (N, C, H, W) with labels (N,), which index the classes of the training part."""
+
+    images: Images
+    labels: Labels
+    superclasses: Superclasses | None = None
+
+
+def open_seal(source: Source, classes: tuple[str, ...]) -> SealedImages:
+    """The test split of the data set that `source` names.
+
+    Raises:
+        DataError: it has none, it is damaged, or its classes are not those of the training part.
+    """
+    base, _ = split_name(source.name)
+    if base not in TESTS:
+        raise DataError(f"data.name = {source.name!r}: hpsearch knows no test split of it; it has one of {list(TESTS)}")
+    module, _, function = TESTS[base].partition(":")
+    sealed: SealedImages = getattr(import_module(module), function)(source, classes)
+    if len(sealed.labels) == 0 or len(np.unique(sealed.labels)) < len(classes):
+        raise DataError(f"data.name = {source.name!r}: its test split must hold images of every class; add them")
+    return sealed

@@ -1,0 +1,49 @@
+"""Which parameters train in an epoch, and at which rate: for networks that begin with another one's weights."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from hpsearch.recipe import Recipe
+from hpsearch.train.optimizers import Buffers, Update
+
+
+@dataclass(frozen=True)
+class Part:
+    """Parameters that train alike, with their buffers; their first update is at step `first_step`."""
+
+    parameters: list[Tensor]
+    buffers: Buffers
+    rate: float = 1.0  # multiplies the learning rate
+    first_step: int = 0
+
+    def own(self, update: Update) -> Update:
+        """The step as these parameters take it: Adam counts from their own first one."""
+        return replace(update, rate=update.rate * self.rate, step=update.step - self.first_step)
+
+
+def layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules that own parameters, with their names, from the first one on."""
+    return [(name, module) for name, module in model.named_modules() if any(True for _ in module.parameters(False))]
+
+
+def parts(
+    model: nn.Module, recipe: Recipe, names: Sequence[str], tensors: Sequence[Tensor], buffers: Buffers
+) -> tuple[Part, Part]:
+    """Body and head: the first `frozen_layers` layers, and the rest; the body may be empty."""
+    first = {f"{layer}." for layer, _ in layers(model)[: recipe.frozen_layers]}
+    body = [row for row, name in enumerate(names) if any(name.startswith(prefix) for prefix in first)]
+    head = [row for row in range(len(names)) if row not in set(body)]
+    of_body, of_head = (_part(rows, tensors, buffers) for rows in (body, head))
+    return replace(of_body, rate=recipe.frozen_rate), of_head
+
+
+def rest(model: nn.Module, recipe: Recipe) -> None:
+    """Put the frozen layers into evaluation mode, so that batch normalisation keeps its statistics."""
+    for _, layer in layers(model)[: recipe.frozen_layers]:
+        layer.eval()
+
+
+def _part(rows: Sequence[int], tensors: Sequence[Tensor], buffers: Mapping[str, list[Tensor]]) -> Part:
+    return Part([tensors[row] for row in rows], {name: [kept[row] for row in rows] for name, kept in buffers.items()})

@@ -1,0 +1,136 @@
+"""The networks that a study's trials have trained: which configuration was chosen, and its weights.
+
+With `worker.py` and `trial.py` a place where the search and the training half meet.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from optuna.trial import FrozenTrial
+from torch import nn
+
+from hpsearch import catalogue, confirm, weights
+from hpsearch.artifacts import key_of
+from hpsearch.data.load import DataSet, load
+from hpsearch.errors import UsageError
+from hpsearch.models.build import build_model
+from hpsearch.models.takeover import take_over
+from hpsearch.recipe import Recipe
+from hpsearch.settings import Settings
+from hpsearch.spec import StudySpec
+from hpsearch.storage.open import Database
+from hpsearch.storage.studies import RECIPE_KEY, LoadedStudy, ranked
+from hpsearch.train.program import Program, place
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One configuration and the completed trials that have it; `study` holds them, `confirmed` says whence it comes."""
+
+    label: str
+    study: LoadedStudy
+    trials: tuple[FrozenTrial, ...]
+    confirmed: bool
+
+    @property
+    def recipe(self) -> Recipe:
+        return recipe_of(self.trials[0])
+
+    @property
+    def middle(self) -> FrozenTrial:
+        """The trial of median value (the lower one of two): neither a lucky seed nor an unlucky one."""
+        return sorted(self.trials, key=lambda trial: (trial.value or 0.0, trial.number))[(len(self.trials) - 1) // 2]
+
+
+def recipe_of(trial: FrozenTrial) -> Recipe:
+    return Recipe(**trial.user_attrs[RECIPE_KEY])
+
+
+def choose(database: Database, study: LoadedStudy, *, confirmed: bool = True) -> list[Chosen]:
+    """The configurations of a study that can be tested or exported, the best first.
+
+    Those of a search are taken from its confirmation; with `confirmed=False` from the search itself if there is none.
+
+    Raises:
+        UsageError: nothing can be chosen yet; it says what to do.
+    """
+    if not study.spec.space:
+        return _over_seeds(study)
+    confirming = confirm.find(database, study)
+    if confirming is not None:
+        if not confirm.result(confirming).finished:
+            raise UsageError(
+                f"study {study.name}: its confirmation is not finished; run `hpsearch worker {confirming.name}` first"
+            )
+        return _over_seeds(confirming)
+    if confirmed:
+        raise UsageError(
+            f"study {study.name}: its best trial is not confirmed, and the best of many is partly luck; "
+            f"run `hpsearch confirm {study.name}` first"
+        )
+    found = [Chosen(f"trial {trial.number}", study, (trial,), False) for trial in ranked(study)]
+    if not found:
+        raise UsageError(f"study {study.name}: no trial has completed yet; run `hpsearch worker {study.name}` first")
+    return found
+
+
+def _over_seeds(study: LoadedStudy) -> list[Chosen]:
+    if study.spec.candidates:
+        standings = confirm.result(study).standings
+        numbered = [(one.label, confirm.candidate_trials(study, one.number)) for one in standings if one.in_set]
+        numbered += [(one.label, confirm.candidate_trials(study, one.number)) for one in standings if not one.in_set]
+    else:
+        numbered = [(study.name, confirm.candidate_trials(study, 0))]
+    found = [Chosen(label, study, tuple(trials), True) for label, trials in numbered if trials]
+    if not found:
+        raise UsageError(f"study {study.name}: no trial has completed yet; run `hpsearch worker {study.name}` first")
+    return found
+
+
+def dataset_of(spec: StudySpec, settings: Settings) -> DataSet:
+    """The training and validation part that the study's trials saw."""
+    cache = settings.home / "datasets"
+    return load(spec.data.name, data_dir=settings.data_dir, cache_dir=cache, image_size=spec.data.image_size)
+
+
+def network(study: LoadedStudy, trial: FrozenTrial, dataset: DataSet, settings: Settings, say: Say) -> nn.Module:
+    """The network of a completed trial, on the CPU, ready to predict: its kept weights, else trained once more.
+
+    Training repeats itself bit for bit on the same kind of CPU; elsewhere, up to rounding.
+    """
+    recipe = recipe_of(trial)
+    constructor = catalogue.load("hpsearch.models", recipe.model)
+    channels, height, width = dataset.train_images.shape[1:]
+    model = build_model(recipe, (channels, height, width), len(dataset.classes), constructor)
+    state = weights.kept(settings.home, key_of(recipe.as_dict(), dataset.fingerprint, study.created))
+    if state is not None and _fits(model, state):
+        model.load_state_dict(state)
+        return model.eval()
+    say(f"trial {trial.number} of {study.name}: its weights are not on this machine, so it trains once more")
+    if recipe.start == "export":
+        take_over(model, weights.of_export(settings.home, study.spec.model.export or ""))
+    program = Program(recipe, model, place(dataset, torch.device("cpu")))
+    while program.epoch < recipe.epochs:
+        program.run_epoch()
+    return model.eval()
+
+
+def probabilities(model: nn.Module, images: Any, dataset: DataSet) -> Any:
+    """Softmax (N, k) float64 of images uint8 (N, C, H, W), normalised as in training."""
+    from hpsearch.train.augment import normalise
+
+    parts = []
+    with torch.inference_mode():
+        for block in torch.split(torch.from_numpy(images), 500):
+            logits = model(normalise(block, dataset.mean, dataset.std))
+            parts.append(logits.double().softmax(1))
+    return torch.cat(parts).numpy()
+
+
+def _fits(model: nn.Module, state: dict[str, torch.Tensor]) -> bool:
+    own = model.state_dict()
+    return own.keys() == state.keys() and all(own[name].shape == state[name].shape for name in own)

@@ -1,0 +1,56 @@
+"""Trained weights that outlive their trial: of trials over seeds, and of exports that others start from.
+
+They lie in HPSEARCH_HOME/weights, as safetensors files whose names hold the hash of their content.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from hpsearch.artifacts import Checkpoints
+from hpsearch.errors import UsageError
+
+PINNED = "sha256:"  # begins the name of an export whose weights were taken into the store
+LAST = 10**6  # no trial has so many epochs
+
+
+def store(home: Path) -> Checkpoints:
+    return Checkpoints(home / "weights")
+
+
+def keep(home: Path, key: str, model: nn.Module) -> None:
+    """Keep the weights of a trial; raises OSError if they cannot be written."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    store(home).save(key, 0, save(state))
+
+
+def kept(home: Path, key: str) -> dict[str, Tensor] | None:
+    """The weights of a trial; None if they are not on this machine, or damaged."""
+    for _, content in store(home).load(key, LAST):
+        return load(content)
+    return None
+
+
+def pin(home: Path, content: bytes) -> str:
+    """Take the weights of an export into the store; the name by which studies refer to them."""
+    digest = hashlib.sha256(content).hexdigest()
+    store(home).save(f"export-{digest}", 0, content)
+    return f"{PINNED}{digest}"
+
+
+def of_export(home: Path, name: str) -> Mapping[str, Tensor]:
+    """The weights of a pinned export.
+
+    Raises:
+        UsageError: they are not on this machine.
+    """
+    found = kept(home, f"export-{name.removeprefix(PINNED)}") if name.startswith(PINNED) else None
+    if found is None:
+        raise UsageError(
+            f"model.export = {name!r}: its weights are not in {home / 'weights'}; copy that folder from the machine "
+            "on which the study was created, or create the study here"
+        )
+    return found
