@@ -17,7 +17,7 @@ from hpsearch.train import OPTIMIZERS, SCHEDULES
 from hpsearch.train.augment import normalise
 from hpsearch.train.device_data import DeviceData, place
 from hpsearch.train.metrics import Sums, evaluate
-from hpsearch.train.optimizers import SGD, Optimizer, Update, clip_divisor, factored_norm, factored_sgd, gradient_norm
+from hpsearch.train.optimizers import SGD, FactoredSGD, Optimizer, Update, clip_divisor, factored_norm, gradient_norm
 from hpsearch.train.schedules import Schedule
 from hpsearch.train.stream import Stream
 
@@ -69,6 +69,9 @@ class Program:
         self._names = list(trained)
         self._parameters: list[Tensor] = list(trained.values())
         self._buffers = {name: [torch.zeros_like(p) for p in self._parameters] for name in self._optimizer.buffers}
+        num_plain = len(self._parameters) - len(self._wide)
+        momentum = self._buffers.get("momentum", [])
+        self._factored = FactoredSGD(self._parameters[num_plain:], momentum[num_plain:])
 
     def run_epoch(self) -> EpochResult:
         """Train one epoch, then validate. A loss that is no finite number raises nothing: see `diverged`."""
@@ -129,6 +132,8 @@ class Program:
                 self._stream.batches(self.data, self.epoch), numbers, strict=True
             ):
                 self._step(images, labels, int(step), rate, momentum, sums)
+        with torch.no_grad():
+            self._factored.settle()
         return *sums.means(), float(setting.rate[-1])
 
     def _step(self, images: Tensor, labels: Tensor, step: int, rate: float, momentum: float, sums: Sums) -> None:
@@ -140,16 +145,13 @@ class Program:
         plain = len(self._parameters) - len(self._wide)
         gradients = list(torch.autograd.grad(loss, self._parameters[:plain], materialize_grads=True))
         with torch.no_grad():
-            norm = gradient_norm(gradients)
-            if self._wide:
-                norm = torch.stack([norm, *(factored_norm(layer.factors or []) for layer in self._wide)]).norm()
+            factors = [layer.factors or [] for layer in self._wide]
+            norm = gradient_norm([*gradients, *map(factored_norm, factors)])
             divisor = clip_divisor(norm, self.recipe.clip_norm) if self.recipe.clip_norm else None
             update = Update(step, rate, momentum, self.recipe.weight_decay, divisor)
             buffers = {name: tensors[:plain] for name, tensors in self._buffers.items()}
             self._optimizer.apply(self._parameters[:plain], gradients, buffers, update)
-            for layer, buffer in zip(self._wide, self._buffers.get("momentum", [])[plain:], strict=True):
-                factored_sgd(layer.weight, layer.factors or [], buffer, update)
-                layer.factors = None
+            self._factored.apply(factors, update)
             sums.add(loss, logits, labels, norm)
 
     @torch.inference_mode()
