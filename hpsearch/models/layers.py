@@ -36,6 +36,10 @@ class WideLinear(nn.Linear):
         if self.factors is None or not torch.is_grad_enabled():
             return super().forward(inputs)
         factors, detached = self.factors, inputs.detach()
-        outputs = functional.linear(inputs, self.weight.detach(), self.bias)
+        weight = self.weight.detach()  # first in the product: two cores share that better than functional.linear's
+        if self.bias is None:
+            outputs = (weight @ inputs.T).T.contiguous()
+        else:
+            outputs = torch.addmm(self.bias[:, None], weight, inputs.T).T.contiguous()
         outputs.register_hook(lambda gradient: factors.append((gradient, detached)))  # type: ignore[no-untyped-call]
         return outputs

@@ -4,23 +4,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+STEPS = 32  # whose logits are kept at most before they are reduced
+
 
 class Sums:
-    """Loss and hits over images, gradient norm over steps."""
+    """Loss and hits over images, gradient norm over steps; computed for many steps at once, for small operations cost."""
 
     def __init__(self, device: torch.device) -> None:
         self.num_images = self.num_steps = 0
         self._totals = torch.zeros(3, device=device)  # loss * images, hits, norms
+        self._steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # not in the totals yet
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor, norm: Tensor) -> None:
         """One batch: its mean loss (), logits (B, k), labels (B,), gradient norm ()."""
-        hits = (logits.argmax(1) == labels).sum()
-        self._totals += torch.stack([loss * len(labels), hits, norm])
+        self._steps.append((loss.detach(), logits.detach(), labels, norm))
         self.num_images += len(labels)
         self.num_steps += 1
+        if len(self._steps) == STEPS:
+            self._reduce()
+
+    def _reduce(self) -> None:
+        losses, logits, labels, norms = zip(*self._steps, strict=True)
+        hits = (torch.cat(logits).argmax(1) == torch.cat(labels)).sum()
+        sizes = torch.tensor([float(len(part)) for part in labels], device=hits.device)
+        self._totals += torch.stack([torch.stack(losses) @ sizes, hits, torch.stack(norms).sum()])
+        self._steps.clear()
 
     def means(self) -> tuple[float, float, float]:
         """Loss and accuracy over the images, gradient norm over the steps."""
+        if self._steps:
+            self._reduce()
         loss, hits, norm = self._totals.tolist()
         return loss / self.num_images, hits / self.num_images, norm / self.num_steps
 

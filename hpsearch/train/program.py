@@ -20,7 +20,7 @@ from hpsearch.train.device_data import DeviceData, place
 from hpsearch.train.dropout import seed_of, seeded
 from hpsearch.train.freezing import Part, parts, rest
 from hpsearch.train.metrics import Sums, evaluate
-from hpsearch.train.optimizers import SGD, Optimizer, Update, clip_divisor, factored_norm, factored_sgd, gradient_norm
+from hpsearch.train.optimizers import SGD, FactoredSGD, Optimizer, Update, clip_divisor, factored_norm, gradient_norm
 from hpsearch.train.schedules import Schedule
 from hpsearch.train.stream import Stream
 
@@ -77,6 +77,9 @@ class Program:
         own = {name: tensors[:plain] for name, tensors in self._buffers.items()}
         self._body, self._head = parts(model, recipe, self._names[:plain], self._parameters[:plain], own)
 
+        momentum = self._buffers.get("momentum", [])
+        self._factored = FactoredSGD(self._parameters[plain:], momentum[plain:])
+
     @property
     def position(self) -> int:
         """The epoch of the stream that comes next; trials that join others in mid-flight begin at a later one."""
@@ -116,6 +119,8 @@ class Program:
 
     def end_epoch(self, started: float) -> EpochResult:
         """Validate, and say what the epoch that began at `started` (time.perf_counter) gave."""
+        with torch.no_grad():
+            self._factored.settle()
         loss, accuracy, norm = self._sums.means()
         self.epoch += 1
         diverged = not (math.isfinite(loss) and math.isfinite(norm))
@@ -176,18 +181,14 @@ class Program:
         parameters = [parameter for part in self._in_training for parameter in part.parameters]
         gradients = list(torch.autograd.grad(loss, parameters, materialize_grads=True))
         with torch.no_grad():
-            norm = gradient_norm(gradients)
-            if self._wide:
-                norm = torch.stack([norm, *(factored_norm(layer.factors or []) for layer in self._wide)]).norm()
+            factors = [layer.factors or [] for layer in self._wide]
+            norm = gradient_norm([*gradients, *map(factored_norm, factors)])
             divisor = clip_divisor(norm, self.recipe.clip_norm) if self.recipe.clip_norm else None
             update = Update(step, rate, momentum, self.recipe.weight_decay, divisor)
             for part in self._in_training:
                 own, gradients = gradients[: len(part.parameters)], gradients[len(part.parameters) :]
                 self._optimizer.apply(part.parameters, own, part.buffers, part.own(update))
-            momenta = self._buffers.get("momentum", [])[len(self._parameters) - len(self._wide) :]
-            for layer, buffer in zip(self._wide, momenta, strict=True):
-                factored_sgd(layer.weight, layer.factors or [], buffer, update)
-                layer.factors = None
+            self._factored.apply(factors, update)
             self._sums.add(loss, logits, labels, norm)
 
     @torch.inference_mode()

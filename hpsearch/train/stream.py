@@ -38,7 +38,7 @@ class Stream:
         for number, rows in enumerate(parts):
             seed = fold(self.seed, epoch, number)
             draws = draw(self.augmentation, len(rows), seed, data.device)
-            raw = data.train_images[rows]
+            raw = data.train_images.index_select(0, rows)  # many times faster than train_images[rows]
             images = augment(self.augmentation, raw, draws, data.mean, data.std, out=space[: len(rows)])
             yield images, data.train_labels[rows]
 

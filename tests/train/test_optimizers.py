@@ -7,7 +7,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from hpsearch.train import OPTIMIZERS, optimizers
-from hpsearch.train.optimizers import Optimizer, Update, clip_divisor, factored_norm, factored_sgd, gradient_norm
+from hpsearch.train.optimizers import FactoredSGD, Optimizer, Update, clip_divisor, factored_norm, gradient_norm
 
 TORCH: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 SHAPES = [(5, 3), (5,), (2, 3, 2, 2)]
@@ -55,7 +55,8 @@ def test_factored_sgd_equals_sgd_on_the_product(uses: int, weight_decay: float, 
     weight = torch.randn(7, 5, generator=generator, dtype=torch.float64)
     other = weight.clone()
     buffer, other_buffer = torch.zeros_like(weight), torch.zeros_like(weight)
-    for step in range(4):
+    optimizer = FactoredSGD([weight], [buffer])
+    for step, momentum in enumerate([0.9, 0.5, 1.0, 0.0, 0.9, *[0.3] * 10]):  # 0.3^10 passes the smallest scale
         factors = [
             (torch.randn(3, 7, generator=generator).double(), torch.randn(3, 5, generator=generator).double())
             for _ in range(uses)
@@ -64,9 +65,12 @@ def test_factored_sgd_equals_sgd_on_the_product(uses: int, weight_decay: float, 
         norm = factored_norm(factors)
         torch.testing.assert_close(norm, product.norm(), rtol=1e-12, atol=0)
         divisor = clip_divisor(norm, clip_norm) if clip_norm else None
-        update = Update(step, 0.1, 0.9, weight_decay, divisor)
-        factored_sgd(weight, factors, buffer, update)
+        update = Update(step, 0.1, momentum, weight_decay, divisor)
+        optimizer.apply([factors], update)
         scaled = product if divisor is None else product / divisor
-        other_buffer.mul_(0.9).add_(scaled).add_(other, alpha=weight_decay)
+        other_buffer.mul_(momentum).add_(scaled).add_(other, alpha=weight_decay)
         other.sub_(other_buffer, alpha=0.1)
         torch.testing.assert_close(weight, other, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(buffer * optimizer.scale, other_buffer, rtol=1e-12, atol=1e-12)
+    optimizer.settle()
+    torch.testing.assert_close(buffer, other_buffer, rtol=1e-12, atol=1e-12)
