@@ -25,6 +25,7 @@ class Settings:
     device: auto, cpu, cuda:N or all (HPSEARCH_DEVICE; default: auto).
     lease_seconds: how long a worker may be silent before another takes its trial (HPSEARCH_LEASE_SECONDS).
     checkpoint_seconds: how much training a killed worker may lose (HPSEARCH_CHECKPOINT_SECONDS; 0: one epoch).
+    lanes: how many trials a worker trains at once (None: one on a CPU, as many as pay on a GPU).
     storage_wait_seconds: how long a worker waits for a storage that is away (HPSEARCH_STORAGE_WAIT_SECONDS).
     """
 
@@ -35,6 +36,7 @@ class Settings:
     lease_seconds: float = 120.0
     checkpoint_seconds: float = 30.0
     storage_wait_seconds: float = 300.0
+    lanes: int | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":

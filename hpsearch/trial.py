@@ -1,10 +1,13 @@
-"""One trial, from its lease to its end. With `worker.py` the place where the search and the training half meet."""
+"""One trial in a lane: how it begins, what an epoch means for it, how it ends, and what is kept of it.
+
+With `training.py` and `worker.py` the place where the search and the training half meet.
+"""
 
 import contextlib
 import math
 import time
 import traceback
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -13,24 +16,22 @@ from torch import Tensor, nn
 
 from hpsearch import weights
 from hpsearch.artifacts import Checkpoints, key_of
-from hpsearch.errors import HpsearchError, LeaseLost
-from hpsearch.events import EpochDone, Event, TrialEnded, TrialResumed, TrialStarted, WorkerWarned
-from hpsearch.interrupt import Interrupted, Interruption
+from hpsearch.events import WorkerWarned
+from hpsearch.interrupt import Interruption
 from hpsearch.models.build import Constructor, build_model
 from hpsearch.models.takeover import take_over
 from hpsearch.recipe import Recipe
 from hpsearch.search.session import Assignment, Session
 from hpsearch.settings import Settings
-from hpsearch.storage import budget, ledger
 from hpsearch.storage.events import DIVERGED, FAILED, INFEASIBLE, Happening
 from hpsearch.storage.ledger import REASON_KEY, TRACEBACK_KEY, End, Report
-from hpsearch.storage.open import FAULTS
-from hpsearch.storage.studies import LoadedStudy, progress
+from hpsearch.storage.studies import LoadedStudy
 from hpsearch.train.checkpoint import State, from_bytes, to_bytes
-from hpsearch.train.program import DeviceData, Program
+from hpsearch.train.device_data import DeviceData
+from hpsearch.train.program import EpochResult
 
-EPOCHS_PER_LEASE = 10  # a lease outlasts so many epochs as long as the last one, if the setting is shorter
 MEMORY_CONSTRAINT = "constraints:memory"  # Optuna's own key for constraint "memory": above 0 is infeasible
+UNREPORTED = "unreported."  # begins the keys of a checkpoint that hold an epoch which the storage could not take
 
 
 @dataclass(frozen=True)
@@ -71,196 +72,103 @@ class Outcome:
     infeasible: bool = False
 
 
-def run_trial(bench: Bench, assignment: Assignment) -> Generator[Event, None, Outcome]:
-    """Train one trial to its end, whatever that is, and record it."""
-    try:
-        outcome = yield from _train_or_fail(bench, assignment)
-    except LeaseLost:
-        outcome = Outcome(None, 0, reason="another worker has it now, or it was ended")
-    now = progress(bench.session.database, bench.study)
-    yield TrialEnded(
-        trial=assignment.lease.number,
-        state=outcome.state.name if outcome.state else "LOST",
-        epoch=outcome.epoch,
-        value=outcome.value,
-        reason=outcome.reason,
-        finished=now.finished,
-        best_number=now.best_number,
-        best_value=now.best_value,
-    )
-    return outcome
+LOST = Outcome(None, 0, reason="another worker has it now, or it was ended")
 
 
-def _train_or_fail(bench: Bench, assignment: Assignment) -> Generator[Event, None, Outcome]:
-    recipe = assignment.recipe
-    if bench.session.is_out(assignment.lease):
-        outcome = Outcome(TrialState.PRUNED, assignment.lease.epoch, reason=f"pruned by {bench.study.spec.pruner.name}")
-        _finish(bench, assignment, outcome)
-        return outcome
-    try:
-        return (yield from Training(bench, assignment).run())
-    except (LeaseLost, *FAULTS):
-        raise  # not the trial's fault
-    except torch.AcceleratorError as error:
-        # The process cannot use the device any more; the lease runs out, and the next owner counts a crash.
-        raise HpsearchError(f"trial {assignment.lease.number}: the device failed: {_line(error)}") from error
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
-            outcome = _failed(error)
-        else:
-            reason = f"out of memory with batch_size {recipe.batch_size} and hidden_width {recipe.hidden_width}"
-            outcome = Outcome(TrialState.PRUNED, 0, reason=reason, kind=INFEASIBLE, infeasible=True)
-    except Exception as error:
-        outcome = _failed(error)
-    _finish(bench, assignment, outcome)
-    return outcome
-
-
-def _failed(error: Exception) -> Outcome:
-    reason = f"{type(error).__name__}: {_line(error)}"
-    return Outcome(TrialState.FAIL, 0, reason=reason, traceback=traceback.format_exc(), kind=FAILED)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def _finish(bench: Bench, assignment: Assignment, outcome: Outcome) -> None:
-    assert outcome.state is not None
-    notes = {REASON_KEY: outcome.reason, TRACEBACK_KEY: outcome.traceback}
-    given = {key: text for key, text in notes.items() if text}
-    value = outcome.value if outcome.value is not None and math.isfinite(outcome.value) else None
-    event = Happening(outcome.kind, outcome.reason) if outcome.kind else None
-    constraints = {MEMORY_CONSTRAINT: 1.0} if outcome.infeasible else {}
-    if not bench.session.finish([End(assignment.lease, outcome.state, value, given, constraints, event)]):
-        raise LeaseLost
-
-
-class Training:
-    """One trial being trained: its program, its checkpoints, and what is recorded of it."""
+class Run:
+    """One trial of this worker: its lease, what it trains, and its checkpoints."""
 
     def __init__(self, bench: Bench, assignment: Assignment) -> None:
         self.bench, self.lease, self.recipe = bench, assignment.lease, assignment.recipe
-        self.assignment, self.number = assignment, assignment.lease.number
-        self.program = Program(self.recipe, bench.model(self.recipe), bench.data)
+        self.number = assignment.lease.number
         self.key = key_of(self.recipe.as_dict(), bench.fingerprint, bench.study.created)
+        self.epoch = assignment.lease.epoch  # the last one that is trained and recorded
         self.saved_at = time.monotonic()
-        self.boundary: State | None = None  # the program's state after the last whole epoch
 
-    def run(self) -> Generator[Event, None, Outcome]:
-        """Train to the last epoch, to a rung that the trial fails, or to a loss that is no number; record how it ended.
+    def last_state(self) -> tuple[State | None, Report | None]:
+        """The newest checkpoint that goes with the record (None: there is none, begin anew).
 
-        Raises:
-            LeaseLost: the trial belongs to somebody else now.
+        One that is an epoch ahead, because the storage was away, comes with that epoch's report.
         """
-        try:
-            yield TrialStarted(self.number, self.recipe.epochs)
-            self._resume()
-            if self.program.epoch:
-                yield TrialResumed(self.number, self.program.epoch, self.recipe.epochs)
-            outcome = yield from self._train()
-        except Interrupted:
-            return self._give_back("the worker was asked to stop")
-        except FAULTS:
-            if self.boundary is not None:
-                self._save(self.boundary)  # the trial goes on from here once the storage is back
-            raise
-        except GeneratorExit:  # nobody reads the events any more
-            with contextlib.suppress(LeaseLost):
-                self._give_back("nobody watched the worker any more")
-            raise
-        if outcome.state == TrialState.COMPLETE and not self.bench.study.spec.space:
-            self._keep_weights()
-        if outcome.state != TrialState.WAITING:
-            _finish(self.bench, self.assignment, outcome)
-            self.bench.checkpoints.forget(self.key)
-        return outcome
-
-    def _train(self) -> Generator[Event, None, Outcome]:
-        metric = self.bench.study.spec.objective.metric
-        value = self._last_value()
-        self.boundary = self.program.state()
-        while self.program.epoch < self.recipe.epochs:
-            started = time.monotonic()
-            with self.bench.interruption.allowed():
-                result = self.program.run_epoch()
-            seconds = time.monotonic() - started
-            value = math.nan if result.diverged else getattr(result, metric)
-            report = Report(self.lease, result.epoch, value, asdict(result), seconds)
-            lease_seconds = max(self.bench.settings.lease_seconds, EPOCHS_PER_LEASE * seconds)
-            verdict = self.bench.session.report([report], lease_seconds, result.images_per_second)
-            if verdict.lost:
-                raise LeaseLost
-            yield EpochDone(self.number, result.epoch, self.recipe.epochs, value, result.images_per_second)
-            if result.diverged:
-                reason = f"diverged in epoch {result.epoch}: the training loss or a gradient is not a finite number"
-                return Outcome(TrialState.PRUNED, result.epoch, reason=reason, kind=DIVERGED)
-            if result.epoch < self.recipe.epochs and verdict.pruned:
-                reason = f"pruned by {self.bench.study.spec.pruner.name}"
-                return Outcome(TrialState.PRUNED, result.epoch, value, reason)
-            self.boundary = self.program.state()
-            if warning := self._save_when_due(result.epoch):
-                yield warning
-            if self.bench.session.wanted != budget.RUNNING and result.epoch < self.recipe.epochs:
-                return self._give_back(f"the study is {self.bench.session.wanted}")
-        return Outcome(TrialState.COMPLETE, self.program.epoch, value)
-
-    def _resume(self) -> None:
-        """Go on from the newest checkpoint that is not ahead of the record, and cut the record back to it."""
         recorded = self.lease.epoch
-        if recorded:
-            for _, content in self.bench.checkpoints.load(self.key, recorded):
-                with contextlib.suppress(ValueError):
-                    self.program.restore(from_bytes(content))
-                    break
-        if recorded > self.program.epoch and not ledger.cut_back(
-            self.bench.session.database, self.lease, self.program.epoch
-        ):
-            raise LeaseLost
+        for epoch, content in self.bench.checkpoints.load(self.key, recorded + 1):
+            with contextlib.suppress(ValueError):
+                state = from_bytes(content)
+                ahead = {key: state.pop(key) for key in list(state) if key.startswith(UNREPORTED)}
+                if epoch <= recorded:
+                    return state, None
+                if ahead:
+                    numbers = {key.removeprefix(UNREPORTED): value for key, value in ahead.items()}
+                    return state, self.report(EpochResult(**numbers), 0.0)  # type: ignore[arg-type]
+        return None, None
 
-    def _last_value(self) -> float:
-        if not self.program.epoch:
-            return math.nan
-        rows = ledger.epochs(self.bench.session.database, self.lease.trial_id)
-        found = rows[-1][self.bench.study.spec.objective.metric]
-        return math.nan if found is None else float(found)
+    def report(self, result: EpochResult, seconds: float) -> Report:
+        """What the ledger records of an epoch."""
+        value = math.nan if result.diverged else getattr(result, self.bench.study.spec.objective.metric)
+        return Report(self.lease, result.epoch, value, asdict(result), seconds)
 
-    def _save_when_due(self, epoch: int) -> Event | None:
-        due = time.monotonic() - self.saved_at >= self.bench.settings.checkpoint_seconds
-        if not due and not self.bench.session.is_rung(epoch):  # who passes a rung is worth keeping
-            return None
+    def outcome(self, result: EpochResult, pruned: bool) -> Outcome | None:
+        """What the epoch means: how the trial ends, or None if it goes on."""
+        value = getattr(result, self.bench.study.spec.objective.metric)
+        if result.diverged:
+            reason = f"diverged in epoch {result.epoch}: the training loss or a gradient is not a finite number"
+            return Outcome(TrialState.PRUNED, result.epoch, reason=reason, kind=DIVERGED)
+        if result.epoch >= self.recipe.epochs:
+            return Outcome(TrialState.COMPLETE, result.epoch, value)
+        if pruned:
+            return Outcome(TrialState.PRUNED, result.epoch, value, f"pruned by {self.bench.study.spec.pruner.name}")
+        return None
+
+    def end(self, outcome: Outcome) -> End:
+        """What the ledger records of the end."""
+        assert outcome.state is not None
+        notes = {REASON_KEY: outcome.reason, TRACEBACK_KEY: outcome.traceback}
+        given = {key: text for key, text in notes.items() if text}
+        value = outcome.value if outcome.value is not None and math.isfinite(outcome.value) else None
+        event = Happening(outcome.kind, outcome.reason) if outcome.kind else None
+        constraints = {MEMORY_CONSTRAINT: 1.0} if outcome.infeasible else {}
+        return End(self.lease, outcome.state, value, given, constraints, event)
+
+    def broken(self, error: Exception) -> Outcome:
+        """How a trial ends whose network, or whose training, raised an exception."""
+        if not out_of_memory(error):
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            trace = "".join(traceback.format_exception(error))
+            return Outcome(TrialState.FAIL, self.epoch, reason=reason, traceback=trace, kind=FAILED)
+        reason = f"out of memory with batch_size {self.recipe.batch_size} and hidden_width {self.recipe.hidden_width}"
+        return Outcome(TrialState.PRUNED, self.epoch, reason=reason, kind=INFEASIBLE, infeasible=True)
+
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint: who passes a rung is worth keeping, others are kept every so often."""
+        waited = time.monotonic() - self.saved_at >= self.bench.settings.checkpoint_seconds
+        return waited or self.bench.session.is_rung(self.epoch)
+
+    def save(self, state: State, unreported: EpochResult | None = None) -> WorkerWarned | None:
+        """Keep a checkpoint; a warning if that was not possible."""
         self.saved_at = time.monotonic()
-        assert self.boundary is not None
-        return self._save(self.boundary)
-
-    def _save(self, state: State) -> Event | None:
+        ahead = {f"{UNREPORTED}{key}": value for key, value in asdict(unreported).items()} if unreported else {}
         try:
-            self.bench.checkpoints.save(self.key, int(state["epoch"]), to_bytes(state))
+            self.bench.checkpoints.save(self.key, int(state["epoch"]), to_bytes({**state, **ahead}))
         except OSError as error:
             # Training does not depend on it: without a checkpoint a killed trial begins again.
             advice = f"make room in {self.bench.checkpoints.place}"
             return WorkerWarned(f"trial {self.number} goes on without a checkpoint: {error}; {advice}")
         return None
 
-    def _keep_weights(self) -> None:
-        """Final tests and exports start from the weights of trials over seeds; without them they train again."""
-        with contextlib.suppress(OSError):
-            weights.keep(self.bench.settings.home, self.key, self.program.model)
+    def forget(self, outcome: Outcome, state: State | None) -> None:
+        """Delete the checkpoints of a trial that has ended; keep the weights of what was trained over seeds."""
+        if state is not None and outcome.state == TrialState.COMPLETE and not self.bench.study.spec.space:
+            # Final tests and exports start from these weights; without them they train again.
+            with contextlib.suppress(OSError):
+                weights.keep(self.bench.settings.home, self.key, state)
+        self.bench.checkpoints.forget(self.key)
 
-    def _give_back(self, reason: str) -> Outcome:
-        """Put the trial back into the queue, to go on after the last whole epoch.
 
-        Raises:
-            LeaseLost: the trial belongs to somebody else now.
-        """
-        epoch = self.lease.epoch
-        if self.boundary is not None:
-            self._save(self.boundary)
-            epoch = int(self.boundary["epoch"])
-        if not ledger.release(self.bench.session.database, [(self.lease, epoch)], reason):
-            raise LeaseLost
-        return Outcome(TrialState.WAITING, epoch, reason=f"{reason}: it goes back to the queue")
+def one_line(error: Exception) -> str:
+    """An exception's message in one line of limited length."""
+    return " ".join(str(error).split())[:500]
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether a device or the machine had no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)

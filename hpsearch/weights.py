@@ -7,8 +7,9 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from hpsearch.artifacts import Checkpoints
 from hpsearch.errors import UsageError
@@ -21,10 +22,11 @@ def store(home: Path) -> Checkpoints:
     return Checkpoints(home / "weights")
 
 
-def keep(home: Path, key: str, model: nn.Module) -> None:
-    """Keep the weights of a trial; raises OSError if they cannot be written."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    store(home).save(key, 0, save(state))
+def keep(home: Path, key: str, state: Mapping[str, Tensor | int]) -> None:
+    """Keep the weights of a trial's state; raises OSError if they cannot be written."""
+    model = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+    tensors = {name: torch.as_tensor(value).cpu().contiguous() for name, value in model.items()}
+    store(home).save(key, 0, save(tensors))
 
 
 def kept(home: Path, key: str) -> dict[str, Tensor] | None:

@@ -20,16 +20,19 @@ from hpsearch.artifacts import Checkpoints
 from hpsearch.data.load import load
 from hpsearch.errors import HpsearchError, StorageAway, UsageError
 from hpsearch.events import Event, StudyOpened, TrialEnded, WorkerLeft, WorkerWarned
-from hpsearch.interrupt import Interruption
+from hpsearch.interrupt import Interrupted, Interruption
 from hpsearch.recipe import Recipe
 from hpsearch.search.samplers import corner
 from hpsearch.search.session import Session
 from hpsearch.settings import Settings
-from hpsearch.storage import budget, fleet, leases, ledger
+from hpsearch.storage import budget, fleet, leases
 from hpsearch.storage.open import FAULTS, Database
 from hpsearch.storage.studies import LoadedStudy, load_study, progress, study_names
-from hpsearch.train.program import place
-from hpsearch.trial import Bench, run_trial
+from hpsearch.train.device_data import place
+from hpsearch.train.lanes import Lanes
+from hpsearch.train.plan import LaneCount
+from hpsearch.training import Training
+from hpsearch.trial import Bench
 
 OWNER = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"  # of the leases that this process holds
 IDLE_POLL_SECONDS = 1.0  # between looks for a study with trials left
@@ -66,6 +69,10 @@ def run(
     study = load_study(database, study_name)
     device = choose_device(settings.device)
     bench = _prepare(database, study, settings, device, interruption)
+
+    def wait() -> None:
+        _wait_for_storage(database, settings, interruption)
+
     now = progress(database, study)
     yield StudyOpened(
         study.name,
@@ -76,28 +83,38 @@ def run(
         now.best_number,
         now.best_value,
     )
-    failures = done = 0
-    while done != max_trials_here and not interruption.requested:
-        lease = None
-        try:
-            hand = bench.session.take(1)
-            if not hand.assignments:
+    lanes = Lanes(bench.data, bench.constructor, fuse=device.type == "cuda")
+    training = Training(bench, lanes, lane_count(settings, study, device), wait)
+    try:
+        while training.done != max_trials_here:
+            yield from training.fill(None if max_trials_here is None else max_trials_here - training.done)
+            if not training.running:
                 return
-            lease = hand.assignments[0].lease
-            outcome = yield from run_trial(bench, hand.assignments[0])
-        except FAULTS as error:
-            yield _warning(error)
-            _wait_for_storage(database, settings, interruption)
-            if lease is not None:
-                ledger.release(database, [(lease, study.spec.max_epochs)], "the storage did not answer")
-            continue
-        done += outcome.state != TrialState.WAITING
-        failures = failures + 1 if outcome.traceback else 0
-        if failures == FAILURES_BEFORE_LEAVING:
-            raise HpsearchError(
-                f"study {study.name}: {failures} trials in a row failed, the last one with: {outcome.reason}; "
-                f"see `hpsearch trials {study.name} --json` for the tracebacks, and create the study again once mended"
-            )
+            yield from training.round()
+            _stop_if_all_fail(study, training)
+    except Interrupted:
+        yield from training.give_back("the worker was asked to stop")
+    except GeneratorExit:  # nobody reads the events any more
+        for _ in training.give_back("nobody watched the worker any more"):
+            pass
+        raise
+
+
+def lane_count(settings: Settings, study: LoadedStudy, device: torch.device) -> LaneCount:
+    """How many lanes this worker has."""
+    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else "cpu"
+    cache = settings.home / "lanes.json"
+    return LaneCount(settings.lanes, on_gpu, f"{name}, {study.spec.model.name}", cache)
+
+
+def _stop_if_all_fail(study: LoadedStudy, training: Training) -> None:
+    num = training.failures_in_a_row
+    if num >= FAILURES_BEFORE_LEAVING:
+        raise HpsearchError(
+            f"study {study.name}: {num} trials in a row failed, the last one with: {training.last_failure}; "
+            f"see `hpsearch trials {study.name} --json` for the tracebacks, and create the study again once mended"
+        )
 
 
 def _wait_for_storage(database: Database, settings: Settings, interruption: Interruption) -> None:

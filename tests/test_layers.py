@@ -37,6 +37,7 @@ LAYERS = {
     "weights": 2,
     "sealed": 2,
     "trial": 3,
+    "training": 3,
     "worker": 3,
     "processes": 3,
     "confirm": 3,

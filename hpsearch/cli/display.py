@@ -28,6 +28,8 @@ from hpsearch.events import (
 from hpsearch.processes import WorkerExited
 from hpsearch.settings import Settings
 
+MAX_ROWS = 16  # of the live table; a worker may have hundreds of lanes
+
 
 @dataclass
 class Watch:
@@ -39,7 +41,7 @@ class Watch:
     finished: int = 0
     best_number: int | None = None
     best_value: float | None = None
-    rows: dict[int, EpochDone] = field(default_factory=dict)
+    rows: dict[tuple[int, int], EpochDone] = field(default_factory=dict)  # by worker and trial
     devices: dict[int, str] = field(default_factory=dict)
     failures: list[WorkerFailed] = field(default_factory=list)
     interrupted: bool = False
@@ -53,11 +55,11 @@ class Watch:
             case StudyOpened():
                 return self._open(worker, event)
             case TrialStarted():
-                self.rows[worker] = EpochDone(event.trial, 0, event.epochs, float("nan"), 0.0)
+                self.rows[worker, event.trial] = EpochDone(event.trial, 0, event.epochs, float("nan"), 0.0)
             case TrialResumed():
                 return f"trial {event.trial} goes on after epoch {event.epoch} of {event.epochs}"
             case EpochDone():
-                self.rows[worker] = event
+                self.rows[worker, event.trial] = event
             case TrialEnded():
                 return self._end(worker, event)
             case WorkerLeft():
@@ -107,7 +109,7 @@ class Watch:
         return f"study {event.study}: {event.finished} of {event.max_trials} trials ended"
 
     def _end(self, worker: int, event: TrialEnded) -> str:
-        row = self.rows.pop(worker, None)
+        row = self.rows.pop((worker, event.trial), None)
         self.finished = max(self.finished, event.finished)
         self.best_number, self.best_value = event.best_number, event.best_value
         epochs = f" after epoch {event.epoch} of {row.epochs}" if row and event.epoch else ""
@@ -146,10 +148,13 @@ def _table(watch: Watch) -> Group:
     table = Table(box=box.SIMPLE_HEAD, title=f"study {watch.study}" if watch.study else "starting workers")
     for column in ("worker", "device", "trial", "epoch", watch.metric or "value", "images/s"):
         table.add_column(column, justify="right")
-    for worker, row in sorted(watch.rows.items()):
+    shown = sorted(watch.rows.items())[:MAX_ROWS]
+    for (worker, _), row in shown:
         value, speed = (f"{row.value:.4f}", f"{row.images_per_second:,.0f}") if row.epoch else ("-", "-")
         device = watch.devices.get(worker, "")
         table.add_row(str(worker), device, str(row.trial), f"{row.epoch}/{row.epochs}", value, speed)
+    if more := len(watch.rows) - len(shown):
+        table.caption = f"and {more} more trials"
     return Group(table, Text(watch.summary() if watch.study else "loading", style="bold"))
 
 

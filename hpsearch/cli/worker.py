@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Generator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -14,11 +15,20 @@ from hpsearch.events import Event, WorkerFailed, WorkerLeft, to_json
 from hpsearch.interrupt import Interrupted, Interruption
 from hpsearch.settings import Settings, redact
 
+MOST_LANES = 1024
+
 
 @click.command()
 @click.argument("study", required=False, shell_complete=complete_recorded)
 @click.option("--device", metavar="auto|cpu|cuda:N|all", help="Where to train; all: one process per GPU.")
 @click.option("--workers", type=click.IntRange(min=1), help="Several processes that share the cores, on a CPU.")
+@click.option(
+    "--lanes",
+    default="auto",
+    metavar="auto|K",
+    callback=lambda _ctx, _param, text: _lanes(text),
+    help="Trials to train at once in each process; auto: as many as pay on a GPU, one on a CPU.  [default: auto]",
+)
 @click.option("--max-trials", type=click.IntRange(min=1), help="Leave after so many trials (each process).")
 @click.option(
     "--max-idle",
@@ -33,6 +43,7 @@ def worker(
     study: str | None,
     device: str | None,
     workers: int | None,
+    lanes: int | None,
     max_trials: int | None,
     max_idle: float | None,
     data_dir: Path | None,
@@ -44,13 +55,13 @@ def worker(
     Start one on every machine and GPU that has the storage in reach. Ctrl-C gives the running trial back.
     Exit codes: 0 nothing left to do, 1 failed, 2 cannot be used as given, 75 interrupted.
     """
-    settings = settings_from(storage, device, data_dir)
+    settings = replace(settings_from(storage, device, data_dir), lanes=lanes)
     if not events and (workers or 1) == 1 and settings.device != "all":
         return _work_and_show(study, settings, max_trials, max_idle)
     if events:
         return _work_and_print(study, settings, max_trials, max_idle)
     devices = _devices(settings.device, workers)
-    arguments = [_arguments(study, name, max_trials, max_idle) for name in devices]
+    arguments = [_arguments(study, name, lanes, max_trials, max_idle) for name in devices]
     return _run_processes(arguments, study, settings)
 
 
@@ -123,7 +134,19 @@ def _devices(device: str, workers: int | None) -> list[str]:
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
 
 
-def _arguments(study: str | None, device: str, max_trials: int | None, max_idle: float | None) -> list[str]:
+def _arguments(
+    study: str | None, device: str, lanes: int | None, max_trials: int | None, max_idle: float | None
+) -> list[str]:
     limits = ["--max-trials", str(max_trials)] if max_trials else []
+    limits += ["--lanes", str(lanes)] if lanes else []
     limits += ["--max-idle", str(max_idle)] if max_idle is not None else []
     return ["--device", device, *limits, *([study] if study else [])]
+
+
+def _lanes(text: str) -> int | None:
+    """The number of lanes; None for auto."""
+    if text == "auto":
+        return None
+    if not text.isdigit() or not 1 <= int(text) <= MOST_LANES:
+        raise click.BadParameter(f"{text!r} must be auto, or a number from 1 to {MOST_LANES}.")
+    return int(text)

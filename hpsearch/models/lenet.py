@@ -21,6 +21,8 @@ class LeNet5(nn.Module):
     With `native_size`, C5 is as for images of that size: the maps of other ones are pooled adaptively before it.
     """
 
+    pads_with_zeros = True  # a unit whose weights are all zero stays out of the way for ever
+
     def __init__(
         self,
         input_shape: tuple[int, int, int],

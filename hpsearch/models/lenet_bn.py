@@ -11,6 +11,8 @@ class LeNet5BatchNorm(nn.Module):
     Dropout comes after C5, F6 and F7; `native_size` as in LeNet5.
     """
 
+    pads_with_zeros = True  # a unit whose weights are all zero stays out of the way for ever
+
     def __init__(
         self,
         input_shape: tuple[int, int, int],

@@ -13,6 +13,8 @@ from hpsearch.models.layers import WideLinear
 class TwoLayerPerceptron(nn.Module):
     """(B, C, H, W) -> (B, num_classes) through one hidden layer of `hidden_width` units, then dropout."""
 
+    pads_with_zeros = True  # a unit whose weights are all zero stays out of the way for ever
+
     def __init__(
         self,
         input_shape: tuple[int, int, int],
@@ -36,6 +38,8 @@ class TwoLayerPerceptron(nn.Module):
 
 class ThreeLayerPerceptron(nn.Module):
     """(B, C, H, W) -> (B, num_classes) through two hidden layers of `hidden_width` units, each with dropout."""
+
+    pads_with_zeros = True  # a unit whose weights are all zero stays out of the way for ever
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
@@ -23,8 +23,18 @@ MAX_ATTEMPTS = 80  # then a double is accepted: the space has an end that nobody
 Points = list[dict[str, Any]] | None  # all configurations of a finite space
 
 
-def ask(view: View, spec: StudySpec, lease: Lease, attempt: int, points: Points) -> Drawn:
-    """Draw up the trial in the view; `attempt` counts how often its configuration turned out to be another trial's."""
+def ask(
+    view: View,
+    spec: StudySpec,
+    lease: Lease,
+    attempt: int,
+    points: Points,
+    placed: Callable[[Recipe], Recipe] = lambda recipe: recipe,
+) -> Drawn:
+    """Draw up the trial in the view; `attempt` counts how often its configuration turned out to be another trial's.
+
+    `placed` says with which recipe it begins.
+    """
     seed = fold(spec.seed, lease.number, attempt)
     view.study.sampler = make_sampler(spec, lease.number, attempt) if attempt < ATTEMPTS else random(spec, seed % 2**32)
     given = view.trial(lease.trial_id).system_attrs.get("fixed_params", {})
@@ -32,7 +42,7 @@ def ask(view: View, spec: StudySpec, lease: Lease, attempt: int, points: Points)
     if attempt >= ATTEMPTS and points is not None and (unused := _unused(view, spec, lease, points)):
         trial._fixed_params = {**unused[seed % len(unused)], **given}
     params = suggest(trial, spec)
-    chosen = recipe(spec, params, lease.number)
+    chosen = placed(recipe(spec, params, lease.number))
     compared = {"candidate": spec.place(lease.number)[0]} if spec.candidates else {}
     digest = digest_of({**params, **compared}, chosen.seed if not spec.space else None)
     attributes = {RECIPE_KEY: chosen.as_dict()}
@@ -53,7 +63,9 @@ def recipe(spec: StudySpec, params: Mapping[str, Any], number: int) -> Recipe:
     """What trial `number` trains, with the seeds that follow from the study's."""
     candidate, block = spec.place(number)
     seed = spec.seeds[block] if block < len(spec.seeds) else fold(spec.seed, number)
-    return spec.recipe(params, seed, stream_seed=fold(spec.seed, seed, 1), candidate=candidate)
+    # Trials of a search see the same images in the same order, which lanes can share; seeds have orders of their own.
+    stream_seed = fold(spec.seed, 1) if spec.space else fold(spec.seed, seed, 1)
+    return spec.recipe(params, seed, stream_seed, candidate)
 
 
 def digest_of(params: Mapping[str, Any], seed: int | None) -> str:

@@ -72,8 +72,10 @@ class Session:
         self._began, self._waited, self._beaten = time.monotonic(), 0.0, 0.0
         self.wanted = budget.RUNNING
 
-    def take(self, num: int) -> Hand:
+    def take(self, num: int, placed: Callable[[Recipe], Recipe] = lambda recipe: recipe) -> Hand:
         """Take up to `num` trials: abandoned ones, waiting ones, new ones, and draw up those that are new.
+
+        `placed` says with which recipe a trial begins here: at which epoch of its stream.
 
         Raises:
             StorageError: the study has been deleted.
@@ -92,7 +94,7 @@ class Session:
         if not taken.leases:
             return Hand((), taken.reason)
         recipes = self._recorded(taken.leases)
-        recipes |= self._draw_up([lease for lease in taken.leases if lease.trial_id not in recipes])
+        recipes |= self._draw_up([lease for lease in taken.leases if lease.trial_id not in recipes], placed)
         drawn = [Assignment(lease, recipes[lease.trial_id]) for lease in taken.leases if lease.trial_id in recipes]
         return Hand(tuple(drawn), taken.reason)
 
@@ -141,7 +143,7 @@ class Session:
                 found |= {trial_id: Recipe(**fields) for trial_id, fields in known.items()}
         return found
 
-    def _draw_up(self, leases: Sequence[Lease]) -> dict[int, Recipe]:
+    def _draw_up(self, leases: Sequence[Lease], placed: Callable[[Recipe], Recipe]) -> dict[int, Recipe]:
         """Draw up trials that are new, again and again those whose configuration another trial has."""
         if leases:
             with self._waiting():
@@ -149,7 +151,7 @@ class Session:
         recipes: dict[int, Recipe] = {}
         bare, attempt = list(leases), 0
         while bare:
-            drawn = [ask(self._view, self.study.spec, lease, attempt, self._points) for lease in bare]
+            drawn = [ask(self._view, self.study.spec, lease, attempt, self._points, placed) for lease in bare]
             accepted, doubles = self._record(drawn)
             recipes |= {
                 one.lease.trial_id: Recipe(**one.user_attrs[RECIPE_KEY])

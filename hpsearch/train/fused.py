@@ -10,7 +10,7 @@ Source: "Model ensembling" and `torch.func.functional_call` in the documentation
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -46,6 +46,22 @@ class Lane:
         return self.recipe.stream_offset + self.epoch
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What K lanes are: parameters and moments, each (K, P), and buffers (K, ...)."""
+
+    flat: Tensor
+    moments: dict[str, Tensor]
+    others: dict[str, Tensor]
+
+    def tensors(self) -> list[Tensor]:
+        return [self.flat, *self.moments.values(), *self.others.values()]
+
+    def clone(self) -> "Rows":
+        moments = {name: tensor.clone() for name, tensor in self.moments.items()}
+        return Rows(self.flat.clone(), moments, {name: tensor.clone() for name, tensor in self.others.items()})
+
+
 class Fused:
     """`num_lanes` slots for trials whose recipes differ from `template` only in what is a tensor along K.
 
@@ -63,40 +79,44 @@ class Fused:
         num_lanes: int,
         constructor: Constructor | None = None,
     ) -> None:
-        self.data, self.num_lanes, self._constructor = data, num_lanes, constructor
+        self.data, self.num_lanes = data, num_lanes
         self.lanes: list[Lane | None] = [None] * num_lanes
         self.stream = Stream(template.augmentation, template.batch_size, template.stream_seed)
         self._optimizer = LANE_OPTIMIZERS[template.optimizer]
-        self._module = self._build(template, width).to(data.device)
-        self._dropouts = [layer for layer in self._module.modules() if isinstance(layer, SeededDropout)]
+        padded = replace(template, hidden_width=width)
+        self._module = build_model(padded, data.input_shape, data.num_classes, constructor)
+        self._dropouts = seeded(self._module)
+        self._module.to(data.device)
         parameters = {name: parameter for name, parameter in self._module.named_parameters() if parameter.requires_grad}
         fixed = {name: parameter for name, parameter in self._module.named_parameters() if not parameter.requires_grad}
         self._names = list(parameters)
         ends = torch.tensor([0, *(p.numel() for p in parameters.values())]).cumsum(0).tolist()
-        self._flat = torch.zeros(num_lanes, ends[-1], device=data.device)  # (K, P)
-        self._moments = {name: torch.zeros_like(self._flat) for name in self._optimizer.buffers}
+        flat = torch.zeros(num_lanes, ends[-1], device=data.device)  # (K, P)
+        moments = {name: torch.zeros_like(flat) for name in self._optimizer.buffers}
         self._ranges = dict(zip(self._names, pairwise(ends), strict=True))
         self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
         # Views of the rows: an update of the rows is an update of the parameters.
-        self._parameters = {name: self._view(self._flat, name).detach().requires_grad_() for name in self._names}
+        self._parameters = {name: self._view(flat, name).detach().requires_grad_() for name in self._names}
         others = {**fixed, **dict(self._module.named_buffers())}
-        self._others = {name: torch.stack([tensor.detach()] * num_lanes) for name, tensor in others.items()}
+        stacked = {name: torch.stack([tensor.detach()] * num_lanes) for name, tensor in others.items()}
+        self._rows = Rows(flat, moments, stacked)
         self._persistent = [name for name in self._module.state_dict() if name not in self._parameters]
         self._numbers = Numbers.of([template] * num_lanes, data.device)
         self._try()
+        self._kept = self._rows.clone()  # as after the last whole epoch
 
     @property
     def position(self) -> int | None:
         """The epoch of the stream that all lanes see next; None while all are free."""
         return next((lane.position for lane in self.lanes if lane is not None), None)
 
-    def fill(self, lane: int, recipe: Recipe, state: State | None = None) -> None:
-        """Put a trial into a free lane, at its beginning or as `state` (of `take`, or of a Program) says.
+    def fill(self, lane: int, recipe: Recipe, model: nn.Module, state: State | None = None) -> None:
+        """Put a trial into a free lane: `model`, as it begins, or as `state` (of `take`, or of a Program) says.
 
         Raises:
             ValueError: the lane is not free, or the trial's stream is not where that of the other lanes is.
         """
-        model = self._build(recipe, recipe.hidden_width)
+        seeded(model)
         epoch = int(state["epoch"]) if state is not None else 0
         filled = Lane(recipe, epoch, {name: tensor.shape for name, tensor in model.state_dict().items()})
         if self.lanes[lane] is not None or self.position not in (None, filled.position):
@@ -104,21 +124,23 @@ class Fused:
         self._clear(lane)
         values = {f"model.{name}": tensor for name, tensor in model.state_dict().items()} if state is None else state
         with torch.no_grad():
-            for key, place in self._places(lane, filled.shapes).items():
+            for key, place in self._places(self._rows, lane, filled.shapes).items():
                 if key in values:  # a new trial has no moments
                     place.copy_(torch.as_tensor(values[key]))
             for name, buffer in model.named_buffers():
                 if name not in self._persistent:
-                    self._others[name][lane].copy_(buffer)
-            for name in self._others:
+                    self._rows.others[name][lane].copy_(buffer)
+            for name, buffer in self._rows.others.items():
                 if name.endswith(".seed") and self._is_dropout(name):
-                    self._others[name][lane].fill_(seed_of(fold(recipe.seed, 1)))
+                    buffer[lane].fill_(seed_of(fold(recipe.seed, 1)))
+            for kept, now in zip(self._kept.tensors(), self._rows.tensors(), strict=True):
+                kept[lane] = now[lane]
         self.lanes[lane] = filled
 
     def take(self, lane: int) -> dict[str, Tensor | int]:
-        """A copy of the trial's state, which any lane of any program, or a Program, goes on from."""
+        """A copy of the trial's state after its last whole epoch; any other lane, or a Program, goes on from it."""
         filled = self._filled(lane)
-        places = self._places(lane, filled.shapes)
+        places = self._places(self._kept, lane, filled.shapes)
         return {"epoch": filled.epoch} | {name: place.detach().clone() for name, place in places.items()}
 
     def free(self, lane: int) -> None:
@@ -141,6 +163,8 @@ class Fused:
         losses, hits, norms = sums.cpu().tolist()  # the only wait for the device in an epoch
         validation = self._validate()
         seconds = time.perf_counter() - started
+        for kept, now in zip(self._kept.tensors(), self._rows.tensors(), strict=True):
+            kept.copy_(now)
         results = {}
         for index, lane in active.items():
             lane.epoch += 1
@@ -173,7 +197,7 @@ class Fused:
             gradient = torch.cat([g.reshape(self.num_lanes, -1) for g in gradients], 1)  # (K, P)
             norm = gradient.norm(dim=1)  # (K,)
             numbers = self._numbers.at(rate, momentum, steps, norm)
-            self._optimizer.apply(self._flat, gradient, self._moments, numbers)
+            self._optimizer.apply(self._rows.flat, gradient, self._rows.moments, numbers)
             hits = (logits.argmax(-1) == every).sum(1)
             sums += torch.stack([loss * len(labels), hits, norm])
 
@@ -202,13 +226,13 @@ class Fused:
             logits: Tensor = functional_call(self._module, (parameters, others), (images,))
             return logits
 
-        logits: Tensor = vmap(one)(self._parameters, self._others)
+        logits: Tensor = vmap(one)(self._parameters, self._rows.others)
         return logits
 
     def _begin(self, steps: Tensor) -> None:
         for layer in self._dropouts:
             layer.uses = 0
-        for name, buffer in self._others.items():
+        for name, buffer in self._rows.others.items():
             if name.endswith(".step") and self._is_dropout(name):
                 buffer.copy_(steps)
 
@@ -230,12 +254,12 @@ class Fused:
         device = self.data.device
         return rates.float().to(device), momenta.float().to(device), first_steps.to(device)
 
-    def _places(self, lane: int, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    def _places(self, rows: Rows, lane: int, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
         """Where the parts of a lane's state are, by their names in the state: the part that its own width fills."""
-        places = {f"model.{name}": self._view(self._flat, name)[lane] for name in self._names}
-        places |= {f"model.{name}": self._others[name][lane] for name in self._persistent}
-        for moment, rows in self._moments.items():
-            places |= {f"optimizer.{moment}.{name}": self._view(rows, name)[lane] for name in self._names}
+        places = {f"model.{name}": self._view(rows.flat, name)[lane] for name in self._names}
+        places |= {f"model.{name}": rows.others[name][lane] for name in self._persistent}
+        for moment, values in rows.moments.items():
+            places |= {f"optimizer.{moment}.{name}": self._view(values, name)[lane] for name in self._names}
         return {key: place[tuple(map(slice, shapes[_name(key)]))] for key, place in places.items()}
 
     def _view(self, rows: Tensor, name: str) -> Tensor:
@@ -245,14 +269,8 @@ class Fused:
 
     def _clear(self, lane: int) -> None:
         with torch.no_grad():
-            for rows in (self._flat, *self._moments.values(), *self._others.values()):
-                rows[lane] = 0
-
-    def _build(self, recipe: Recipe, width: int | None) -> nn.Module:
-        padded = Recipe(**{**recipe.as_dict(), "hidden_width": width})
-        model = build_model(padded, self.data.input_shape, self.data.num_classes, self._constructor)
-        seeded(model)
-        return model
+            for tensor in self._rows.tensors():
+                tensor[lane] = 0
 
     def _is_dropout(self, buffer: str) -> bool:
         return isinstance(self._module.get_submodule(buffer.rpartition(".")[0]), SeededDropout)

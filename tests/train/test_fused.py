@@ -55,6 +55,11 @@ def recipes(model: str, optimizer: str, scheduler: str, batch_size: int) -> list
     return [first, second, third]
 
 
+def fill(fused: Fused, lane: int, recipe: Recipe, state: Any = None) -> None:
+    """Put the trial into the lane with a fresh network."""
+    fused.fill(lane, recipe, build_model(recipe, fused.data.input_shape, fused.data.num_classes), state)
+
+
 def alone(recipe: Recipe, data: Any) -> Program:
     """The trial in a program of its own."""
     return Program(recipe, build_model(recipe, data.input_shape, data.num_classes), data)
@@ -109,7 +114,7 @@ def test_each_lane_equals_the_single_run(
     fused = Fused(chosen[0], 12, data, 4)
     singles = [alone(recipe, data) for recipe in chosen]
     for lane, recipe in enumerate(chosen):
-        fused.fill(lane, recipe)
+        fill(fused, lane, recipe)
         assert_same_state(fused.take(lane), singles[lane].state())
     for _ in range(EPOCHS):
         results = fused.run_epoch()
@@ -128,7 +133,7 @@ def test_padded_width_equals_true_width(model: str, device: str) -> None:
     chosen = [replace(first, hidden_width=10), replace(second, hidden_width=7), replace(third, hidden_width=20)]
     fused = Fused(chosen[0], 32, data, 3)
     for lane, recipe in enumerate(chosen):
-        fused.fill(lane, recipe)
+        fill(fused, lane, recipe)
     singles = [alone(recipe, data) for recipe in chosen]
     for _ in range(EPOCHS):
         results = fused.run_epoch()
@@ -142,7 +147,7 @@ def test_padded_width_equals_true_width(model: str, device: str) -> None:
 def outside(fused: Fused, lane: int) -> Tensor:
     """Every parameter and moment of a lane that is padding."""
     values = []
-    for rows in (fused._flat, *fused._moments.values()):
+    for rows in (fused._rows.flat, *fused._rows.moments.values()):
         kept = rows[lane].clone()
         for name in fused._names:
             fused._view(rows, name)[lane][tuple(map(slice, fused._filled(lane).shapes[name]))] = 0
@@ -156,21 +161,21 @@ def test_a_lane_filled_in_mid_flight_equals_one_started_alone(model: str) -> Non
     data = place(small_data_set(), "cpu")
     first, second, third = recipes(model, "sgd", "onecycle", 16)
     fused = Fused(first, 12, data, 3)
-    fused.fill(0, replace(first, epochs=9))
-    fused.fill(1, second)
+    fill(fused, 0, replace(first, epochs=9))
+    fill(fused, 1, second)
     fused.run_epoch()
     fused.free(1)
     fused.run_epoch()
     late = replace(third, stream_offset=2)
-    fused.fill(1, late)
+    fill(fused, 1, late)
     single = alone(late, data)
     for _ in range(EPOCHS):
         assert_same(fused.run_epoch()[1], single.run_epoch())
     assert_same_state(fused.take(1), single.state())
     with pytest.raises(ValueError, match="its stream is not at epoch 0"):
-        fused.fill(2, third)
+        fill(fused, 2, third)
     with pytest.raises(ValueError, match="not free"):
-        fused.fill(1, replace(third, stream_offset=5))
+        fill(fused, 1, replace(third, stream_offset=5))
 
 
 def test_a_trial_moves_between_lanes_programs_and_a_single_run() -> None:
@@ -178,16 +183,16 @@ def test_a_trial_moves_between_lanes_programs_and_a_single_run() -> None:
     first, second, third = recipes("lenet", "adam", "cosine", 16)
     whole = alone(third, data)
     one = Fused(first, 12, data, 2)
-    one.fill(1, third)
+    fill(one, 1, third)
     assert_same(one.run_epoch()[1], whole.run_epoch())
     other = Fused(first, 64, data, 3)  # another program, another width
-    other.fill(0, third, one.take(1))
+    fill(other, 0, third, one.take(1))
     assert_same(other.run_epoch()[0], whole.run_epoch())
     single = alone(third, data)
     single.restore(other.take(0))
     assert_same(single.run_epoch(), whole.run_epoch())
     one.free(1)
-    one.fill(0, third, single.state())
+    fill(one, 0, third, single.state())
     assert_same(one.run_epoch()[0], whole.run_epoch())
     assert second != third
 
@@ -198,8 +203,8 @@ def test_a_neighbour_that_diverges_changes_nothing(model: str) -> None:
     first, second, third = recipes(model, "sgd", "constant", 16)
     calm, wild = Fused(first, 12, data, 3), Fused(first, 12, data, 3)
     for lane, recipe in enumerate((first, second, third)):
-        calm.fill(lane, recipe)
-        wild.fill(lane, replace(recipe, learning_rate=1e30) if lane == 1 else recipe)
+        fill(calm, lane, recipe)
+        fill(wild, lane, replace(recipe, learning_rate=1e30) if lane == 1 else recipe)
     for _ in range(EPOCHS):
         quiet, loud = calm.run_epoch(), wild.run_epoch()
         assert loud[1].diverged
@@ -226,7 +231,7 @@ def test_the_tolerance_sees_small_mistakes() -> None:
         {"stream_seed": 8},
     ]
     for change in changes:
-        fused.fill(0, first)
+        fill(fused, 0, first)
         single = alone(replace(first, **change), data)
         results = [(fused.run_epoch()[0], single.run_epoch()) for _ in range(EPOCHS)]
         with pytest.raises(AssertionError):

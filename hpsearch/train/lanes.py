@@ -1,0 +1,255 @@
+"""The lanes of one device: trials that train in groups, each group an epoch at a time.
+
+On a GPU a group is one program (`fused.py`). On a CPU, where stacked convolutions are slower than separate ones (on
+two cores, LeNet-5, batch 64: separate 70 to 100 us an image, 16 lanes grouped 135), and for networks that cannot be
+fused, the lanes of a group step one after another on images that are augmented once for all of them.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from hpsearch.interrupt import Interrupted
+from hpsearch.models.build import Constructor, build_model
+from hpsearch.recipe import Recipe
+from hpsearch.train.device_data import DeviceData
+from hpsearch.train.fused import CannotFuse, Fused
+from hpsearch.train.plan import Graph, Stream
+from hpsearch.train.program import EpochResult, Program, State
+
+Result = EpochResult | Exception  # an exception is a lane's own: its trial cannot go on, others do
+
+
+class Group(Protocol):
+    """Trials, by the keys that the caller gave them, that take their next epoch together."""
+
+    @property
+    def keys(self) -> Iterable[int]:
+        """Those keys."""
+        ...
+
+    def run_epoch(self) -> dict[int, Result]:
+        """Train every trial for one epoch."""
+        ...
+
+
+@dataclass
+class Waiting:
+    """A trial that joins a group before its next epoch."""
+
+    recipe: Recipe
+    model: nn.Module
+    state: State | None
+
+
+class Lanes:
+    """Trials by key; `fuse` says whether groups become one program.
+
+    `refusals` collects, by architecture, why some could not.
+    """
+
+    def __init__(self, data: DeviceData, constructor: Constructor, *, fuse: bool) -> None:
+        self.data, self._constructor, self._fuse = data, constructor, fuse
+        self._single: dict[int, Program] = {}
+        self._states: dict[int, State] = {}  # of the single ones, after their last whole epoch
+        self._fused: list[FusedGroup] = []
+        self._waiting: dict[int, Waiting] = {}
+        self.refusals: dict[str, str] = {}
+
+    def placed(self, recipe: Recipe) -> int:
+        """The `stream_offset` with which a new trial can join others that are on their way; 0 if there are none."""
+        stream, positions = Stream.of(recipe), []
+        for program in self._single.values():
+            positions += [program.position] if Stream.of(program.recipe) == stream else []
+        for group in self._fused:
+            positions += [group.position] if group.graph.stream == stream and group.position is not None else []
+        return max(positions, default=0)
+
+    def add(self, key: int, recipe: Recipe, model: nn.Module, state: State | None = None) -> None:
+        """A trial that begins, or goes on from a state; it trains from the next round on."""
+        self._waiting[key] = Waiting(recipe, model, state)
+
+    def state(self, key: int) -> State | None:
+        """The trial's state after its last whole epoch; None before the first."""
+        if key in self._waiting:
+            return self._waiting[key].state
+        if key in self._single:
+            return self._states[key]
+        return next(group for group in self._fused if key in group.keys).state(key)
+
+    def drop(self, key: int) -> None:
+        """Free the trial's lane."""
+        self._waiting.pop(key, None)
+        self._states.pop(key, None)
+        self._single.pop(key, None)
+        for group in self._fused:
+            group.drop(key)
+        self._fused = [group for group in self._fused if group.keys]
+
+    def restart(self, keys: Sequence[int], model: Callable[[int], nn.Module]) -> None:
+        """Put these trials into new programs, at the end of their last whole epoch."""
+        going_on = [(key, self._recipe(key), self.state(key)) for key in keys if key not in self._waiting]
+        for key, recipe, state in going_on:
+            self.drop(key)
+            self.add(key, recipe, model(key), state)
+
+    def groups(self) -> Iterator[Group]:
+        """All groups, for one round; each epoch is trained when the caller asks for it."""
+        self._let_in()
+        yield from list(self._fused)
+        shared: dict[tuple[Stream, int], dict[int, Program]] = {}
+        for key, program in self._single.items():
+            shared.setdefault((Stream.of(program.recipe), program.position), {})[key] = program
+        for programs in shared.values():
+            yield SharedGroup(programs, self._states)
+
+    def _recipe(self, key: int) -> Recipe:
+        if key in self._single:
+            return self._single[key].recipe
+        return next(group for group in self._fused if key in group.keys).recipes[key]
+
+    def _let_in(self) -> None:
+        """Put the waiting trials into lanes."""
+        joining: dict[tuple[Graph, int], dict[int, Waiting]] = {}
+        for key, trial in list(self._waiting.items()):
+            graph = Graph.of(trial.recipe, self._constructor)
+            if self._fuse and not trial.recipe.frozen_layers and graph.model not in self.refusals:
+                position = trial.recipe.stream_offset + (int(trial.state["epoch"]) if trial.state else 0)
+                joining.setdefault((graph, position), {})[key] = trial
+            else:
+                self._start_single(key, trial)
+        for (graph, position), trials in joining.items():
+            self._join(graph, position, trials)
+
+    def _join(self, graph: Graph, position: int, trials: dict[int, Waiting]) -> None:
+        """Put trials into the program of their graph that is at this epoch of the stream, or into a new one."""
+        here = (group for group in self._fused if (group.graph, group.position) == (graph, position))
+        try:
+            if (group := next(here, None)) is None:
+                group = FusedGroup(graph, self.data, self._constructor)
+                group.join(trials)
+                self._fused.append(group)
+            else:
+                group.join(trials)
+            for key in trials:
+                del self._waiting[key]
+        except CannotFuse as error:
+            self.refusals[graph.model] = str(error)
+            for key, trial in trials.items():
+                self._start_single(key, trial)
+
+    def _start_single(self, key: int, trial: Waiting) -> None:
+        program = Program(trial.recipe, trial.model, self.data)
+        if trial.state is not None:
+            program.restore(trial.state)
+        self._single[key], self._states[key] = program, program.state()
+        del self._waiting[key]
+
+
+class SharedGroup:
+    """Programs that step one after another on shared images."""
+
+    def __init__(self, programs: dict[int, Program], states: dict[int, State]) -> None:
+        self._programs, self._states = programs, states
+
+    @property
+    def keys(self) -> Iterable[int]:
+        """Of the trials."""
+        return self._programs
+
+    def run_epoch(self) -> dict[int, Result]:
+        """Train every trial for one epoch; a trial whose network raises an exception leaves it as its result."""
+        started = time.perf_counter()
+        results: dict[int, Result] = {}
+        first = next(iter(self._programs.values()))
+        for program in self._programs.values():
+            program.begin_epoch()
+        for images, labels in first.stream.blocks(first.data, first.position):
+            for key, program in self._programs.items():
+                if key not in results:
+                    with _caught(key, results):
+                        program.train_block(images, labels)
+        for key, program in self._programs.items():
+            if key not in results:
+                with _caught(key, results):
+                    results[key] = program.end_epoch(started)
+                    self._states[key] = program.state()
+        return results
+
+
+@contextmanager
+def _caught(key: int, results: dict[int, Result]) -> Iterator[None]:
+    """Let an exception be the trial's result, unless the whole process is meant."""
+    try:
+        yield
+    except (Interrupted, torch.AcceleratorError):
+        raise
+    except Exception as error:
+        results[key] = error
+
+
+class FusedGroup:
+    """Trials of one graph in one program, which grows and shrinks with their number."""
+
+    def __init__(self, graph: Graph, data: DeviceData, constructor: Constructor) -> None:
+        self.graph, self._data, self._constructor = graph, data, constructor
+        self.keys: dict[int, int] = {}  # of the trials, to their lanes
+        self.recipes: dict[int, Recipe] = {}
+        self._program: Fused | None = None
+
+    @property
+    def position(self) -> int | None:
+        """The epoch of the stream that comes next."""
+        return self._program.position if self._program is not None else None
+
+    def join(self, trials: dict[int, Waiting]) -> None:
+        """Fill lanes; a program that is too small, or far too large, is replaced by one of the next power of two.
+
+        Raises:
+            CannotFuse: the network cannot be run for many trials at once.
+        """
+        needed = len(self.keys) + len(trials)
+        program = self._program
+        if program is None or needed > program.num_lanes or needed * 4 <= program.num_lanes:
+            template = next(iter({**self.recipes, **{k: t.recipe for k, t in trials.items()}}.values()))
+            size = 1 << (needed - 1).bit_length()
+            program = Fused(template, self.graph.width, self._data, size, self._constructor)
+            self._move(program)
+        free = iter([lane for lane, filled in enumerate(program.lanes) if filled is None])
+        for key, trial in trials.items():
+            self.keys[key] = next(free)
+            self.recipes[key] = trial.recipe
+            program.fill(self.keys[key], trial.recipe, trial.model, trial.state)
+
+    def state(self, key: int) -> State:
+        """The trial's state after its last whole epoch."""
+        assert self._program is not None
+        return self._program.take(self.keys[key])
+
+    def drop(self, key: int) -> None:
+        """Free the trial's lane, if it has one here."""
+        if key in self.keys:
+            assert self._program is not None
+            self._program.free(self.keys.pop(key))
+            del self.recipes[key]
+
+    def run_epoch(self) -> dict[int, Result]:
+        """Train every trial for one epoch."""
+        assert self._program is not None
+        results = self._program.run_epoch()
+        return {key: results[lane] for key, lane in self.keys.items()}
+
+    def _move(self, program: Fused) -> None:
+        """Let the trials that are here go on in another program."""
+        old, self._program = self._program, program
+        for lane, key in enumerate(list(self.keys)):
+            assert old is not None
+            recipe = self.recipes[key]
+            shaped = build_model(recipe, self._data.input_shape, self._data.num_classes, self._constructor)
+            program.fill(lane, recipe, shaped, old.take(self.keys[key]))
+            self.keys[key] = lane

@@ -1,0 +1,115 @@
+"""The plan: which trials share a program, and how many lanes pay.
+
+What changes the graph of a step decides the group: architecture, optimizer, batch size, augmentation, and the hidden
+width rounded up to a bucket, because a lane is padded with zeros to the width of its group. Everything else is a tensor
+along K.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hpsearch.models.build import Constructor
+from hpsearch.recipe import Recipe
+from hpsearch.train.stream import block_size
+
+FIRST_LANES = 16  # with which `auto` begins on a GPU
+MOST_LANES = 1024
+WORTH = 1.1  # twice the lanes must give so many times the images per second
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Trials with the same stream, at the same epoch of it, see the same augmented images."""
+
+    augmentation: str
+    seed: int
+    block_size: int
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "Stream":
+        """The recipe's."""
+        return cls(recipe.augmentation, recipe.stream_seed, block_size(recipe.batch_size))
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Trials with the same graph, and the same stream, may train in one program; `width` is that of the program."""
+
+    model: str
+    native_size: int | None
+    optimizer: str
+    batch_size: int
+    stream: Stream
+    width: int | None
+
+    @classmethod
+    def of(cls, recipe: Recipe, constructor: Constructor) -> "Graph":
+        """The recipe's; networks that do not say `pads_with_zeros` are never padded."""
+        width = recipe.hidden_width
+        if width is not None and getattr(constructor, "pads_with_zeros", False):
+            width = bucket(width)
+        stream = Stream.of(recipe)
+        return cls(recipe.model, recipe.native_size, recipe.optimizer, recipe.batch_size, stream, width)
+
+
+def bucket(width: int) -> int:
+    """The width to which a hidden layer is padded: a quarter more at most, so that few widths make few groups."""
+    step = 8
+    while step * 8 <= width:
+        step *= 2
+    return -(-width // step) * step
+
+
+@dataclass
+class LaneCount:
+    """How many lanes a device gets: `fixed`, or as many as still speed it up, found by doubling.
+
+    `cache` is a file that keeps what was found, by device and architecture.
+    """
+
+    fixed: int | None
+    on_gpu: bool
+    key: str = ""
+    cache: Path | None = None
+    number: int = 0
+    _speeds: dict[int, float] = field(default_factory=dict)  # images per second in all lanes together
+    _settled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.fixed is not None or not self.on_gpu:
+            self.number, self._settled = self.fixed or 1, True
+        else:
+            found = self._read().get(self.key)
+            self.number, self._settled = found or FIRST_LANES, found is not None
+
+    def seen(self, num_active: int, images_per_second: float, has_room: bool) -> None:
+        """A round has ended: so many lanes trained, so fast together, and whether memory for twice as many is left."""
+        if self._settled or num_active < self.number:
+            return
+        self._speeds[num_active] = images_per_second
+        half = self._speeds.get(num_active // 2)
+        if half is not None and images_per_second < WORTH * half:
+            self._settle(num_active // 2)
+        elif not has_room or num_active * 2 > MOST_LANES:
+            self._settle(num_active)
+        else:
+            self.number = num_active * 2
+
+    def halve(self) -> int:
+        """There was no memory for so many; the new number."""
+        self._settle(max(1, self.number // 2))
+        return self.number
+
+    def _settle(self, number: int) -> None:
+        self.number, self._settled = number, True
+        if self.cache is not None and self.on_gpu and self.fixed is None:
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+            self.cache.write_text(json.dumps(self._read() | {self.key: number}, indent=2))
+
+    def _read(self) -> dict[str, int]:
+        try:
+            found = json.loads(self.cache.read_text()) if self.cache is not None else {}
+        except (OSError, ValueError):
+            return {}
+        return {key: number for key, number in found.items() if isinstance(number, int) and 0 < number <= MOST_LANES}
