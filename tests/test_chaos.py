@@ -123,19 +123,32 @@ def test_chaos_on_sqlite(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(LIMIT_SECONDS)
+def test_chaos_with_eight_lanes_a_worker(tmp_path: Path, server: PostgresServer) -> None:
+    disturb(server.new_database(), tmp_path, restart=lambda: restarted(server), lanes=8)
+
+
+@pytest.mark.timeout(LIMIT_SECONDS)
 def test_chaos_on_postgresql_that_is_restarted(tmp_path: Path, server: PostgresServer) -> None:
-    def restart() -> None:
-        server.stop()
-        time.sleep(1.0)
-        server.start()
-
-    disturb(server.new_database(), tmp_path, restart)
+    disturb(server.new_database(), tmp_path, restart=lambda: restarted(server))
 
 
-def disturb(url: str, home: Path, restart: Callable[[], None] | None) -> None:
+def restarted(server: PostgresServer) -> None:
+    """Stop the server, and start it a second later."""
+    server.stop()
+    time.sleep(1.0)
+    server.start()
+
+
+def disturb(url: str, home: Path, restart: Callable[[], None] | None, lanes: int = 1) -> None:
     """Run the study among signals and restarts, then compare it with what undisturbed training gives."""
     settings = Settings(
-        storage_url=url, home=home, data_dir=None, device="cpu", lease_seconds=LEASE_SECONDS, checkpoint_seconds=0.2
+        storage_url=url,
+        home=home,
+        data_dir=None,
+        device="cpu",
+        lease_seconds=LEASE_SECONDS,
+        checkpoint_seconds=0.2,
+        lanes=lanes,
     )
     with create(url) as database:
         create_study(database, parse(STUDY, "chaos.toml"), "chaos")
