@@ -15,7 +15,7 @@ from hpsearch.search.pruners import make_pruner, rungs
 from hpsearch.spec import StudySpec
 from hpsearch.storage.open import Database
 from hpsearch.storage.openings import openings
-from hpsearch.storage.studies import RECIPE_KEY, Progress, load_study, progress
+from hpsearch.storage.studies import RECIPE_KEY, Progress, load_study, progress, study_names
 from hpsearch.storage.tables import EPOCHS, TRIALS
 from hpsearch.transfer import KIND, Arm, compare
 
@@ -50,6 +50,7 @@ class Gathered:
     importances: Bootstrapped
     confirmation: Confirmation | None  # of a study with candidates
     tested: tuple[Mapping[str, Any], ...]  # openings of the test split, with their results
+    tested_elsewhere: tuple[Mapping[str, Any], ...]  # of the study that this one confirms
     arms: tuple[Arm, ...]  # of a transfer
     layers: tuple[Mapping[str, Any], ...]
 
@@ -92,10 +93,18 @@ def gather(database: Database, name: str) -> Gathered:
         rungs=tuple(sorted(found)),
         importances=_importances(study.optuna_study, spec),
         confirmation=confirm.result(study) if spec.candidates else None,
-        tested=tuple(record for record in openings(database, study) if "results" in record),
+        tested=_tested(database, name),
+        tested_elsewhere=_tested(database, link["study"]) if link.get("kind") == confirm.CONFIRM else (),
         arms=tuple(compare([study])) if link.get("kind") == KIND else (),
         layers=tuple(link.get("layers", ())),
     )
+
+
+def _tested(database: Database, name: str) -> tuple[Mapping[str, Any], ...]:
+    """The openings of a study's test split that have a result; none if the study is gone."""
+    if name not in study_names(database):
+        return ()
+    return tuple(record for record in openings(database, load_study(database, name)) if "results" in record)
 
 
 def _importances(study: optuna.Study, spec: StudySpec) -> Bootstrapped:

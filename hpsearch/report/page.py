@@ -108,19 +108,20 @@ def facts_of(study: Gathered) -> list[tuple[str, str]]:
     if not study.trials:
         state = "empty: no trial has begun"
     best = "none yet" if now.best_value is None else f"{short(now.best_value)} in trial {now.best_number}"
+    seal = {0: "sealed", 1: "opened once"}.get(len(study.tested), f"opened {len(study.tested)} times")
     return [
         ("state", state),
         ("trials", f"{now.finished} of {now.max_trials} ended, {now.running} running"),
         ("ended", f"{now.complete} complete, {now.pruned} pruned, {now.failed} failed"),
         (f"best {words(study.metric)}", best),
         ("what", spec.summary()),
-        ("test split", {0: "sealed", 1: "opened once"}.get(len(study.tested), f"opened {len(study.tested)} times")),
+        ("test split", "see the study that this one confirms" if study.tested_elsewhere else seal),
     ]
 
 
 def _figure(figure: Figure) -> str:
     title, caption, key = (html.escape(text) for text in (figure.title, figure.caption, figure.key))
-    drawing = f'<div class="plot" id="{key}" style="height:{figure.height}px"></div>' if figure.traces else figure.html
+    drawing = f'<div class="plot" id="{key}" data-height="{figure.height}"></div>' if figure.traces else figure.html
     encoded = base64.b64encode(csv_of(figure).encode()).decode()
     link = f'<a class="csv" download="{key}.csv" href="data:text/csv;base64,{encoded}">CSV, {len(figure.rows)} rows</a>'
     wide = " wide" if figure.layout.get("minWidth") else ""
