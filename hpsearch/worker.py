@@ -3,6 +3,7 @@
 With `trial.py` the place where the search and the training half meet.
 """
 
+import contextlib
 import os
 import random
 import secrets
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from optuna.trial import TrialState
 
-from hpsearch import catalogue, weights
+from hpsearch import catalogue, crashes, weights
 from hpsearch.artifacts import Checkpoints
 from hpsearch.data.load import load
 from hpsearch.errors import HpsearchError, StorageAway, UsageError
@@ -34,7 +35,7 @@ OWNER = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"  # of the
 IDLE_POLL_SECONDS = 1.0  # between looks for a study with trials left
 STORAGE_PAUSE_SECONDS = 0.5  # before the second attempt to reach a storage; doubles with each
 MAX_STORAGE_PAUSE_SECONDS = 15.0
-CRASHES_BEFORE_LEAVING = 3  # trials in a row that end by an exception: then the fault is not the trial's
+FAILURES_BEFORE_LEAVING = 3  # trials in a row that end by an exception: then the fault is not the trial's
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def run(
         now.best_number,
         now.best_value,
     )
-    crashes = done = 0
+    failures = done = 0
     while done != max_trials_here and not interruption.requested:
         lease = None
         try:
@@ -85,36 +86,40 @@ def run(
             lease = hand.assignments[0].lease
             outcome = yield from run_trial(bench, hand.assignments[0])
         except FAULTS as error:
-            yield WorkerWarned(f"the storage does not answer ({_first_line(error)}); waiting for it")
-            _wait_for_storage(bench)
+            yield _warning(error)
+            _wait_for_storage(database, settings, interruption)
             if lease is not None:
                 ledger.release(database, [(lease, study.spec.max_epochs)], "the storage did not answer")
             continue
         done += outcome.state != TrialState.WAITING
-        crashes = crashes + 1 if outcome.traceback else 0
-        if crashes == CRASHES_BEFORE_LEAVING:
+        failures = failures + 1 if outcome.traceback else 0
+        if failures == FAILURES_BEFORE_LEAVING:
             raise HpsearchError(
-                f"study {study.name}: {crashes} trials in a row failed, the last one with: {outcome.reason}; "
+                f"study {study.name}: {failures} trials in a row failed, the last one with: {outcome.reason}; "
                 f"see `hpsearch trials {study.name} --json` for the tracebacks, and create the study again once mended"
             )
 
 
-def _wait_for_storage(bench: Bench) -> None:
+def _wait_for_storage(database: Database, settings: Settings, interruption: Interruption) -> None:
     """Wait until the storage answers again, with growing pauses.
 
     Raises:
         StorageAway: it did not within the time that the settings give it, or the process was asked to stop.
     """
-    deadline = time.monotonic() + bench.settings.storage_wait_seconds
+    deadline = time.monotonic() + settings.storage_wait_seconds
     pause = STORAGE_PAUSE_SECONDS
-    while not bench.session.database.answers():
-        if bench.interruption.requested or time.monotonic() + pause > deadline:
+    while not database.answers():
+        if interruption.requested or time.monotonic() + pause > deadline:
             raise StorageAway(
-                f"the storage has not answered for {bench.settings.storage_wait_seconds:.0f} s; what was trained is in "
-                f"{bench.checkpoints.place}; run the same command again when it is back"
+                f"the storage has not answered for {settings.storage_wait_seconds:.0f} s; what was trained is in the "
+                "checkpoints; run the same command again when it is back"
             )
         time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 -- so that many workers do not come back in one moment
         pause = min(2 * pause, MAX_STORAGE_PAUSE_SECONDS)
+
+
+def _warning(error: Exception) -> WorkerWarned:
+    return WorkerWarned(f"the storage does not answer ({_first_line(error)}); waiting for it")
 
 
 def _first_line(error: Exception) -> str:
@@ -153,23 +158,35 @@ def serve(
 
     Raises what `run` raises.
     """
+    with crashes.kept(settings.home / "crashes", OWNER):
+        yield from _serve(database, study_name, settings, interruption, limits)
+
+
+def _serve(
+    database: Database, study_name: str | None, settings: Settings, interruption: Interruption, limits: Limits
+) -> Iterator[Event]:
     left, idle = limits.max_trials, _Idle(database, settings, limits)
     while not interruption.requested and left != 0:
-        name, reason = _next_study(database, study_name)
-        if name is None:
-            if not idle.goes_on(reason):
-                yield WorkerLeft(reason.sentence)
-                break
-            continue
-        for event in run(database, name, settings, interruption, left):
-            yield event
-            if left is not None:
-                left -= isinstance(event, TrialEnded) and event.state != TrialState.WAITING.name
+        try:
+            name, nothing = _next_study(database, study_name)
+            if name is None:
+                if not idle.goes_on(nothing):
+                    yield WorkerLeft(nothing.sentence)
+                    break
+                continue
+            for event in run(database, name, settings, interruption, left):
+                yield event
+                if left is not None:
+                    left -= isinstance(event, TrialEnded) and event.state != TrialState.WAITING.name
+        except FAULTS as error:
+            yield _warning(error)
+            _wait_for_storage(database, settings, interruption)
         idle = _Idle(database, settings, limits)
     else:
         asked = interruption.requested
         yield WorkerLeft("interrupted" if asked else f"{limits.max_trials} trials done, as asked", interrupted=asked)
-    fleet.leave(database, myself(settings))
+    with contextlib.suppress(*FAULTS):
+        fleet.leave(database, myself(settings))
 
 
 @dataclass(frozen=True)
@@ -259,7 +276,13 @@ def _prepare(
         image_size=spec.data.image_size,
     )
     bench = Bench(
-        session=Session(database, study, myself(settings), settings.lease_seconds),
+        session=Session(
+            database,
+            study,
+            myself(settings),
+            settings.lease_seconds,
+            lambda owner: crashes.last_words(settings.home / "crashes", owner),
+        ),
         data=place(dataset, device),
         constructor=constructor,
         interruption=interruption,

@@ -35,6 +35,7 @@ LAYERS = {
     "artifacts": 2,
     "weights": 2,
     "sealed": 2,
+    "crashes": 2,
     "trial": 3,
     "worker": 3,
     "processes": 3,
