@@ -175,6 +175,10 @@ def _candidates(study: LoadedStudy, best: Sequence[FrozenTrial], top: int) -> li
             found[key] = (Origin(label, trial.number, complete), values)
     default = configuration(study.spec.recipe({}, 0, 0))
     found.setdefault(json.dumps(default, sort_keys=True), (Origin("default", None, None), default))
+    if study.spec.model.export:  # what the export's weights are worth: the best configuration without them
+        _, best_values = next(iter(found.values()))
+        scratch = {key: value for key, value in best_values.items() if not key.startswith("frozen_")}
+        found["scratch"] = (Origin("scratch", None, None), {**scratch, "start": "scratch"})
     return list(found.values())
 
 

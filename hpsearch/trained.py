@@ -3,6 +3,7 @@
 With `worker.py` and `trial.py` a place where the search and the training half meet.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -112,10 +113,12 @@ def network(study: LoadedStudy, trial: FrozenTrial, dataset: DataSet, settings: 
         return model.eval()
     say(f"trial {trial.number} of {study.name}: its weights are not on this machine, so it trains once more")
     if recipe.start == "export":
-        take_over(model, weights.of_export(settings.home, study.spec.model.export or ""))
+        take_over(model, weights.of_export(settings.home, study.spec.model.export or "", dataset.classes))
     program = Program(recipe, model, place(dataset, torch.device("cpu")))
     while program.epoch < recipe.epochs:
         program.run_epoch()
+    with contextlib.suppress(OSError):
+        weights.keep(settings.home, key_of(recipe.as_dict(), dataset.fingerprint, study.created), model)
     return model.eval()
 
 

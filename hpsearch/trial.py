@@ -7,19 +7,18 @@ import contextlib
 import math
 import time
 import traceback
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import torch
 from optuna.trial import TrialState
-from torch import Tensor, nn
+from torch import nn
 
 from hpsearch import weights
 from hpsearch.artifacts import Checkpoints, key_of
 from hpsearch.events import WorkerWarned
 from hpsearch.interrupt import Interruption
 from hpsearch.models.build import Constructor, build_model
-from hpsearch.models.takeover import take_over
+from hpsearch.models.takeover import Start, take_over
 from hpsearch.recipe import Recipe
 from hpsearch.search.session import Assignment, Session
 from hpsearch.settings import Settings
@@ -45,7 +44,7 @@ class Bench:
     fingerprint: str  # of the data and its split
     settings: Settings
     checkpoints: Checkpoints
-    initial: Mapping[str, Tensor] = field(default_factory=dict)  # the weights of the study's export, by name
+    start: Start | None = None  # the weights of the study's export
 
     @property
     def study(self) -> LoadedStudy:
@@ -54,8 +53,8 @@ class Bench:
     def model(self, recipe: Recipe) -> nn.Module:
         """The recipe's model, freshly initialised, or with what it takes over from the study's export."""
         model = build_model(recipe, self.data.input_shape, self.data.num_classes, self.constructor)
-        if recipe.start == "export":
-            take_over(model, self.initial)
+        if recipe.start == "export" and self.start is not None:
+            take_over(model, self.start)
         return model
 
 

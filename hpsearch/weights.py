@@ -4,8 +4,10 @@ They lie in HPSEARCH_HOME/weights, as safetensors files whose names hold the has
 """
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load, save
@@ -13,8 +15,10 @@ from torch import Tensor
 
 from hpsearch.artifacts import Checkpoints
 from hpsearch.errors import UsageError
+from hpsearch.models.takeover import Start
 
 PINNED = "sha256:"  # begins the name of an export whose weights were taken into the store
+ABOUT = "about"  # the key of the file's header
 LAST = 10**6  # no trial has so many epochs
 
 
@@ -36,23 +40,35 @@ def kept(home: Path, key: str) -> dict[str, Tensor] | None:
     return None
 
 
-def pin(home: Path, content: bytes) -> str:
-    """Take the weights of an export into the store; the name by which studies refer to them."""
+def pin(home: Path, tensors: Mapping[str, Tensor], head: str, classes: Sequence[str]) -> str:
+    """Take the weights of an export into the store; the name by which studies refer to them.
+
+    `head` is the layer whose outputs stand for `classes`.
+    """
+    content = save(dict(tensors), metadata={ABOUT: json.dumps({"head": head, "classes": list(classes)})})
     digest = hashlib.sha256(content).hexdigest()
     store(home).save(f"export-{digest}", 0, content)
     return f"{PINNED}{digest}"
 
 
-def of_export(home: Path, name: str) -> Mapping[str, Tensor]:
-    """The weights of a pinned export.
+def of_export(home: Path, name: str, classes: Sequence[str]) -> Start:
+    """The weights of a pinned export, for a network of these classes.
 
     Raises:
         UsageError: they are not on this machine.
     """
-    found = kept(home, f"export-{name.removeprefix(PINNED)}") if name.startswith(PINNED) else None
-    if found is None:
+    key = f"export-{name.removeprefix(PINNED)}"
+    content = next((content for _, content in store(home).load(key, LAST)), None) if name.startswith(PINNED) else None
+    if content is None:
         raise UsageError(
             f"model.export = {name!r}: its weights are not in {home / 'weights'}; copy that folder from the machine "
             "on which the study was created, or create the study here"
         )
+    about = _about(content)
+    return Start(load(content), "" if about["classes"] == list(classes) else about["head"])
+
+
+def _about(content: bytes) -> dict[str, Any]:
+    length = int.from_bytes(content[:8], "little")
+    found: dict[str, Any] = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][ABOUT])
     return found

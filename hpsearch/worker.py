@@ -306,7 +306,7 @@ def _prepare(
         fingerprint=dataset.fingerprint,
         settings=settings,
         checkpoints=Checkpoints(settings.home / "checkpoints"),
-        initial=weights.of_export(settings.home, spec.model.export) if spec.model.export else {},
+        start=weights.of_export(settings.home, spec.model.export, dataset.classes) if spec.model.export else None,
     )
     _try_model(bench, spec.recipe(corner(spec), 0, 0))
     return bench

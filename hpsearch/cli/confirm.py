@@ -81,8 +81,8 @@ def show(found: "Confirmation") -> None:
     promised = max((one for one in found.standings if one.origin.trial is not None), key=_promise, default=None)
     if promised is not None and promised.luck is not None:
         click.echo(
-            f"luck: the search reported {number(promised.origin.value)} for {promised.label}; over new seeds it is "
-            f"{number(promised.over_seeds.mean)}: {promised.luck.mean:+.4f} ({interval(promised.luck)}) was luck of the seed"
+            f"luck: the search reported {number(promised.origin.value)} for {promised.label}, new seeds give "
+            f"{number(promised.over_seeds.mean)}; {promised.luck.mean:+.4f} ({interval(promised.luck)}) was luck"
         )
 
 

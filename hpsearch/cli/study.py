@@ -57,6 +57,10 @@ def create_study(
     spec = catalogue.read(study, (*overrides, *([f"budget.trials={trials}"] if trials else [])))
     name = study_name or spec.name
     settings = settings_from(storage)
+    if spec.model.export:
+        from hpsearch.export import pinned
+
+        spec = pinned(spec, settings.home)
     database = click.get_current_context().with_resource(create(settings.storage_url))
     if if_missing and name in studies.study_names(database):
         click.echo(f"study {name} exists already in {redact(settings.storage_url)}")

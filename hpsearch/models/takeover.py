@@ -1,4 +1,7 @@
-"""Take parameters of one network over into another: those whose name and shape agree."""
+"""Take parameters of one network over into another: those whose name and shape agree.
+
+The head, the last layer, says which class is which: it begins anew where the classes are others.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,20 +22,33 @@ class Fate:
     num_values: int
 
 
-def take_over(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Copy every layer of `weights` into the layer of that name, if all of its tensors have the same shapes."""
-    copied = {fate.layer for fate in fates(model, weights) if fate.fate == COPIED}
+@dataclass(frozen=True)
+class Start:
+    """Weights to begin with, by name; `foreign_head` is the layer of them that stands for other classes, if any."""
+
+    tensors: Mapping[str, Tensor]
+    foreign_head: str = ""
+
+
+def take_over(model: nn.Module, start: Start) -> None:
+    """Copy every layer into the layer of that name, if all of its tensors have the same shapes."""
+    copied = {fate.layer for fate in fates(model, start) if fate.fate == COPIED}
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if _layer(name) in copied:
-                tensor.copy_(weights[name])
+                tensor.copy_(start.tensors[name])
 
 
-def fates(model: nn.Module, weights: Mapping[str, Tensor]) -> list[Fate]:
-    """Every layer of the model, in order, and then those that only `weights` has."""
+def fates(model: nn.Module, start: Start) -> list[Fate]:
+    """Every layer of the model, in order, and then those that only the start has."""
     own = _by_layer(model.state_dict())
-    given = _by_layer(weights)
-    found = [_fate(layer, tensors, given.get(layer)) for layer, tensors in own.items()]
+    given = _by_layer(start.tensors)
+    found = [
+        _fate(layer, tensors, given.get(layer))
+        if layer != start.foreign_head
+        else Fate(layer, NEW, "in the export its outputs stand for other classes", _size(tensors))
+        for layer, tensors in own.items()
+    ]
     lost = [layer for layer in given if layer not in own]
     return found + [Fate(layer, LEFT, "the network has no layer of this name", _size(given[layer])) for layer in lost]
 

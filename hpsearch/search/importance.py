@@ -1,6 +1,7 @@
 """Which hyperparameters mattered, by Optuna's PED-ANOVA, and whether there were trials enough to say so."""
 
 import contextlib
+import random
 import warnings
 from dataclasses import dataclass
 
@@ -39,3 +40,43 @@ def importances(study: optuna.Study) -> Importances:
             warnings.simplefilter("ignore", UserWarning)
             shares = optuna.importance.get_param_importances(study)
     return Importances("PED-ANOVA", len(complete), dict(shares))
+
+
+@dataclass(frozen=True)
+class Share:
+    """A hyperparameter's share with the interval that resampling the trials gives."""
+
+    share: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Bootstrapped:
+    """As Importances, with intervals; empty if there were too few trials."""
+
+    evaluator: str
+    num_complete: int
+    shares: dict[str, Share]
+
+
+def bootstrap(study: optuna.Study, num_samples: int = 50, seed: int = 0) -> Bootstrapped:
+    """Importances with 95 % intervals: percentiles over trials drawn again with replacement (Efron 1979)."""
+    found = importances(study)
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    generator = random.Random(seed)  # noqa: S311 -- no secret
+    drawn: dict[str, list[float]] = {name: [] for name in found.shares}
+    for _ in range(num_samples if found.shares else 0):
+        sample = optuna.create_study(direction=study.direction)
+        sample.add_trials(generator.choices(complete, k=len(complete)))
+        again = importances(sample).shares
+        for name, values in drawn.items():
+            values.append(again.get(name, 0.0))
+    shares = {name: Share(share, *_percentiles(drawn[name])) for name, share in found.shares.items()}
+    return Bootstrapped(found.evaluator, found.num_complete, shares)
+
+
+def _percentiles(values: list[float]) -> tuple[float, float]:
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    return ordered[round(0.025 * last)], ordered[round(0.975 * last)]

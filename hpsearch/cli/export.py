@@ -1,0 +1,50 @@
+"""`hpsearch export` and `hpsearch verify`."""
+
+from pathlib import Path
+
+import click
+
+from hpsearch.cli.options import complete_recorded, open_database, settings_from, storage_option
+
+
+@click.command()
+@click.argument("study", shell_complete=complete_recorded)
+@click.option("--rank", type=click.IntRange(min=1), default=1, show_default=True, help="1 is the best configuration.")
+@click.option("-o", "--output", "folder", type=click.Path(path_type=Path), required=True, help="A new folder.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of data sets; default: HPSEARCH_DATA.")
+@storage_option
+def export(study: str, rank: int, folder: Path, data_dir: Path | None, storage: str | None) -> None:
+    """Write the best configuration of STUDY and its weights, with the evidence for them.
+
+    Ranks are those of the confirmation, if there is one, else of the search; the model card says which. The weights
+    are those of the seed with the median value.
+    """
+    from hpsearch.export import export as write
+    from hpsearch.storage.studies import load_study
+
+    database = open_database(storage)
+    loaded = load_study(database, study)
+    settings = settings_from(storage, None, data_dir)
+    metrics = write(database, loaded, rank, folder, settings, lambda text: click.echo(text, err=True))
+    click.echo(
+        f"{folder}: {metrics.model.name} on {metrics.data.name}, {metrics.label}, "
+        f"validation accuracy {metrics.weights.validation_accuracy:.4f}"
+    )
+    if metrics.confirmation is None:
+        click.echo(f"not confirmed over seeds: the model card says so; `hpsearch confirm {study}` would")
+    click.echo(f"next: hpsearch verify {folder}")
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of data sets; default: HPSEARCH_DATA.")
+def verify(folder: Path, data_dir: Path | None) -> None:
+    """Check everything that the export in FOLDER claims.
+
+    Checksums, schema, study file, that the weights fit the network, and that they give the validation accuracy that is
+    stated. The test split is not read.
+    """
+    from hpsearch.export import verify as check
+
+    for sentence in check(folder, settings_from(None, None, data_dir)):
+        click.echo(f"ok  {sentence}")

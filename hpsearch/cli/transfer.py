@@ -1,0 +1,97 @@
+"""`hpsearch transfer`: an export on another data set, against training from scratch there."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hpsearch.cli.confirm import interval, number, plain
+from hpsearch.cli.options import json_option, print_json, settings_from, storage_option
+from hpsearch.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from hpsearch.models.takeover import Fate
+    from hpsearch.transfer import Arm
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--data", required=True, metavar="NAME", help="The target: stl5, folder:PATH, digits:5-9, ...")
+@click.option(
+    "--image-size",
+    "sizes",
+    type=click.IntRange(min=8),
+    multiple=True,
+    help="Height and width of the target's images, several times to compare; default: that of the export.",
+)
+@click.option("--seeds", type=click.IntRange(min=2), default=5, show_default=True, help="Seeds of each way to train.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Epochs of every trial; default: those of the export.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of data sets; default: HPSEARCH_DATA.")
+@storage_option
+@json_option
+def transfer(
+    folder: Path,
+    data: str,
+    sizes: tuple[int, ...],
+    seeds: int,
+    epochs: int | None,
+    data_dir: Path | None,
+    storage: str | None,
+    as_json: bool,
+) -> None:
+    """Carry the export in FOLDER over to another data set.
+
+    The first call creates a study for each image size, which workers train like any other: the whole network from the
+    export's weights, its head alone, its head first and then the rest at a tenth of the rate, and all of it from
+    scratch, over the same seeds and epochs. Images larger than the export's are pooled inside the network, so that its
+    layers keep their shapes. Later calls show the comparison.
+    """
+    from hpsearch import transfer as transferring
+    from hpsearch.confirm import link_of
+    from hpsearch.models.takeover import Fate
+    from hpsearch.storage.open import create
+
+    settings = settings_from(storage, None, data_dir)
+    plans = [transferring.plan(folder, data, size, seeds, epochs, settings) for size in dict.fromkeys(sizes or [None])]
+    database = click.get_current_context().with_resource(create(settings.storage_url))
+    studies = transferring.create(database, plans, settings)
+    arms = transferring.compare(studies)
+    layers = {study.name: [Fate(**fate) for fate in link_of(study)["layers"]] for study in studies}
+    if as_json:
+        found = {name: [asdict(fate) for fate in rows] for name, rows in layers.items()}
+        print_json(plain({"layers": found, "arms": [asdict(arm) for arm in arms]}))
+        return
+    for study in studies:
+        click.echo(f"study {study.name}: {study.spec.summary()}")
+        show_layers(layers[study.name])
+    if any(arm.values for arm in arms):
+        show_arms(arms)
+    wanting = [s for s in studies if any(len(a.values) < len(s.spec.seeds) for a in arms if a.study == s.name)]
+    for study in wanting:
+        click.echo(f"next: hpsearch worker {study.name}")
+    for study in studies if not wanting else []:
+        click.echo(f"next: hpsearch final-test {study.name}")
+
+
+def show_layers(layers: "list[Fate]") -> None:
+    """What becomes of each layer, and why."""
+    rows = [[fate.layer, f"{fate.num_values:,}", fate.fate, fate.why] for fate in layers]
+    print_table(["layer", "values", "", "why"], rows)
+
+
+def show_arms(arms: "list[Arm]") -> None:
+    """Each way to train, and its lead over scratch."""
+    rows = [
+        [
+            f"{arm.image_size} px, {arm.label}",
+            str(len(arm.values)),
+            number(arm.over_seeds.mean),
+            number(arm.over_seeds.std),
+            interval(arm.over_seeds),
+            "-" if arm.over_scratch is None else f"{arm.over_scratch.mean:+.4f} ({interval(arm.over_scratch)})",
+        ]
+        for arm in arms
+        if arm.values
+    ]
+    print_table(["", "seeds", "mean", "std", "95 % interval", "lead over scratch, paired"], rows)

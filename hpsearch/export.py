@@ -1,0 +1,342 @@
+"""Exports: a configuration, its weights and the evidence in a folder whose claims can be checked.
+
+config.toml          a study file that trains the same again
+model.safetensors    the weights
+metrics.json         what is claimed, by docs/export.schema.json
+README.md            the model card
+SHA256SUMS           of the other four; `sha256sum -c SHA256SUMS`
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from hpsearch import catalogue, confirm, weights
+from hpsearch.data.load import DataSet
+from hpsearch.errors import HpsearchError, UsageError
+from hpsearch.export_schema import SCHEMA_VERSION, Metrics
+from hpsearch.model_card import card, config
+from hpsearch.models.build import HYPERPARAMETERS, build_model
+from hpsearch.recipe import Recipe
+from hpsearch.search.importance import bootstrap
+from hpsearch.settings import Settings
+from hpsearch.spec import StudySpec, parse
+from hpsearch.statistics import Estimate, estimate
+from hpsearch.storage.open import Database
+from hpsearch.storage.openings import openings
+from hpsearch.storage.studies import LoadedStudy
+from hpsearch.train.freezing import layers
+from hpsearch.train.program import Program, place
+from hpsearch.trained import Chosen, Say, choose, dataset_of, network, recipe_of
+
+CONFIG, MODEL, METRICS, CARD, SUMS = "config.toml", "model.safetensors", "metrics.json", "README.md", "SHA256SUMS"
+FILES = (CONFIG, MODEL, METRICS, CARD)
+LARGEST = 2**30  # bytes of a file that is read: a claim of more is no export of a small network
+
+
+# Writing
+
+
+def export(database: Database, study: LoadedStudy, rank: int, folder: Path, settings: Settings, say: Say) -> Metrics:
+    """Write the study's `rank`-th best configuration to `folder`, whole or not at all.
+
+    Raises:
+        UsageError: the folder is there already, or the study has no such configuration yet.
+    """
+    if folder.exists():
+        raise UsageError(f"{folder}: exists already; an export is never written over, so name another folder")
+    chosen = choose(database, study, confirmed=False)
+    if rank > len(chosen):
+        raise UsageError(f"--rank {rank}: study {study.name} has {len(chosen)} configurations to choose from")
+    one = chosen[rank - 1]
+    dataset = dataset_of(one.study.spec, settings)
+    model = network(one.study, one.middle, dataset, settings, say)
+    metrics = _metrics(database, study, one, rank, dataset, model)
+    files = {
+        CONFIG: config(one.study.spec, recipe_of(one.middle)).encode(),
+        MODEL: save_tensors({name: tensor.contiguous() for name, tensor in model.state_dict().items()}),
+        METRICS: (json.dumps(metrics.model_dump(), indent=1) + "\n").encode(),
+        CARD: card(metrics).encode(),
+    }
+    sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
+    _write(folder, {**files, SUMS: sums.encode()})
+    return metrics
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """All files, or no folder."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            for name, content in files.items():
+                (work / name).write_bytes(content)
+            work.chmod(0o755)
+            os.rename(work, folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written ({error.strerror}); name another folder") from error
+
+
+def _metrics(
+    database: Database, study: LoadedStudy, one: Chosen, rank: int, dataset: DataSet, model: nn.Module
+) -> Metrics:
+    recipe, trial = recipe_of(one.middle), one.middle
+    loss, accuracy = Program(recipe, model, place(dataset, "cpu")).validate()
+    recorded = trial.value if one.study.spec.objective.metric == "validation_accuracy" else None
+    if recorded is not None and abs(recorded - accuracy) > 1.5 / len(dataset.validation_labels):
+        raise HpsearchError(
+            f"trial {trial.number} of {one.study.name}: its weights give a validation accuracy of {accuracy:.4f} here, "
+            f"and {recorded:.4f} is recorded; export it on the machine that trained it"
+        )
+    given = {name: value for name in HYPERPARAMETERS if (value := getattr(recipe, name)) is not None}
+    channels, height, _width = dataset.train_images.shape[1:]
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "hpsearch_version": version("hpsearch"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "label": one.label,
+        "rank": rank,
+        "metric": one.study.spec.objective.metric,
+        "configuration": recipe.as_dict(),
+        "model": {
+            "name": recipe.model,
+            "hyperparameters": given,
+            "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "classes": list(dataset.classes),
+        },
+        "preprocessing": {
+            "channels": channels,
+            "image_size": height,
+            "mean": list(dataset.mean),
+            "std": list(dataset.std),
+        },
+        "data": {
+            "name": dataset.name,
+            "fingerprint": dataset.fingerprint,
+            "num_train": len(dataset.train_labels),
+            "num_validation": len(dataset.validation_labels),
+        },
+        "weights": {
+            "study": one.study.name,
+            "trial": trial.number,
+            "seed": recipe.seed,
+            "epochs": recipe.epochs,
+            "validation_accuracy": accuracy,
+            "validation_loss": loss,
+        },
+        "search": _search(study),
+        "confirmation": _confirmation(one),
+        "test": _test(database, study),
+    }
+    return Metrics.model_validate(content)
+
+
+def _search(study: LoadedStudy) -> dict[str, Any] | None:
+    if not study.spec.space:
+        return None
+    trials: list[FrozenTrial] = study.optuna_study.get_trials(deepcopy=False)
+    num = {state: sum(trial.state == state for trial in trials) for state in TrialState}
+    ended = num[TrialState.COMPLETE] + num[TrialState.PRUNED] + num[TrialState.FAIL]
+    found = bootstrap(study.optuna_study)
+    values = [trial.value for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
+    best = (max if study.spec.objective.direction == "maximize" else min)(values, default=None)
+    return {
+        "study": study.name,
+        "trials": ended,
+        "complete": num[TrialState.COMPLETE],
+        "pruned": num[TrialState.PRUNED],
+        "failed": num[TrialState.FAIL],
+        "pruned_share": num[TrialState.PRUNED] / max(1, ended),
+        "best_value": best,
+        "importance_evaluator": found.evaluator,
+        "importances": {name: asdict(one) for name, one in found.shares.items()},
+    }
+
+
+def _confirmation(one: Chosen) -> dict[str, Any] | None:
+    if not one.confirmed:
+        return None
+    seeds = [recipe_of(trial).seed for trial in one.trials]
+    values = [trial.value for trial in one.trials if trial.value is not None]
+    content: dict[str, Any] = {
+        "study": one.study.name,
+        "candidate": one.label,
+        "seeds": seeds,
+        "value": _estimate(estimate(values)),
+        "search_value": None,
+        "luck": None,
+        "not_told_apart": [],
+    }
+    if one.study.spec.candidates:
+        standings = confirm.result(one.study).standings
+        own = next(standing for standing in standings if standing.label == one.label)
+        content |= {
+            "search_value": own.origin.value,
+            "luck": _estimate(own.luck) if own.luck else None,
+            "not_told_apart": [standing.label for standing in standings if standing.in_set],
+        }
+    return content
+
+
+def _test(database: Database, study: LoadedStudy) -> dict[str, Any] | None:
+    made = [record for record in openings(database, study) if "result" in record]
+    if not made:
+        return None
+    result = made[0]["result"]  # the first look is the one that counts
+    keys = ("num", "mean", "std", "low", "high")
+    content = {name: {key: result[name][key] for key in keys} for name in ("accuracy", "macro_f1", "calibration_error")}
+    return {"time": made[0]["time"], "openings": len(made), "label": result["label"], **content}
+
+
+def _estimate(found: Estimate) -> dict[str, Any]:
+    return {key: None if value != value else value for key, value in asdict(found).items()}  # noqa: PLR0124 -- nan
+
+
+# Reading
+
+
+def read(folder: Path) -> tuple[Metrics, StudySpec, dict[str, Tensor]]:
+    """The parts of an export, checked: checksums, schema, study file, and that the weights fit the network.
+
+    Raises:
+        UsageError: there is no export, it is damaged, or of a newer hpsearch.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: there is no such folder; give the folder that `hpsearch export -o` wrote")
+    sums = _sums(folder)
+    files = {name: _checked(folder / name, sums[name]) for name in FILES}
+    metrics = _parse_metrics(folder, files[METRICS])
+    try:
+        text = files[CONFIG].decode()
+        tensors = load_tensors(files[MODEL])
+    except Exception as error:
+        raise UsageError(f"{folder}: {MODEL} or {CONFIG} cannot be read ({error}); export again") from error
+    spec = parse(text, str(folder / CONFIG))
+    if mistakes := catalogue.check_names(spec):
+        raise UsageError(f"{folder / CONFIG}: {'; '.join(mistakes)}")
+    return metrics, spec, tensors
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    try:
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        found = {name.strip(): digest for digest, _, name in (line.partition("  ") for line in lines)}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{folder / SUMS}: cannot be read, so nothing can be checked; export again") from error
+    if missing := [name for name in FILES if name not in found]:
+        raise UsageError(f"{folder / SUMS}: does not name {', '.join(missing)}; export again")
+    return found
+
+
+def _checked(path: Path, digest: str) -> bytes:
+    try:
+        if path.stat().st_size > LARGEST:
+            raise UsageError(f"{path}: is larger than an export's file may be ({LARGEST} bytes); export again")
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); export again") from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise UsageError(f"{path}: is not what was exported (its SHA-256 sum differs from {SUMS}); export again")
+    return content
+
+
+def _parse_metrics(folder: Path, content: bytes) -> Metrics:
+    try:
+        fields = json.loads(content)
+        number = fields.get("schema_version")
+    except (ValueError, AttributeError) as error:
+        raise UsageError(f"{folder / METRICS}: is no JSON object ({error}); export again") from error
+    if isinstance(number, int) and number > SCHEMA_VERSION:
+        raise UsageError(
+            f"{folder / METRICS}: schema_version = {number} is newer than this hpsearch knows ({SCHEMA_VERSION}); "
+            "install a newer hpsearch"
+        )
+    try:
+        return Metrics.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{folder / METRICS}: {place}: {first['msg']}; see docs/export.schema.json") from error
+
+
+def build(metrics: Metrics, tensors: Mapping[str, Tensor], folder: Path) -> nn.Module:
+    """The network with its weights, ready to predict.
+
+    Raises:
+        UsageError: the weights are not those of the network.
+    """
+    recipe = Recipe(**metrics.configuration)
+    prepared = metrics.preprocessing
+    shape = (prepared.channels, prepared.image_size, prepared.image_size)
+    constructor = catalogue.load("hpsearch.models", metrics.model.name)
+    model = build_model(recipe, shape, len(metrics.model.classes), constructor)
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if own != given:
+        differ = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
+        raise UsageError(
+            f"{folder / MODEL}: {', '.join(differ)} do not fit the model {metrics.model.name}; export again"
+        )
+    model.load_state_dict(dict(tensors))
+    return model.eval()
+
+
+def verify(folder: Path, settings: Settings) -> list[str]:
+    """Check all that an export claims, its validation accuracy by predicting; a sentence for each check.
+
+    Raises:
+        UsageError, DataError: a file is damaged, the data set is not here or is another one, or the weights do not
+            give the accuracy that is stated.
+    """
+    metrics, spec, tensors = read(folder)
+    model = build(metrics, tensors, folder)
+    done = [f"checksums: {len(FILES)} files are as they were exported", f"schema: version {metrics.schema_version}"]
+    done.append(f"{CONFIG}: a valid study of {spec.model.name} on {spec.data.name}")
+    done.append(f"{MODEL}: {metrics.model.num_parameters} parameters that fit {metrics.model.name}")
+    recipe = spec.recipe({}, spec.seeds[0], 0)
+    if replace(recipe, stream_seed=0) != replace(Recipe(**metrics.configuration), stream_seed=0):
+        raise UsageError(f"{folder / CONFIG}: trains another configuration than {METRICS} states; export again")
+    dataset = dataset_of(spec, settings)
+    if dataset.fingerprint != metrics.data.fingerprint:
+        raise UsageError(
+            f"{folder}: {spec.data.name} is not the data set of the export here (its fingerprint differs); "
+            "check the accuracy where the same images are"
+        )
+    _, accuracy = Program(recipe, model, place(dataset, "cpu")).validate()
+    claimed = metrics.weights.validation_accuracy
+    if abs(accuracy - claimed) > 1.5 / len(dataset.validation_labels):  # one image: rounding on another machine
+        raise UsageError(
+            f"{folder}: its weights give a validation accuracy of {accuracy:.4f}, and {claimed:.4f} is stated; do not "
+            "use it"
+        )
+    done.append(f"data: {dataset.name}, fingerprint {dataset.fingerprint[:12]}…")
+    done.append(f"validation accuracy: {accuracy:.4f} on {len(dataset.validation_labels)} images, as stated")
+    return done
+
+
+def pinned(spec: StudySpec, home: Path) -> StudySpec:
+    """The study with the weights of its export taken into the store, so that they cannot change under it."""
+    name = spec.model.export
+    if name is None or name.startswith(weights.PINNED):
+        return spec
+    folder = Path(name).expanduser()
+    metrics, _, tensors = read(folder)
+    head = layers(build(metrics, tensors, folder))[-1][0]
+    digest = weights.pin(home, tensors, head, metrics.model.classes)
+    return replace(spec, model=spec.model.model_copy(update={"export": digest}))

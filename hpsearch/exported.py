@@ -1,0 +1,72 @@
+"""An export as a network in one's own program: `hpsearch.load_export(FOLDER)`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from hpsearch.data.images import resized
+from hpsearch.errors import UsageError
+from hpsearch.export import build, read
+from hpsearch.export_schema import Metrics
+
+
+class Exported(nn.Module):
+    """The network of an export with its preprocessing: `exported(exported.preprocess(image))` are logits (B, k).
+
+    `classes` says what the outputs stand for, `metrics` holds the evidence. It is in evaluation mode; its parameters
+    can be trained on.
+    """
+
+    mean: Tensor  # (C, 1, 1)
+    std: Tensor
+
+    def __init__(self, network: nn.Module, metrics: Metrics) -> None:
+        super().__init__()
+        self.network, self.metrics, self.classes = network, metrics, tuple(metrics.model.classes)
+        self.register_buffer("mean", torch.tensor(metrics.preprocessing.mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(metrics.preprocessing.std)[:, None, None])
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, k) of what `preprocess` gave."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def preprocess(self, images: Any) -> Tensor:
+        """The network's input (B, C, H, W): resized, scaled, normalised, as in training.
+
+        `images` is a PIL image, or uint8 (C, H, W) or (B, C, H, W) as a tensor or an array.
+        Raises UsageError if the number of channels is another one, or if it is no such thing.
+        """
+        wanted = self.metrics.preprocessing
+        if isinstance(images, Image.Image):
+            converted = images.convert("RGB" if wanted.channels == 3 else "L")
+            images = np.atleast_3d(np.asarray(converted)).transpose(2, 0, 1)
+        array = images.cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+        array = array[None] if array.ndim == 3 else array
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] != wanted.channels:
+            raise UsageError(
+                f"images {array.dtype} {array.shape}: must be uint8 (B, {wanted.channels}, H, W), as the network was "
+                f"trained on images of {wanted.channels} channel(s); or give a PIL image"
+            )
+        pixels = torch.from_numpy(resized(array, wanted.image_size).copy()).to(self.mean.device)
+        return (pixels / 255 - self.mean) / self.std
+
+    @torch.inference_mode()
+    def classify(self, images: Any) -> list[str]:
+        """The class of each image, as `preprocess` takes them."""
+        return [self.classes[place] for place in self(self.preprocess(images)).argmax(1).tolist()]
+
+
+def load_export(folder: str | Path) -> Exported:
+    """The network of the export in `folder`, its checksums and schema checked.
+
+    Raises UsageError if it is damaged or of a newer hpsearch.
+    """
+    place = Path(folder).expanduser()
+    metrics, _, tensors = read(place)
+    return Exported(build(metrics, tensors, place), metrics)

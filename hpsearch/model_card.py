@@ -1,0 +1,130 @@
+"""What people read of an export: its study file and its model card."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from hpsearch.export_schema import Estimate, Metrics
+from hpsearch.recipe import Recipe
+from hpsearch.spec import StudySpec
+
+NOT_TRAINING = ("model", "seed")  # fields of a recipe that stand elsewhere in a study file
+
+
+def config(spec: StudySpec, recipe: Recipe) -> str:
+    """A study file of one trial that trains the same again, bit for bit on the same kind of CPU."""
+    model: dict[str, Any] = {"name": spec.model.name}
+    model |= {"export": spec.model.export} if spec.model.export else {}
+    idle = () if recipe.scheduler == "exponential" else ("gamma",)
+    training = {k: v for k, v in recipe.as_dict().items() if k not in (*NOT_TRAINING, *idle) and v is not None}
+    objective, data = spec.objective.model_dump(), spec.data.model_dump()
+    lines = [
+        "# Trains the network of this export again.",
+        f"# Run: hpsearch create-study config.toml && hpsearch worker {spec.name}-export",
+        "",
+        f"name = {json.dumps(spec.name + '-export')}",
+        f"description = {json.dumps(f'One trial of {spec.name} again')}",
+        f"seeds = [{recipe.seed}]",
+        *_table("model", model),
+        *_table("data", data),
+        *_table("training", training),
+        *_table("objective", objective),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(name: str, values: Mapping[str, Any]) -> list[str]:
+    return ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+
+
+def card(metrics: Metrics) -> str:
+    """The README.md of an export: what it is, and the evidence for it."""
+    m = metrics
+    lines = [
+        f"# {m.model.name} on {m.data.name}",
+        "",
+        f"{m.model.num_parameters:,} parameters, {len(m.model.classes)} classes; made by hpsearch {m.hpsearch_version} "
+        f"on {m.created}. Rank {m.rank}: {m.label}.",
+        "",
+        "```python",
+        "import hpsearch",
+        'network = hpsearch.load_export("THIS FOLDER")',
+        "logits = network(network.preprocess(image))    # a PIL image, or uint8 (B, C, H, W)",
+        "```",
+        "",
+        "## Evidence",
+        "",
+        "| what | value |",
+        "| --- | --- |",
+        *(f"| {what} | {value} |" for what, value in _evidence(m)),
+        "",
+        *_importances(m),
+        "## Configuration",
+        "",
+        "| hyperparameter | value |",
+        "| --- | --- |",
+        *(f"| {name} | {value} |" for name, value in m.configuration.items() if value is not None),
+        "",
+        "## Preprocessing",
+        "",
+        f"{m.preprocessing.channels} channel(s), resized to {m.preprocessing.image_size} pixels high and wide "
+        f"(bicubic, antialiased), scaled to 0..1; mean {_numbers(m.preprocessing.mean)} subtracted, divided by "
+        f"{_numbers(m.preprocessing.std)}.",
+        "",
+        "Classes, in the order of the outputs: " + ", ".join(m.model.classes) + ".",
+        "",
+        "`hpsearch verify THIS FOLDER` checks the checksums, the schema, and that the weights give the validation",
+        "accuracy that is stated here.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _evidence(m: Metrics) -> list[tuple[str, str]]:
+    rows = [
+        ("these weights, validation accuracy", f"{m.weights.validation_accuracy:.4f} (seed {m.weights.seed})"),
+        ("these weights, validation loss", f"{m.weights.validation_loss:.4f}"),
+    ]
+    if m.confirmation is None:
+        rows.append(("confirmed over seeds", "no: the value of one trial of a search, which is partly luck"))
+    else:
+        c = m.confirmation
+        rows.append((f"{m.metric} over {c.value.num} new seeds", _interval(c.value)))
+        if c.luck is not None and c.search_value is not None:
+            rows.append(("reported by the search", f"{c.search_value:.4f}; luck {c.luck.mean:+.4f}"))
+        if c.not_told_apart:
+            rows.append(("cannot be told from the best", ", ".join(c.not_told_apart)))
+    if m.test is None:
+        rows.append(("test split", "never opened for this study"))
+    else:
+        once = "once" if m.test.openings == 1 else f"{m.test.openings} times; this is the first"
+        rows.append((f"test accuracy ({m.test.label})", f"{_interval(m.test.accuracy)}; opened {once}, {m.test.time}"))
+        rows.append(("test macro F1", _interval(m.test.macro_f1)))
+        rows.append(("expected calibration error", _interval(m.test.calibration_error)))
+    if m.search is not None:
+        s = m.search
+        rows.append(("search", f"{s.trials} trials, {s.pruned} pruned ({s.pruned_share:.0%}), {s.failed} failed"))
+    rows.append(("data", f"{m.data.name}: {m.data.num_train} training and {m.data.num_validation} validation images"))
+    rows.append(("data and split, SHA-256", m.data.fingerprint))
+    return rows
+
+
+def _importances(m: Metrics) -> list[str]:
+    if m.search is None or not m.search.importances:
+        return []
+    rows = [
+        f"| {name} | {one.share:.0%} | {one.low:.0%} to {one.high:.0%} |" for name, one in m.search.importances.items()
+    ]
+    title = (
+        f"Importances ({m.search.importance_evaluator}, {m.search.complete} completed trials; 95 % bootstrap intervals)"
+    )
+    return [f"## {title}", "", "| hyperparameter | share | interval |", "| --- | --- | --- |", *rows, ""]
+
+
+def _interval(found: Estimate) -> str:
+    if found.low is None or found.high is None:
+        return f"{found.mean:.4f}"
+    return f"{found.mean:.4f} (95 % interval {found.low:.4f} to {found.high:.4f}, {found.num} seeds)"
+
+
+def _numbers(values: list[float]) -> str:
+    return "(" + ", ".join(f"{value:.4f}" for value in values) + ")"

@@ -1,0 +1,129 @@
+"""What a report needs of a study, read once and kept as plain values."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import select
+
+from hpsearch import confirm
+from hpsearch.confirm import Confirmation
+from hpsearch.search.importance import Bootstrapped, bootstrap
+from hpsearch.search.pruners import make_pruner, rungs
+from hpsearch.spec import StudySpec
+from hpsearch.storage.open import Database
+from hpsearch.storage.openings import openings
+from hpsearch.storage.studies import RECIPE_KEY, Progress, load_study, progress, study_names
+from hpsearch.storage.tables import EPOCHS, TRIALS
+from hpsearch.transfer import KIND, Arm, compare
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial: `epochs` holds a row of metrics for each; `candidate` and `searched` where the study has such."""
+
+    number: int
+    state: str
+    value: float | None
+    recipe: Mapping[str, Any]
+    searched: Mapping[str, Any]
+    candidate: int
+    epochs: tuple[Mapping[str, Any], ...]
+
+    def series(self, metric: str) -> tuple[list[int], list[float | None]]:
+        """Epochs, and the metric at each."""
+        return [row["epoch"] for row in self.epochs], [row[metric] for row in self.epochs]
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """One study with everything that is recorded of it."""
+
+    name: str
+    spec: StudySpec
+    created: str
+    progress: Progress
+    trials: tuple[Trial, ...]
+    rungs: tuple[int, ...]
+    importances: Bootstrapped
+    confirmation: Confirmation | None  # of a study with candidates
+    tested: tuple[Mapping[str, Any], ...]  # openings of the test split, with their results
+    tested_elsewhere: tuple[Mapping[str, Any], ...]  # of the study that this one confirms
+    arms: tuple[Arm, ...]  # of a transfer
+    layers: tuple[Mapping[str, Any], ...]
+
+    @property
+    def metric(self) -> str:
+        return self.spec.objective.metric
+
+    @property
+    def higher(self) -> bool:
+        return self.spec.objective.direction == "maximize"
+
+    @property
+    def labels(self) -> list[str]:
+        """What the groups of trials over seeds are called."""
+        return [label for label, _ in self.spec.candidates] or ([self.name] if not self.spec.space else [])
+
+    def group(self, number: int) -> list[Trial]:
+        """The completed trials of one candidate."""
+        return [trial for trial in self.trials if trial.candidate == number and trial.state == "COMPLETE"]
+
+    def best(self, num: int) -> list[Trial]:
+        """The best completed trials."""
+        complete = [trial for trial in self.trials if trial.state == "COMPLETE" and trial.value is not None]
+        return sorted(complete, key=lambda t: (-(t.value or 0.0) if self.higher else (t.value or 0.0), t.number))[:num]
+
+
+def gather(database: Database, name: str) -> Gathered:
+    """Read a study. Raises StorageError if there is none of that name."""
+    study = load_study(database, name)
+    spec, link = study.spec, confirm.link_of(study)
+    trials = study.optuna_study.get_trials(deepcopy=False)
+    rows = _epochs(database, study.study_id)
+    found = rungs(make_pruner(spec)) or frozenset()
+    return Gathered(
+        name=name,
+        spec=spec,
+        created=study.created,
+        progress=progress(database, study),
+        trials=tuple(_trial(spec, trial, rows.get(trial._trial_id, ())) for trial in trials),
+        rungs=tuple(sorted(found)),
+        importances=_importances(study.optuna_study, spec),
+        confirmation=confirm.result(study) if spec.candidates else None,
+        tested=_tested(database, name),
+        tested_elsewhere=_tested(database, link["study"]) if link.get("kind") == confirm.CONFIRM else (),
+        arms=tuple(compare([study])) if link.get("kind") == KIND else (),
+        layers=tuple(link.get("layers", ())),
+    )
+
+
+def _tested(database: Database, name: str) -> tuple[Mapping[str, Any], ...]:
+    """The openings of a study's test split that have a result; none if the study is gone."""
+    if name not in study_names(database):
+        return ()
+    return tuple(record for record in openings(database, load_study(database, name)) if "results" in record)
+
+
+def _importances(study: optuna.Study, spec: StudySpec) -> Bootstrapped:
+    return bootstrap(study) if spec.space else Bootstrapped("PED-ANOVA", 0, {})
+
+
+def _trial(spec: StudySpec, trial: FrozenTrial, rows: Sequence[Mapping[str, Any]]) -> Trial:
+    recipe = trial.user_attrs.get(RECIPE_KEY, {})
+    searched = {name: recipe[name] for name in spec.space if recipe.get(name) is not None}
+    value = trial.value if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None
+    return Trial(trial.number, trial.state.name, value, recipe, searched, spec.place(trial.number)[0], tuple(rows))
+
+
+def _epochs(database: Database, study_id: int) -> dict[int, list[Mapping[str, Any]]]:
+    """Trial id -> its recorded epochs, in one statement."""
+    statement = select(EPOCHS).join(TRIALS, TRIALS.c.trial_id == EPOCHS.c.trial_id)
+    statement = statement.where(TRIALS.c.study_id == study_id).order_by(EPOCHS.c.trial_id, EPOCHS.c.epoch)
+    found: dict[int, list[Mapping[str, Any]]] = {}
+    with database.engine.connect() as connection:
+        for row in connection.execute(statement):
+            found.setdefault(row.trial_id, []).append(dict(row._mapping))
+    return found

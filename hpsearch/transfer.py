@@ -1,0 +1,181 @@
+"""Transfer: carry an export over to another data set, and compare that with training from scratch there.
+
+The comparison is a study of its own: the same configuration with the weights of the export and without them, over the
+same seeds, data order and epochs. Workers train it like any other study.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hpsearch import catalogue, confirm, weights
+from hpsearch import spec as study_file
+from hpsearch.data.load import DataSet, load
+from hpsearch.errors import UsageError
+from hpsearch.export import build, read
+from hpsearch.export_schema import Metrics
+from hpsearch.models.build import build_model
+from hpsearch.models.takeover import Fate, Start, fates
+from hpsearch.recipe import Recipe
+from hpsearch.settings import Settings
+from hpsearch.spec import StudySpec
+from hpsearch.statistics import Estimate, estimate
+from hpsearch.storage.open import Database
+from hpsearch.storage.studies import LoadedStudy, create_study, load_study, study_names
+from hpsearch.train.freezing import layers
+
+KIND = "transfer"
+SCRATCH = "scratch"
+THAW_SHARE = 4  # "thawed" trains the head alone for a quarter of the epochs
+THAW_RATE = 0.1  # and then the rest with a tenth of the rate
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One comparison: its study file, what becomes of each layer, and the export's weights."""
+
+    spec: StudySpec
+    layers: tuple[Fate, ...]
+    tensors: Mapping[str, Tensor]
+    head: str  # the layer of them whose outputs stand for the classes
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train on the target: its values over the seeds, and its lead over training from scratch."""
+
+    study: str
+    image_size: int
+    label: str
+    values: tuple[float, ...]
+    over_seeds: Estimate
+    over_scratch: Estimate | None
+
+
+def plan(
+    folder: Path, data: str, image_size: int | None, num_seeds: int, epochs: int | None, settings: Settings
+) -> Plan:
+    """What a transfer would compare. Reads the target's training part; creates nothing.
+
+    Raises:
+        UsageError, DataError: the export is damaged, or the target does not suit it.
+    """
+    metrics, _, tensors = read(folder)
+    head = layers(build(metrics, tensors, folder))[-1][0]
+    classes = tuple(metrics.model.classes)
+    size = image_size or metrics.preprocessing.image_size
+    target = load(data, data_dir=settings.data_dir, cache_dir=settings.home / "datasets", image_size=size)
+    _suit(metrics, target, folder)
+    recipe = Recipe(**metrics.configuration)
+    native = recipe.native_size or (
+        None if size == metrics.preprocessing.image_size else metrics.preprocessing.image_size
+    )
+    fixed = {**confirm.configuration(recipe), "epochs": epochs or recipe.epochs}
+    fixed |= {"native_size": native} if native else {}
+    if recipe.scheduler != "exponential":
+        fixed.pop("gamma", None)
+    start = Start(tensors, "" if target.classes == classes else head)
+    found, num_layers = _fates(metrics, target, native, start)
+    spec = _spec(metrics, data, size, num_seeds, fixed, num_layers)
+    return Plan(spec, tuple(found), tensors, head, classes)
+
+
+def create(database: Database, plans: Sequence[Plan], settings: Settings) -> list[LoadedStudy]:
+    """Make the studies of these plans, those that are not there yet.
+
+    Raises:
+        UsageError: a study of that name is there, and it is not this comparison.
+    """
+    made = []
+    for one in plans:
+        digest = weights.pin(settings.home, one.tensors, one.head, one.classes)
+        spec = study_file.build(_pinned(one.spec, digest), one.spec.name)
+        if spec.name in study_names(database):
+            made.append(_same(load_study(database, spec.name), digest))
+            continue
+        link = {"kind": KIND, "export": digest, "layers": [asdict(fate) for fate in one.layers]}
+        create_study(database, spec, spec.name, attributes={confirm.LINK_KEY: json.dumps(link)})
+        made.append(load_study(database, spec.name))
+    return made
+
+
+def compare(studies: Sequence[LoadedStudy]) -> list[Arm]:
+    """Every arm of these comparisons as far as its trials go, each against scratch in its own study."""
+    arms = []
+    for study in studies:
+        sign = 1.0 if study.spec.objective.direction == "maximize" else -1.0
+        rows = [
+            [trial.value for trial in confirm.candidate_trials(study, number) if trial.value is not None]
+            for number in range(len(study.spec.candidates))
+        ]
+        labels = [label for label, _ in study.spec.candidates]
+        scratch = rows[labels.index(SCRATCH)] if SCRATCH in labels else []
+        for label, row in zip(labels, rows, strict=True):
+            pairs = [sign * (own - other) for own, other in zip(row, scratch, strict=False)]
+            lead = estimate(pairs) if pairs and label != SCRATCH else None
+            arms.append(Arm(study.name, study.spec.data.image_size, label, tuple(row), estimate(row), lead))
+    return arms
+
+
+def _suit(metrics: Metrics, target: DataSet, folder: Path) -> None:
+    channels = target.train_images.shape[1]
+    if channels != metrics.preprocessing.channels:
+        raise UsageError(
+            f"--data {target.name}: has images of {channels} channel(s), and the network of {folder} was trained on "
+            f"{metrics.preprocessing.channels}; choose a data set with as many"
+        )
+
+
+def _fates(metrics: Metrics, target: DataSet, native: int | None, start: Start) -> tuple[list[Fate], int]:
+    """What becomes of each layer, and how many layers the adapted network has."""
+    fields = {**metrics.configuration, "native_size": native}
+    constructor = catalogue.load("hpsearch.models", metrics.model.name)
+    channels, height, width = target.train_images.shape[1:]
+    model = build_model(Recipe(**fields), (channels, height, width), len(target.classes), constructor)
+    return fates(model, start), len(layers(model))
+
+
+def _spec(
+    metrics: Metrics, data: str, size: int, num_seeds: int, fixed: Mapping[str, Any], num_layers: int
+) -> StudySpec:
+    """The comparison: whole network, head alone, head first, and from scratch."""
+    body, epochs = num_layers - 1, fixed["epochs"]
+    plain = {key: value for key, value in fixed.items() if not key.startswith("frozen") and key != "start"}
+    thawed = {"frozen_layers": body, "frozen_epochs": max(1, epochs // THAW_SHARE), "frozen_rate": THAW_RATE}
+    candidates = [
+        {"label": "transfer", "start": "export"},
+        {"label": "transfer, head only", "start": "export", "frozen_layers": body, "frozen_epochs": epochs},
+        {"label": "transfer, head first", "start": "export", **thawed},
+        {"label": SCRATCH, "start": "scratch"},
+    ]
+    target = re.sub(r"[^A-Za-z0-9]+", "-", data.rstrip("/").rpartition("/")[2]).strip("-")
+    tables = {
+        "name": f"{metrics.model.name}-to-{target}-{size}",
+        "description": f"{metrics.model.name} from {metrics.data.name} to {data}, against training from scratch",
+        "seeds": num_seeds,
+        "model": {"name": metrics.model.name, "export": "to be pinned"},
+        "data": {"name": data, "image_size": size},
+        "training": plain,
+        "objective": {"metric": metrics.metric},
+        "candidate": candidates,
+    }
+    return study_file.build(tables, f"the transfer to {data}")
+
+
+def _pinned(spec: StudySpec, digest: str) -> dict[str, Any]:
+    tables = spec.to_tables()
+    return {**tables, "model": {**tables["model"], "export": digest}}
+
+
+def _same(study: LoadedStudy, digest: str) -> LoadedStudy:
+    if study.spec.model.export != digest:
+        raise UsageError(
+            f"study {study.name}: is there already, from another export; choose another storage with --storage"
+        )
+    return study
