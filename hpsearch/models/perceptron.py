@@ -4,7 +4,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from hpsearch.models.layers import WideLinear
+from hpsearch.models.layers import Dropout, WideLinear
 
 
 class TwoLayerPerceptron(nn.Module):
@@ -16,7 +16,7 @@ class TwoLayerPerceptron(nn.Module):
         super().__init__()
         self.hidden = WideLinear(prod(input_shape), hidden_width)
         self.output = nn.Linear(hidden_width, num_classes)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.dropout(self.hidden(images.flatten(1)).relu())
@@ -34,7 +34,7 @@ class ThreeLayerPerceptron(nn.Module):
         self.hidden1 = WideLinear(prod(input_shape), hidden_width)
         self.hidden2 = WideLinear(hidden_width, hidden_width)
         self.output = nn.Linear(hidden_width, num_classes)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.dropout(self.hidden1(images.flatten(1)).relu())
