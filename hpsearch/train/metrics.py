@@ -8,7 +8,7 @@ STEPS = 32  # whose logits are kept at most before they are reduced
 
 
 class Sums:
-    """Loss and hits over images, gradient norm over steps, computed for many steps at once: small operations are slow."""
+    """Loss and hits over images, gradient norm over steps, for many steps at once: small operations are slow."""
 
     def __init__(self, device: torch.device) -> None:
         self.num_images = self.num_steps = 0

@@ -100,6 +100,7 @@ class Program:
     def restore(self, state: State) -> None:
         """Go on from what `state` gave, in a program of the same recipe."""
         self.epoch = int(state["epoch"])
+        self._factored.scale = 1.0
         with torch.no_grad():
             for name, tensor in self._tensors().items():
                 tensor.copy_(torch.as_tensor(state[name]))
@@ -152,6 +153,8 @@ class Program:
             buffers = {name: tensors[:plain] for name, tensors in self._buffers.items()}
             self._optimizer.apply(self._parameters[:plain], gradients, buffers, update)
             self._factored.apply(factors, update)
+            for layer in self._wide:
+                layer.factors = None
             sums.add(loss, logits, labels, norm)
 
     @torch.inference_mode()
