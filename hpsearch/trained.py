@@ -118,7 +118,7 @@ def network(study: LoadedStudy, trial: FrozenTrial, dataset: DataSet, settings: 
     while program.epoch < recipe.epochs:
         program.run_epoch()
     with contextlib.suppress(OSError):
-        weights.keep(settings.home, key_of(recipe.as_dict(), dataset.fingerprint, study.created), model)
+        weights.keep(settings.home, key_of(recipe.as_dict(), dataset.fingerprint, study.created), program.state())
     return model.eval()
 
 

@@ -53,7 +53,7 @@ LAYERS = {
     "cli": 4,
     "__main__": 5,
 }
-JOIN = ("trial", "worker", "trained", "final_test", "export", "exported", "transfer", "report", "cli")
+JOIN = ("trial", "training", "worker", "trained", "final_test", "export", "exported", "transfer", "report", "cli")
 MAY_IMPORT_OPTUNA = ("storage", "search", "confirm", *JOIN)
 MAY_IMPORT_TORCH = ("models", "data", "train", "weights", *JOIN)
 

@@ -37,9 +37,7 @@ class WideLinear(nn.Linear):
             return super().forward(inputs)
         factors, detached = self.factors, inputs.detach()
         weight = self.weight.detach()  # first in the product: two cores share that better than functional.linear's
-        if self.bias is None:
-            outputs = (weight @ inputs.T).T.contiguous()
-        else:
-            outputs = torch.addmm(self.bias[:, None], weight, inputs.T).T.contiguous()
+        columns = inputs.T
+        outputs = (weight @ columns if self.bias is None else torch.addmm(self.bias[:, None], weight, columns)).T
         outputs.register_hook(lambda gradient: factors.append((gradient, detached)))  # type: ignore[no-untyped-call]
         return outputs

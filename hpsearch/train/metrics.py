@@ -8,7 +8,7 @@ STEPS = 32  # whose logits are kept at most before they are reduced
 
 
 class Sums:
-    """Loss and hits over images, gradient norm over steps; computed for many steps at once, for small operations cost."""
+    """Loss and hits over images, gradient norm over steps, for many steps at once: small operations are slow."""
 
     def __init__(self, device: torch.device) -> None:
         self.num_images = self.num_steps = 0
@@ -17,7 +17,7 @@ class Sums:
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor, norm: Tensor) -> None:
         """One batch: its mean loss (), logits (B, k), labels (B,), gradient norm ()."""
-        self._steps.append((loss.detach(), logits.detach(), labels, norm))
+        self._steps.append((loss.detach() * len(labels), logits.detach(), labels, norm))
         self.num_images += len(labels)
         self.num_steps += 1
         if len(self._steps) == STEPS:
@@ -26,8 +26,7 @@ class Sums:
     def _reduce(self) -> None:
         losses, logits, labels, norms = zip(*self._steps, strict=True)
         hits = (torch.cat(logits).argmax(1) == torch.cat(labels)).sum()
-        sizes = torch.tensor([float(len(part)) for part in labels], device=hits.device)
-        self._totals += torch.stack([torch.stack(losses) @ sizes, hits, torch.stack(norms).sum()])
+        self._totals += torch.stack([torch.stack(losses).sum(), hits, torch.stack(norms).sum()])
         self._steps.clear()
 
     def means(self) -> tuple[float, float, float]:

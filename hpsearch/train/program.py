@@ -145,6 +145,7 @@ class Program:
     def restore(self, state: State) -> None:
         """Go on from what `state` gave, in a program of the same recipe."""
         self.epoch = int(state["epoch"])
+        self._factored.scale = 1.0
         with torch.no_grad():
             for name, tensor in self._tensors().items():
                 tensor.copy_(torch.as_tensor(state[name]))
@@ -189,6 +190,8 @@ class Program:
                 own, gradients = gradients[: len(part.parameters)], gradients[len(part.parameters) :]
                 self._optimizer.apply(part.parameters, own, part.buffers, part.own(update))
             self._factored.apply(factors, update)
+            for layer in self._wide:
+                layer.factors = None
             self._sums.add(loss, logits, labels, norm)
 
     @torch.inference_mode()
