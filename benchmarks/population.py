@@ -102,7 +102,7 @@ def _rows(spec: StudySpec, study_id: int, past: Sequence[_Past]) -> dict[Table, 
             report = Report(lease, epoch, quality(one.number, epoch), MEASURED)
             found[tables.INTERMEDIATE_VALUES].append(_value_row(report))
             found[tables.EPOCHS].append(_epoch_row(report))
-        value = {"objective": 0, "value": quality(one.number, one.last_epoch), "value_type": "FINITE"}
+        value: dict[str, Any] = {"objective": 0, "value": quality(one.number, one.last_epoch), "value_type": "FINITE"}
         found[tables.VALUES].append(key | value)
         text = json.dumps(recipe(spec, one.params, one.number).as_dict())
         found[tables.USER_ATTRIBUTES].append(key | {"key": RECIPE_KEY, "value_json": text})
