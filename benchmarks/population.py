@@ -92,7 +92,7 @@ def _rows(spec: StudySpec, study_id: int, past: Sequence[_Past]) -> dict[Table, 
         key = {"trial_id": one.trial_id}
         complete = one.last_epoch == spec.max_epochs
         state = TrialState.COMPLETE if complete else TrialState.PRUNED
-        row = {"study_id": study_id, "number": one.number, "state": state}
+        row: dict[str, Any] = {"study_id": study_id, "number": one.number, "state": state}
         found[tables.TRIALS].append(key | row | {"datetime_start": at_end, "datetime_complete": at_end})
         for name, value in one.params.items():
             row = {"param_name": name, "param_value": kinds[name].to_internal_repr(value)}
@@ -102,12 +102,12 @@ def _rows(spec: StudySpec, study_id: int, past: Sequence[_Past]) -> dict[Table, 
             report = Report(lease, epoch, quality(one.number, epoch), MEASURED)
             found[tables.INTERMEDIATE_VALUES].append(_value_row(report))
             found[tables.EPOCHS].append(_epoch_row(report))
-        value: dict[str, Any] = {"objective": 0, "value": quality(one.number, one.last_epoch), "value_type": "FINITE"}
-        found[tables.VALUES].append(key | value)
+        row = {"objective": 0, "value": quality(one.number, one.last_epoch), "value_type": "FINITE"}
+        found[tables.VALUES].append(key | row)
         text = json.dumps(recipe(spec, one.params, one.number).as_dict())
         found[tables.USER_ATTRIBUTES].append(key | {"key": RECIPE_KEY, "value_json": text})
-        lease_row = {"owner": "past", "token": 1, "expires": 0.0, "crashes": 0, "seconds": 1.0}
-        found[tables.LEASES].append(key | lease_row | {"epoch": one.last_epoch})
+        row = {"owner": "past", "token": 1, "expires": 0.0, "crashes": 0, "seconds": 1.0}
+        found[tables.LEASES].append(key | row | {"epoch": one.last_epoch})
         found[tables.CONFIGURATIONS].append(key | {"study_id": study_id, "digest": digest_of(one.params, None)})
     return found
 
