@@ -5,7 +5,8 @@ Every function of the table PRUNERS takes the study and the section's options.
 
 import importlib
 import math
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 
 import optuna
 from optuna.pruners import BasePruner
@@ -43,21 +44,32 @@ class RungPruner(BasePruner):
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether `trial`, whose last report may stand at a rung, ends here."""
-        epoch, bracket = trial.last_step, self.bracket(trial.number)
-        if epoch not in self._brackets[bracket]:
-            return False
-        value = trial.intermediate_values[epoch]
-        if math.isnan(value):
-            return True
+        return bool(self.failing(study, [trial]))
+
+    def failing(self, study: Study, trials: Sequence[FrozenTrial]) -> set[int]:
+        """The numbers of those of the study's `trials` that end at the rung of their last report, all by one look."""
+        at_rung: dict[tuple[int, int], list[FrozenTrial]] = {}
+        for trial in trials:
+            epoch, bracket = trial.last_step, self.bracket(trial.number)
+            if epoch in self._brackets[bracket]:
+                at_rung.setdefault((epoch, bracket), []).append(trial)
+        found: set[int] = set()
+        for (epoch, bracket), group in at_rung.items():
+            passing = self._passing(study, epoch, bracket)
+            found |= {trial.number for trial in group if not passing(trial.intermediate_values[epoch])}
+        return found
+
+    def _passing(self, study: Study, epoch: int, bracket: int) -> Callable[[float], bool]:
+        """Whether a value passes a rung, given all that are known there."""
         known = [
-            other.intermediate_values[epoch]
-            for other in study.get_trials(deepcopy=False)
-            if epoch in other.intermediate_values
-            and other.number != trial.number
-            and self.bracket(other.number) == bracket
+            trial.intermediate_values[epoch]
+            for trial in study.get_trials(deepcopy=False)
+            if epoch in trial.intermediate_values and self.bracket(trial.number) == bracket
         ]
-        better = (other > value if study.direction == StudyDirection.MAXIMIZE else other < value for other in known)
-        return sum(better) >= math.ceil((len(known) + 1) / self.factor)
+        sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
+        best_first = sorted(sign * value for value in known if not math.isnan(value))
+        num_passing = math.ceil(len(known) / self.factor)
+        return lambda value: not math.isnan(value) and bisect_left(best_first, sign * value) < num_passing
 
     def bracket(self, number: int) -> int:
         """The bracket of a trial, by its number alone."""
@@ -65,6 +77,13 @@ class RungPruner(BasePruner):
             return 0
         place = fold(number) % sum(self._shares)
         return next(b for b in range(len(self._shares)) if place < sum(self._shares[: b + 1]))
+
+
+def failing(pruner: BasePruner, study: Study, trials: Sequence[FrozenTrial]) -> set[int]:
+    """The numbers of those of the study's `trials` that the pruner stops."""
+    if isinstance(pruner, RungPruner):
+        return pruner.failing(study, trials)
+    return {trial.number for trial in trials if pruner.prune(study, trial)}
 
 
 def rungs(pruner: BasePruner) -> frozenset[int] | None:

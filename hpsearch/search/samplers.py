@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial
 
 from hpsearch.recipe import fold
 from hpsearch.search import SAMPLERS
+from hpsearch.search.tpe import BatchTPESampler
 from hpsearch.space import Choice, Float, Int, Parameter, Space, active, asked
 from hpsearch.spec import StudySpec
 
@@ -75,7 +76,7 @@ def tpe(spec: StudySpec, seed: int, *, startup_trials: int = 10) -> BaseSampler:
     conditional = any(parameter.when for parameter in spec.space.values())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `group`, which conditions need
-        return optuna.samplers.TPESampler(n_startup_trials=startup_trials, group=conditional, seed=seed)
+        return BatchTPESampler(startup_trials=startup_trials, group=conditional, seed=seed)
 
 
 def random(spec: StudySpec, seed: int) -> BaseSampler:

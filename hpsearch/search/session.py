@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from hpsearch.recipe import Recipe
 from hpsearch.search.asking import ask
-from hpsearch.search.pruners import make_pruner, rungs
+from hpsearch.search.pruners import failing, make_pruner, rungs
 from hpsearch.search.racing import RacePruner
 from hpsearch.search.samplers import finite_points
 from hpsearch.search.view import View
@@ -107,7 +107,9 @@ class Session:
             at_rung = [one for one in reports if self._rungs is None or self.is_rung(one.epoch)]
             if at_rung:
                 self._view.sync()
-        pruned = {one.lease.trial_id for one in at_rung if one.lease.trial_id in kept and self._fails(one)}
+        decided = [one.lease for one in at_rung if one.lease.trial_id in kept]
+        failed = failing(self._pruner, self._view.study, [self._view.trial(lease.trial_id) for lease in decided])
+        pruned = {lease.trial_id for lease in decided if lease.number in failed}
         return Verdict(frozenset({one.lease.trial_id for one in reports} - kept), frozenset(pruned))
 
     def is_out(self, lease: Lease) -> bool:
@@ -170,9 +172,6 @@ class Session:
             if doubles:
                 self._view.sync()  # the trial that has the configuration may be new
         return accepted, doubles
-
-    def _fails(self, one: Report) -> bool:
-        return self._pruner.prune(self._view.study, self._view.trial(one.lease.trial_id))
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:

@@ -18,14 +18,15 @@ from sqlalchemy import (
     Double,
     Select,
     bindparam,
+    exists,
     func,
     insert,
     literal_column,
     select,
-    tuple_,
     update,
 )
 
+from hpsearch.storage import bulk
 from hpsearch.storage.tables import LEASES, TRIALS
 
 MAX_CRASHES = 3  # owners in a row that vanish without recording an epoch; then the trial is at fault
@@ -100,25 +101,30 @@ def seconds_left(connection: Connection, study_id: int) -> float | None:
 
 def hold(connection: Connection, leases: Iterable[Lease]) -> set[int]:
     """The trials of those leases that are still held and RUNNING; their rows stay locked until the transaction ends."""
-    mine = list(leases)
-    held = update(LEASES).where(_held(mine)).values(token=LEASES.c.token).returning(LEASES.c.trial_id)
-    return _running(connection, list(connection.scalars(held))) if mine else set()
+    mine = {lease.trial_id: lease for lease in leases}
+    columns = (LEASES.c.trial_id, LEASES.c.owner, LEASES.c.token)
+    running = (TRIALS.c.trial_id == LEASES.c.trial_id) & (TRIALS.c.state == TrialState.RUNNING)
+    own = LEASES.c.trial_id.in_(mine) & LEASES.c.owner.in_({lease.owner for lease in mine.values()})
+    if connection.dialect.name == "sqlite":  # it knows no row locks: an update locks the whole database
+        locked: Any = (
+            update(LEASES).where(own, exists().where(running)).values(token=LEASES.c.token).returning(*columns)
+        )
+    else:
+        locked = select(*columns).join(TRIALS, running).where(own).with_for_update(of=(LEASES, TRIALS))
+    found = connection.execute(locked) if mine else ()
+    return {row.trial_id for row in found if (row.owner, row.token) == _key(mine[row.trial_id])}
 
 
 def renew(connection: Connection, epochs: Sequence[tuple[Lease, int, float]], seconds: float) -> set[int]:
     """As `hold`; extends the leases, and notes the epoch that is being recorded and the device time that it took."""
     kept = hold(connection, (lease for lease, _, _ in epochs))
-    row = {"expires": bindparam("until"), "crashes": 0, "epoch": bindparam("last")}
-    statement = update(LEASES).where(LEASES.c.trial_id == bindparam("id")).values(row)
-    statement = statement.values(seconds=LEASES.c.seconds + bindparam("spent"))
     until = now(connection) + seconds
     rows = [
-        {"id": lease.trial_id, "until": until, "last": epoch, "spent": spent}
+        {"trial_id": lease.trial_id, "expires": until, "epoch": epoch, "seconds": spent}
         for lease, epoch, spent in epochs
         if lease.trial_id in kept
     ]
-    if rows:
-        connection.execute(statement, rows)
+    bulk.execute(connection, LEASES, rows, _renewal)
     return kept
 
 
@@ -138,13 +144,6 @@ def clock(connection: Connection) -> ColumnElement[float]:
     return literal_column(_CLOCK[connection.dialect.name], Double)
 
 
-def _running(connection: Connection, trial_ids: Sequence[int]) -> set[int]:
-    of_them = TRIALS.c.trial_id.in_(trial_ids)
-    running = select(TRIALS.c.trial_id).where(of_them, TRIALS.c.state == TrialState.RUNNING)
-    # SQLite knows no row locks: there the update of the leases before has locked the whole database.
-    return set(connection.scalars(running.with_for_update())) if trial_ids else set()
-
-
 def _expired(connection: Connection, study_id: int) -> Select[Any]:
     columns = (LEASES.c.trial_id, TRIALS.c.number, LEASES.c.owner, LEASES.c.token, LEASES.c.crashes, LEASES.c.epoch)
     running = (TRIALS.c.study_id == study_id) & (TRIALS.c.state == TrialState.RUNNING)
@@ -152,6 +151,11 @@ def _expired(connection: Connection, study_id: int) -> Select[Any]:
     return joined.where(running, LEASES.c.expires < clock(connection)).order_by(TRIALS.c.number)
 
 
-def _held(leases: Sequence[Lease]) -> ColumnElement[bool]:
-    keys = [(lease.trial_id, lease.token, lease.owner) for lease in leases]
-    return tuple_(LEASES.c.trial_id, LEASES.c.token, LEASES.c.owner).in_(keys)
+def _renewal(_dialect: str, given: bulk.Given) -> Any:
+    row = {"expires": given["expires"], "crashes": 0, "epoch": given["epoch"]}
+    row["seconds"] = LEASES.c.seconds + given["seconds"]
+    return update(LEASES).where(LEASES.c.trial_id == given["trial_id"]).values(row)
+
+
+def _key(lease: Lease) -> tuple[str, int]:
+    return lease.owner, lease.token

@@ -16,10 +16,9 @@ from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy import Connection, Table, and_, delete, func, insert, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from hpsearch.errors import StorageError
-from hpsearch.storage import budget, leases
+from hpsearch.storage import budget, bulk, leases
 from hpsearch.storage.events import ADOPTED, CRASHED, RELEASED, Happening, record
 from hpsearch.storage.leases import Lease
 from hpsearch.storage.open import Database
@@ -145,9 +144,8 @@ def report(database: Database, reports: Sequence[Report], lease_seconds: float) 
     with database.engine.begin() as connection:
         kept = leases.renew(connection, [(one.lease, one.epoch, one.seconds) for one in reports], lease_seconds)
         mine = [one for one in reports if one.lease.trial_id in kept]
-        if mine:
-            _upsert(connection, INTERMEDIATE_VALUES, ("trial_id", "step"), [_value_row(one) for one in mine])
-            _upsert(connection, EPOCHS, ("trial_id", "epoch"), [_epoch_row(one) for one in mine])
+        bulk.upsert(connection, INTERMEDIATE_VALUES, [_value_row(one) for one in mine], ("trial_id", "step"))
+        bulk.upsert(connection, EPOCHS, [_epoch_row(one) for one in mine], ("trial_id", "epoch"))
     return kept
 
 
@@ -257,8 +255,7 @@ def _claim(connection: Connection, study_id: int, drawn: Sequence[Drawn]) -> set
     if not drawn:
         return set()
     rows = [{"study_id": study_id, "digest": one.digest, "trial_id": one.lease.trial_id} for one in drawn]
-    statement = _dialect(connection).insert(CONFIGURATIONS).on_conflict_do_nothing()
-    connection.execute(statement, rows)
+    bulk.insert_missing(connection, CONFIGURATIONS, rows)
     of_study = CONFIGURATIONS.c.study_id == study_id
     known = select(CONFIGURATIONS.c.digest, CONFIGURATIONS.c.trial_id)
     known = known.where(of_study, CONFIGURATIONS.c.digest.in_({one.digest for one in drawn}))
@@ -277,8 +274,7 @@ def _insert_params(connection: Connection, drawn: Sequence[Drawn]) -> None:
         for one in drawn
         for name, (value, kind) in one.params.items()
     ]
-    if rows:
-        connection.execute(_dialect(connection).insert(PARAMS).on_conflict_do_nothing(), rows)
+    bulk.insert_missing(connection, PARAMS, rows)
 
 
 def _value_row(one: Report) -> dict[str, Any]:
@@ -319,8 +315,7 @@ def _set_attributes(connection: Connection, table: Table, given: Iterable[tuple[
         for trial_id, attributes in given
         for key, value in attributes.items()
     ]
-    if rows:
-        _upsert(connection, table, ("trial_id", "key"), rows)
+    bulk.upsert(connection, table, rows, ("trial_id", "key"))
 
 
 def _cut_back(connection: Connection, trials: Sequence[tuple[Lease, int]]) -> None:
@@ -331,16 +326,6 @@ def _cut_back(connection: Connection, trials: Sequence[tuple[Lease, int]]) -> No
         later = [and_(table.c.trial_id == lease.trial_id, table.c[column] > epoch) for lease, epoch in trials]
         connection.execute(delete(table).where(or_(*later)))
     leases.set_back(connection, [(lease.trial_id, epoch) for lease, epoch in trials])
-
-
-def _upsert(connection: Connection, table: Table, key: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    statement = _dialect(connection).insert(table)
-    changed = {name: statement.excluded[name] for name in rows[0] if name not in key}
-    connection.execute(statement.on_conflict_do_update(index_elements=key, set_=changed), rows)
-
-
-def _dialect(connection: Connection) -> Any:
-    return {"sqlite": sqlite, "postgresql": postgresql}[connection.dialect.name]
 
 
 def _now() -> datetime:

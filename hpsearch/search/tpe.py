@@ -1,0 +1,148 @@
+"""Optuna's TPE for many suggestions in a row: what they have in common is computed once.
+
+Optuna sorts, splits and converts all finished trials anew for every suggestion, and again for every group of a
+conditional space. Between the suggestions of a batch only the running trials change, and those are few. The suggestions
+are Optuna's own, bit for bit; tests/search/test_tpe.py compares them.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.samplers import TPESampler
+from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
+from optuna.samplers._tpe.sampler import _split_trials, default_gamma
+from optuna.search_space import IntersectionSearchSpace
+from optuna.search_space.group_decomposed import _GroupDecomposedSearchSpace, _SearchSpaceGroup
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)  # the trials that TPE learns from
+
+Space = dict[str, BaseDistribution]
+Observations = dict[str, np.ndarray[Any, Any]]
+Running = Sequence[tuple[int, Mapping[str, Any]]]  # number and parameters of each
+
+
+class BatchTPESampler(TPESampler):
+    """TPE for one objective, with running trials counted in (Optuna's `constant_liar`)."""
+
+    def __init__(self, *, startup_trials: int, group: bool, seed: int) -> None:
+        super().__init__(n_startup_trials=startup_trials, group=group, seed=seed)
+        self._asked: tuple[int, Running] = (-1, [])
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> Space:
+        """As Optuna's, from what is known of the study already."""
+        self._search_space = _memory(study).intersection
+        if self._group:
+            self._group_decomposed_search_space = _Groups()
+        return super().infer_relative_search_space(study, trial)
+
+    def _sample(self, study: Study, trial: FrozenTrial, search_space: Space) -> dict[str, Any]:
+        past = _memory(study).past(study)
+        below = past.below(self, study, search_space)
+        numbers, others = past.above(self, study, search_space)
+        above = self._estimator(_with(numbers, others, self._running(study, trial), search_space), search_space)
+        samples = below.sample(self._rng.rng, self._n_ei_candidates)
+        chosen = self._compare(samples, self._compute_acquisition_func(samples, below, above))
+        return {name: kind.to_external_repr(chosen[name]) for name, kind in search_space.items()}
+
+    def _running(self, study: Study, trial: FrozenTrial) -> Running:
+        """Number and parameters of the other running trials; they stay as they are while one trial is drawn up."""
+        if self._asked[0] != trial.number:
+            running = study._get_trials(deepcopy=False, states=(TrialState.RUNNING,), use_cache=False)
+            found: Running = [
+                (one.number, self._get_params(one, study)) for one in running if one.number != trial.number
+            ]
+            self._asked = (trial.number, found)
+        return self._asked[1]
+
+    def _estimator(self, observations: Observations, search_space: Space) -> _ParzenEstimator:
+        return self._parzen_estimator_cls(observations, search_space, self._parzen_estimator_parameters)
+
+
+class _Past:
+    """The finished trials of a study, split into the good ones (below) and the others (above)."""
+
+    def __init__(self, study: Study, finished: Sequence[FrozenTrial]) -> None:
+        self.finished = finished
+        self._below, self._above = _split_trials(study, list(finished), default_gamma(len(finished)))
+        self._estimators: dict[Any, _ParzenEstimator] = {}
+        self._observations: dict[Any, tuple[np.ndarray[Any, Any], Observations]] = {}
+
+    @cached_property
+    def groups(self) -> _SearchSpaceGroup:
+        """The groups of a conditional space: parameters that the same trials have."""
+        groups = _SearchSpaceGroup()
+        kinds: dict[frozenset[str], Space] = {}
+        for trial in self.finished:  # a second trial with the same parameters changes nothing
+            kinds.setdefault(frozenset(trial.distributions), trial.distributions)
+        for distributions in kinds.values():
+            groups.add_distributions(distributions)
+        return groups
+
+    def below(self, sampler: BatchTPESampler, study: Study, search_space: Space) -> _ParzenEstimator:
+        """The estimator of the good trials."""
+        key = tuple(search_space.items())
+        if key not in self._estimators:
+            self._estimators[key] = sampler._estimator(
+                sampler._get_internal_repr(self._below, search_space, study), search_space
+            )
+        return self._estimators[key]
+
+    def above(
+        self, sampler: BatchTPESampler, study: Study, search_space: Space
+    ) -> tuple[np.ndarray[Any, Any], Observations]:
+        """Number and parameters of the other trials, those that have all parameters of `search_space`."""
+        key = tuple(search_space.items())
+        if key not in self._observations:
+            having = [trial for trial in self._above if search_space.keys() <= trial.params.keys()]
+            numbers = np.asarray([trial.number for trial in having], dtype=int)
+            self._observations[key] = numbers, sampler._get_internal_repr(having, search_space, study)
+        return self._observations[key]
+
+
+class _Memory:
+    """What suggestions of one study share."""
+
+    def __init__(self) -> None:
+        self.intersection = IntersectionSearchSpace(include_pruned=True)
+        self._past: _Past | None = None
+
+    def past(self, study: Study) -> _Past:
+        finished = study._get_trials(deepcopy=False, states=FINISHED, use_cache=True)
+        if self._past is None or len(self._past.finished) != len(finished):  # they never change, and never go
+            self._past = _Past(study, finished)
+        return self._past
+
+
+_MEMORIES: WeakKeyDictionary[Study, _Memory] = WeakKeyDictionary()
+
+
+def _memory(study: Study) -> _Memory:
+    return _MEMORIES.setdefault(study, _Memory())
+
+
+class _Groups(_GroupDecomposedSearchSpace):
+    def calculate(self, study: Study, use_cache: bool = False) -> _SearchSpaceGroup:
+        return _memory(study).past(study).groups
+
+
+def _with(
+    numbers: np.ndarray[Any, Any],
+    others: Observations,
+    running: Running,
+    search_space: Space,
+) -> Observations:
+    """The observations with those of running trials between them, by number: old trials weigh less."""
+    having = [(number, params) for number, params in running if search_space.keys() <= params.keys()]
+    if not having:
+        return others
+    order = np.argsort(np.concatenate([numbers, [number for number, _ in having]]), kind="stable")
+    return {
+        name: np.concatenate([others[name], [kind.to_internal_repr(params[name]) for _, params in having]])[order]
+        for name, kind in search_space.items()
+    }
