@@ -1,8 +1,6 @@
 """One trial, from its lease to its end. With `worker.py` the place where the search and the training half meet."""
 
 import contextlib
-import hashlib
-import json
 import math
 import time
 import traceback
@@ -13,7 +11,7 @@ import torch
 from optuna.trial import TrialState
 from torch import nn
 
-from hpsearch.artifacts import Checkpoints
+from hpsearch.artifacts import Checkpoints, study_prefix, trial_key
 from hpsearch.errors import HpsearchError, LeaseLost
 from hpsearch.events import EpochDone, Event, TrialEnded, TrialResumed, TrialStarted, WorkerWarned
 from hpsearch.interrupt import Interrupted, Interruption
@@ -105,7 +103,14 @@ def _train_or_fail(bench: Bench, assignment: Assignment) -> Generator[Event, Non
     except Exception as error:
         outcome = _failed(error)
     _finish(bench, assignment, outcome)
+    bench.checkpoints.forget(_key(bench, assignment))
     return outcome
+
+
+def _key(bench: Bench, assignment: Assignment) -> str:
+    """Of the trial's checkpoints: another one if anything changes in what it trains, or on which data."""
+    prefix = study_prefix(bench.study.name, bench.study.created)
+    return trial_key(prefix, assignment.lease.number, [assignment.recipe.as_dict(), bench.fingerprint])
 
 
 def _failed(error: Exception) -> Outcome:
@@ -139,9 +144,7 @@ class Training:
         self.bench, self.lease, self.recipe = bench, assignment.lease, assignment.recipe
         self.assignment, self.number = assignment, assignment.lease.number
         self.program = Program(self.recipe, bench.model(self.recipe), bench.data)
-        # Two trials share a checkpoint only if they train the same thing on the same data.
-        identity = json.dumps([self.recipe.as_dict(), bench.fingerprint, bench.study.created], sort_keys=True)
-        self.key = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+        self.key = _key(bench, assignment)
         self.saved_at = time.monotonic()
         self.boundary: State | None = None  # the program's state after the last whole epoch
 
@@ -153,7 +156,8 @@ class Training:
         """
         try:
             yield TrialStarted(self.number, self.recipe.epochs)
-            self._resume()
+            if warning := self._resume():
+                yield warning
             if self.program.epoch:
                 yield TrialResumed(self.number, self.program.epoch, self.recipe.epochs)
             outcome = yield from self._train()
@@ -201,18 +205,25 @@ class Training:
                 return self._give_back(f"the study is {self.bench.session.wanted}")
         return Outcome(TrialState.COMPLETE, self.program.epoch, value)
 
-    def _resume(self) -> None:
+    def _resume(self) -> Event | None:
         """Go on from the newest checkpoint that is not ahead of the record, and cut the record back to it."""
-        recorded = self.lease.epoch
-        if recorded:
-            for _, content in self.bench.checkpoints.load(self.key, recorded):
-                with contextlib.suppress(ValueError):
-                    self.program.restore(from_bytes(content))
-                    break
+        recorded, warning = self.lease.epoch, None
+        if self.lease.token > 1:  # somebody had it before
+            try:
+                self._restore(recorded)
+            except OSError as error:
+                warning = WorkerWarned(f"trial {self.number} begins again, without its checkpoints: {error}")
         if recorded > self.program.epoch and not ledger.cut_back(
             self.bench.session.database, self.lease, self.program.epoch
         ):
             raise LeaseLost
+        return warning
+
+    def _restore(self, recorded: int) -> None:
+        for _, content in self.bench.checkpoints.load(self.key, recorded):
+            with contextlib.suppress(ValueError):
+                self.program.restore(from_bytes(content))
+                return
 
     def _last_value(self) -> float:
         if not self.program.epoch:
@@ -234,7 +245,7 @@ class Training:
             self.bench.checkpoints.save(self.key, int(state["epoch"]), to_bytes(state))
         except OSError as error:
             # Training does not depend on it: without a checkpoint a killed trial begins again.
-            advice = f"make room in {self.bench.checkpoints.place}"
+            advice = f"see to {self.bench.checkpoints.place}"
             return WorkerWarned(f"trial {self.number} goes on without a checkpoint: {error}; {advice}")
         return None
 

@@ -3,6 +3,8 @@
 With `trial.py` the place where the search and the training half meet.
 """
 
+import contextlib
+import math
 import os
 import random
 import secrets
@@ -15,7 +17,6 @@ import torch
 from optuna.trial import TrialState
 
 from hpsearch import catalogue
-from hpsearch.artifacts import Checkpoints
 from hpsearch.data.load import load
 from hpsearch.errors import HpsearchError, StorageAway, UsageError
 from hpsearch.events import Event, StudyOpened, TrialEnded, WorkerLeft, WorkerWarned
@@ -25,7 +26,9 @@ from hpsearch.search.samplers import corner
 from hpsearch.search.session import Session
 from hpsearch.settings import Settings
 from hpsearch.storage import budget, fleet, leases, ledger
-from hpsearch.storage.open import FAULTS, Database
+from hpsearch.storage.checkpoints import open_checkpoints
+from hpsearch.storage.leases import Lease
+from hpsearch.storage.open import FAULTS, Database, is_read_only
 from hpsearch.storage.studies import LoadedStudy, load_study, progress, study_names
 from hpsearch.train.program import place
 from hpsearch.trial import Bench, run_trial
@@ -34,6 +37,7 @@ OWNER = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"  # of the
 IDLE_POLL_SECONDS = 1.0  # between looks for a study with trials left
 STORAGE_PAUSE_SECONDS = 0.5  # before the second attempt to reach a storage; doubles with each
 MAX_STORAGE_PAUSE_SECONDS = 15.0
+CALM_SECONDS = 30.0  # without a fault; then the next one is the first of a new row
 CRASHES_BEFORE_LEAVING = 3  # trials in a row that end by an exception: then the fault is not the trial's
 
 
@@ -76,19 +80,23 @@ def run(
         now.best_value,
     )
     crashes = done = 0
+    patience = _Patience(bench.session.database, settings, interruption)
+    cut_short: Lease | None = None  # of the trial during which the storage failed
     while done != max_trials_here and not interruption.requested:
-        lease = None
         try:
+            if cut_short is not None:
+                ledger.release(database, [(cut_short, study.spec.max_epochs)], "the storage did not answer")
+                cut_short = None
             hand = bench.session.take(1)
             if not hand.assignments:
                 return
-            lease = hand.assignments[0].lease
+            cut_short = hand.assignments[0].lease
             outcome = yield from run_trial(bench, hand.assignments[0])
+            cut_short = None
         except FAULTS as error:
-            yield WorkerWarned(f"the storage does not answer ({_first_line(error)}); waiting for it")
-            _wait_for_storage(bench)
-            if lease is not None:
-                ledger.release(database, [(lease, study.spec.max_epochs)], "the storage did not answer")
+            if warning := patience.begins(error):
+                yield warning
+            patience.wait()
             continue
         done += outcome.state != TrialState.WAITING
         crashes = crashes + 1 if outcome.traceback else 0
@@ -99,26 +107,41 @@ def run(
             )
 
 
-def _wait_for_storage(bench: Bench) -> None:
-    """Wait until the storage answers again, with growing pauses.
+class _Patience:
+    """How a worker waits for a storage that fails: with growing pauses, and not for ever."""
 
-    Raises:
-        StorageAway: it did not within the time that the settings give it, or the process was asked to stop.
-    """
-    deadline = time.monotonic() + bench.settings.storage_wait_seconds
-    pause = STORAGE_PAUSE_SECONDS
-    while not bench.session.database.answers():
-        if bench.interruption.requested or time.monotonic() + pause > deadline:
-            raise StorageAway(
-                f"the storage has not answered for {bench.settings.storage_wait_seconds:.0f} s; what was trained is in "
-                f"{bench.checkpoints.place}; run the same command again when it is back"
-            )
-        time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 -- so that many workers do not come back in one moment
-        pause = min(2 * pause, MAX_STORAGE_PAUSE_SECONDS)
+    def __init__(self, database: Database, settings: Settings, interruption: Interruption) -> None:
+        self._database, self._settings, self._interruption = database, settings, interruption
+        self._since = self._last = -math.inf  # when the present row of faults began, and when it was last waited for
+        self._reason, self._pause = "", STORAGE_PAUSE_SECONDS
 
+    def begins(self, error: Exception) -> Event | None:
+        """Take note of a fault; what to tell about it, if it is the first of a row."""
+        self._reason = self._database.explain(error)
+        if time.monotonic() - self._last < CALM_SECONDS:
+            return None
+        self._since, self._pause = time.monotonic(), STORAGE_PAUSE_SECONDS
+        return WorkerWarned(f"the storage does not answer ({self._reason}); waiting for it")
 
-def _first_line(error: Exception) -> str:
-    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+    def wait(self) -> None:
+        """Pause, then go on until the storage can be reached; a full disk can be read but not written.
+
+        Raises:
+            StorageAway: it has failed for longer than the settings allow, the process was asked to stop, or the
+                storage has become read-only.
+        """
+        while True:
+            over = time.monotonic() + self._pause > self._since + self._settings.storage_wait_seconds
+            if over or self._interruption.requested or is_read_only(self._database.engine.url):
+                raise StorageAway(
+                    f"the storage has failed for {time.monotonic() - self._since:.0f} s ({self._reason}); "
+                    f"what was trained is in {self._settings.checkpoints}; run the same command again once it is mended"
+                )
+            time.sleep(self._pause * random.uniform(0.5, 1.0))  # noqa: S311 -- so that many workers do not come back at once
+            self._pause = min(2 * self._pause, MAX_STORAGE_PAUSE_SECONDS)
+            self._last = time.monotonic()
+            if self._database.answers():
+                return
 
 
 def _try_model(bench: Bench, recipe: Recipe) -> None:
@@ -154,22 +177,30 @@ def serve(
     Raises what `run` raises.
     """
     left, idle = limits.max_trials, _Idle(database, settings, limits)
+    patience = _Patience(database, settings, interruption)
     while not interruption.requested and left != 0:
-        name, reason = _next_study(database, study_name)
-        if name is None:
-            if not idle.goes_on(reason):
-                yield WorkerLeft(reason.sentence)
-                break
+        try:
+            name, reason = _next_study(database, study_name)
+            if name is None:
+                if not idle.goes_on(reason):
+                    yield WorkerLeft(reason.sentence)
+                    break
+                continue
+            for event in run(database, name, settings, interruption, left):
+                yield event
+                if left is not None:
+                    left -= isinstance(event, TrialEnded) and event.state != TrialState.WAITING.name
+        except FAULTS as error:
+            if warning := patience.begins(error):
+                yield warning
+            patience.wait()
             continue
-        for event in run(database, name, settings, interruption, left):
-            yield event
-            if left is not None:
-                left -= isinstance(event, TrialEnded) and event.state != TrialState.WAITING.name
         idle = _Idle(database, settings, limits)
     else:
         asked = interruption.requested
         yield WorkerLeft("interrupted" if asked else f"{limits.max_trials} trials done, as asked", interrupted=asked)
-    fleet.leave(database, myself(settings))
+    with contextlib.suppress(*FAULTS):  # else it is forgotten after a day
+        fleet.leave(database, myself(settings))
 
 
 @dataclass(frozen=True)
@@ -265,7 +296,7 @@ def _prepare(
         interruption=interruption,
         fingerprint=dataset.fingerprint,
         settings=settings,
-        checkpoints=Checkpoints(settings.home / "checkpoints"),
+        checkpoints=open_checkpoints(settings.checkpoints),
     )
     _try_model(bench, spec.recipe(corner(spec), 0, 0))
     return bench

@@ -84,6 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `hpsearch trials | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILED)
+    except Exception as error:
+        opened = sys.modules.get("hpsearch.storage.open")  # not imported here: `hpsearch --help` needs no database
+        if opened is None or not isinstance(error, opened.FAULTS):
+            raise
+        _say(f"the storage failed: {opened.explain(error)}; try again once that is mended")
+        sys.exit(EXIT_FAILED)
 
 
 def _say(message: str) -> None:
