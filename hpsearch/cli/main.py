@@ -20,6 +20,7 @@ COMMANDS = {
     "status": ("hpsearch.cli.study:status", "Show how far a study is."),
     "trials": ("hpsearch.cli.study:trials", "Show the trials of a study."),
     "best": ("hpsearch.cli.study:best", "Show the best configurations of a study, and what mattered."),
+    "fsck": ("hpsearch.cli.fsck:fsck", "Check what is recorded about a study, and repair it."),
     "dashboard": ("hpsearch.cli.dashboard:dashboard", "Browse the studies with optuna-dashboard (read-only)."),
     "validate": ("hpsearch.cli.validate:validate", "Name every mistake in a study file."),
 }
