@@ -21,6 +21,7 @@ class Settings:
 
     storage_url: where studies are recorded (HPSEARCH_STORAGE; default: hpsearch.db in the home folder).
     home: everything else that outlives a process (HPSEARCH_HOME; default: ./storage).
+    artifacts: where checkpoints are, a folder or s3://BUCKET/PREFIX (HPSEARCH_ARTIFACTS; default: home/checkpoints).
     data_dir: data sets that are already there (HPSEARCH_DATA; None: download or ask).
     device: auto, cpu, cuda:N or all (HPSEARCH_DEVICE; default: auto).
     lease_seconds: how long a worker may be silent before another takes its trial (HPSEARCH_LEASE_SECONDS).
@@ -37,6 +38,12 @@ class Settings:
     checkpoint_seconds: float = 30.0
     storage_wait_seconds: float = 300.0
     lanes: int | None = None
+    artifacts: str = ""
+
+    @property
+    def checkpoints(self) -> str:
+        """Where checkpoints are."""
+        return self.artifacts or str(self.home / "checkpoints")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -51,6 +58,7 @@ class Settings:
             lease_seconds=_seconds(environment, "HPSEARCH_LEASE_SECONDS", cls.lease_seconds),
             checkpoint_seconds=_seconds(environment, "HPSEARCH_CHECKPOINT_SECONDS", cls.checkpoint_seconds),
             storage_wait_seconds=_seconds(environment, "HPSEARCH_STORAGE_WAIT_SECONDS", cls.storage_wait_seconds),
+            artifacts=environment.get("HPSEARCH_ARTIFACTS") or "",
         )
 
 

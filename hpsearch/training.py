@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 
 from hpsearch.errors import HpsearchError, StorageAway
 from hpsearch.events import EpochDone, Event, TrialEnded, TrialResumed, TrialStarted, WorkerWarned
+from hpsearch.patience import Patience
 from hpsearch.recipe import Recipe
 from hpsearch.search.session import Assignment
 from hpsearch.storage import budget, ledger
@@ -33,12 +34,11 @@ Value = TypeVar("Value")
 class Training:
     """All trials of one worker in one study.
 
-    `done` counts those that ended here, `outcomes` are the last ones. `wait` waits for a storage that is away and
-    raises StorageAway if that takes too long.
+    `done` counts those that ended here.
     """
 
-    def __init__(self, bench: Bench, lanes: Lanes, count: LaneCount, wait: Callable[[], None]) -> None:
-        self.bench, self.lanes, self.count, self._wait = bench, lanes, count, wait
+    def __init__(self, bench: Bench, lanes: Lanes, count: LaneCount, patience: Patience) -> None:
+        self.bench, self.lanes, self.count, self._patience = bench, lanes, count, patience
         self.running: dict[int, Run] = {}  # by trial id
         self.done = self.failures_in_a_row = 0
         self.last_failure = ""
@@ -119,8 +119,12 @@ class Training:
             reason = f"pruned by {self.bench.study.spec.pruner.name}"
             yield from self._finish({trial_id: Outcome(TrialState.PRUNED, run.lease.epoch, reason=reason)})
             return
+        state, unreported = None, None
         try:
             state, unreported = run.last_state()
+        except OSError as error:
+            yield WorkerWarned(f"trial {run.number} begins again, without its checkpoints: {error}")
+        try:
             model = self.bench.model(run.recipe)
         except Exception as error:
             yield from self._finish({trial_id: run.broken(error)})
@@ -240,9 +244,9 @@ class Training:
             try:
                 return call()
             except FAULTS as error:
-                reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
-                yield WorkerWarned(f"the storage does not answer ({reason}); waiting for it")
-                self._wait()
+                if warning := self._patience.begins(error):
+                    yield warning
+                self._patience.wait()
 
     def _placed(self, recipe: Recipe) -> Recipe:
         """The recipe with the place in its stream at which it can join trials that are on their way."""

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from torch import nn
 
 from hpsearch import weights
-from hpsearch.artifacts import Checkpoints, key_of
+from hpsearch.artifacts import Checkpoints, key_of, study_prefix, trial_key
 from hpsearch.events import WorkerWarned
 from hpsearch.interrupt import Interruption
 from hpsearch.models.build import Constructor, build_model
@@ -80,7 +80,9 @@ class Run:
     def __init__(self, bench: Bench, assignment: Assignment) -> None:
         self.bench, self.lease, self.recipe = bench, assignment.lease, assignment.recipe
         self.number = assignment.lease.number
-        self.key = key_of(self.recipe.as_dict(), bench.fingerprint, bench.study.created)
+        self.weights_key = key_of(self.recipe.as_dict(), bench.fingerprint, bench.study.created)
+        prefix = study_prefix(bench.study.name, bench.study.created)
+        self.key = trial_key(prefix, self.number, [self.recipe.as_dict(), bench.fingerprint])
         self.epoch = assignment.lease.epoch  # the last one that is trained and recorded
         self.saved_at = time.monotonic()
 
@@ -88,7 +90,12 @@ class Run:
         """The newest checkpoint that goes with the record (None: there is none, begin anew).
 
         One that is an epoch ahead, because the storage was away, comes with that epoch's report.
+
+        Raises:
+            OSError: the place of the checkpoints cannot be reached.
         """
+        if self.lease.token == 1:  # nobody had it before
+            return None, None
         recorded = self.lease.epoch
         for epoch, content in self.bench.checkpoints.load(self.key, recorded + 1):
             with contextlib.suppress(ValueError):
@@ -150,7 +157,7 @@ class Run:
             self.bench.checkpoints.save(self.key, int(state["epoch"]), to_bytes({**state, **ahead}))
         except OSError as error:
             # Training does not depend on it: without a checkpoint a killed trial begins again.
-            advice = f"make room in {self.bench.checkpoints.place}"
+            advice = f"see to {self.bench.checkpoints.place}"
             return WorkerWarned(f"trial {self.number} goes on without a checkpoint: {error}; {advice}")
         return None
 
@@ -159,7 +166,7 @@ class Run:
         if state is not None and outcome.state == TrialState.COMPLETE and not self.bench.study.spec.space:
             # Final tests and exports start from these weights; without them they train again.
             with contextlib.suppress(OSError):
-                weights.keep(self.bench.settings.home, self.key, state)
+                weights.keep(self.bench.settings.home, self.weights_key, state)
         self.bench.checkpoints.forget(self.key)
 
 

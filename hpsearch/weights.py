@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from hpsearch.artifacts import Checkpoints
+from hpsearch.artifacts import Checkpoints, FolderCheckpoints
 from hpsearch.errors import UsageError
 from hpsearch.models.takeover import Start
 
@@ -23,7 +23,7 @@ LAST = 10**6  # no trial has so many epochs
 
 
 def store(home: Path) -> Checkpoints:
-    return Checkpoints(home / "weights")
+    return FolderCheckpoints(home / "weights")
 
 
 def keep(home: Path, key: str, state: Mapping[str, Tensor | int]) -> None:

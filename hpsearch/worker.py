@@ -16,16 +16,17 @@ import torch
 from optuna.trial import TrialState
 
 from hpsearch import catalogue, crashes, weights
-from hpsearch.artifacts import Checkpoints
 from hpsearch.data.load import load
-from hpsearch.errors import HpsearchError, StorageAway, UsageError
-from hpsearch.events import Event, StudyOpened, TrialEnded, WorkerLeft, WorkerWarned
+from hpsearch.errors import HpsearchError, UsageError
+from hpsearch.events import Event, StudyOpened, TrialEnded, WorkerLeft
 from hpsearch.interrupt import Interrupted, Interruption
+from hpsearch.patience import Patience
 from hpsearch.recipe import Recipe
 from hpsearch.search.samplers import corner
 from hpsearch.search.session import Session
 from hpsearch.settings import Settings
 from hpsearch.storage import budget, fleet, leases
+from hpsearch.storage.checkpoints import open_checkpoints
 from hpsearch.storage.open import FAULTS, Database
 from hpsearch.storage.studies import LoadedStudy, load_study, progress, study_names
 from hpsearch.train.device_data import place
@@ -36,8 +37,6 @@ from hpsearch.trial import Bench
 
 OWNER = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"  # of the leases that this process holds
 IDLE_POLL_SECONDS = 1.0  # between looks for a study with trials left
-STORAGE_PAUSE_SECONDS = 0.5  # before the second attempt to reach a storage; doubles with each
-MAX_STORAGE_PAUSE_SECONDS = 15.0
 FAILURES_BEFORE_LEAVING = 3  # trials in a row that end by an exception: then the fault is not the trial's
 
 
@@ -69,10 +68,6 @@ def run(
     study = load_study(database, study_name)
     device = choose_device(settings.device)
     bench = _prepare(database, study, settings, device, interruption)
-
-    def wait() -> None:
-        _wait_for_storage(database, settings, interruption)
-
     now = progress(database, study)
     yield StudyOpened(
         study.name,
@@ -84,7 +79,7 @@ def run(
         now.best_value,
     )
     lanes = Lanes(bench.data, bench.constructor, fuse=device.type == "cuda")
-    training = Training(bench, lanes, lane_count(settings, study, device), wait)
+    training = Training(bench, lanes, lane_count(settings, study, device), Patience(database, settings, interruption))
     try:
         while training.done != max_trials_here:
             yield from training.fill(None if max_trials_here is None else max_trials_here - training.done)
@@ -115,32 +110,6 @@ def _stop_if_all_fail(study: LoadedStudy, training: Training) -> None:
             f"study {study.name}: {num} trials in a row failed, the last one with: {training.last_failure}; "
             f"see `hpsearch trials {study.name} --json` for the tracebacks, and create the study again once mended"
         )
-
-
-def _wait_for_storage(database: Database, settings: Settings, interruption: Interruption) -> None:
-    """Wait until the storage answers again, with growing pauses.
-
-    Raises:
-        StorageAway: it did not within the time that the settings give it, or the process was asked to stop.
-    """
-    deadline = time.monotonic() + settings.storage_wait_seconds
-    pause = STORAGE_PAUSE_SECONDS
-    while not database.answers():
-        if interruption.requested or time.monotonic() + pause > deadline:
-            raise StorageAway(
-                f"the storage has not answered for {settings.storage_wait_seconds:.0f} s; what was trained is in the "
-                "checkpoints; run the same command again when it is back"
-            )
-        time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 -- so that many workers do not come back in one moment
-        pause = min(2 * pause, MAX_STORAGE_PAUSE_SECONDS)
-
-
-def _warning(error: Exception) -> WorkerWarned:
-    return WorkerWarned(f"the storage does not answer ({_first_line(error)}); waiting for it")
-
-
-def _first_line(error: Exception) -> str:
-    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
 
 
 def _try_model(bench: Bench, recipe: Recipe) -> None:
@@ -183,6 +152,7 @@ def _serve(
     database: Database, study_name: str | None, settings: Settings, interruption: Interruption, limits: Limits
 ) -> Iterator[Event]:
     left, idle = limits.max_trials, _Idle(database, settings, limits)
+    patience = Patience(database, settings, interruption)
     while not interruption.requested and left != 0:
         try:
             name, nothing = _next_study(database, study_name)
@@ -196,8 +166,9 @@ def _serve(
                 if left is not None:
                     left -= isinstance(event, TrialEnded) and event.state != TrialState.WAITING.name
         except FAULTS as error:
-            yield _warning(error)
-            _wait_for_storage(database, settings, interruption)
+            if warning := patience.begins(error):
+                yield warning
+            patience.wait()
         idle = _Idle(database, settings, limits)
     else:
         asked = interruption.requested
@@ -305,7 +276,7 @@ def _prepare(
         interruption=interruption,
         fingerprint=dataset.fingerprint,
         settings=settings,
-        checkpoints=Checkpoints(settings.home / "checkpoints"),
+        checkpoints=open_checkpoints(settings.checkpoints),
         start=weights.of_export(settings.home, spec.model.export, dataset.classes) if spec.model.export else None,
     )
     _try_model(bench, spec.recipe(corner(spec), 0, 0))

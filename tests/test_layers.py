@@ -38,6 +38,7 @@ LAYERS = {
     "sealed": 2,
     "trial": 3,
     "training": 3,
+    "patience": 3,
     "worker": 3,
     "processes": 3,
     "confirm": 3,
@@ -53,7 +54,19 @@ LAYERS = {
     "cli": 4,
     "__main__": 5,
 }
-JOIN = ("trial", "training", "worker", "trained", "final_test", "export", "exported", "transfer", "report", "cli")
+JOIN = (
+    "trial",
+    "training",
+    "patience",
+    "worker",
+    "trained",
+    "final_test",
+    "export",
+    "exported",
+    "transfer",
+    "report",
+    "cli",
+)
 MAY_IMPORT_OPTUNA = ("storage", "search", "confirm", *JOIN)
 MAY_IMPORT_TORCH = ("models", "data", "train", "weights", *JOIN)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from hpsearch.artifacts import Checkpoints
+from hpsearch.artifacts import FolderCheckpoints
 from hpsearch.events import EpochDone
 from hpsearch.interrupt import Interruption
 from hpsearch.models import MODELS
@@ -95,7 +95,7 @@ def test_killed_after_every_epoch(
         with database.engine.begin() as connection:
             connection.execute(update(LEASES).values(expires=0.0, token=LEASES.c.token + 1))  # it can write no more
         with monkeypatch.context() as dead:
-            dead.setattr(Checkpoints, "save", lambda *_: None)  # a killed process does not tidy up
+            dead.setattr(FolderCheckpoints, "save", lambda *_: None)  # a killed process does not tidy up
             events.close()  # type: ignore[attr-defined]
     list(run(database, "killed", settings, Interruption()))
     assert len(curve(database, "killed")) == EPOCHS

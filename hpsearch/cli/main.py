@@ -31,6 +31,7 @@ COMMANDS = {
     "verify": ("hpsearch.cli.export:verify", "Check everything that an export claims."),
     "transfer": ("hpsearch.cli.transfer:transfer", "Carry an export over to another data set, against scratch."),
     "report": ("hpsearch.cli.report:report", "Write one page with all figures and the numbers behind them."),
+    "fsck": ("hpsearch.cli.fsck:fsck", "Check what is recorded about a study, and repair it."),
     "dashboard": ("hpsearch.cli.dashboard:dashboard", "Browse the studies with optuna-dashboard (read-only)."),
     "validate": ("hpsearch.cli.validate:validate", "Name every mistake in a study file."),
 }
@@ -94,6 +95,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(EXIT_FAILED)
     except BrokenPipeError:  # `hpsearch trials | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
+    except Exception as error:
+        opened = sys.modules.get("hpsearch.storage.open")  # not imported here: `hpsearch --help` needs no database
+        if opened is None or not isinstance(error, opened.FAULTS):
+            raise
+        _say(f"the storage failed: {opened.explain(error)}; try again once that is mended")
         sys.exit(EXIT_FAILED)
 
 

@@ -13,7 +13,7 @@ from hpsearch.storage.tables import EVENTS, TRIALS
 # Kinds of events of a trial, and of the study as a whole.
 ADOPTED, RELEASED, CRASHED, FAILED = "adopted", "released", "crashed", "failed"
 INFEASIBLE, DIVERGED = "infeasible", "diverged"
-CONTROL = "control"
+CONTROL, REPAIRED = "control", "repaired"  # the latter may be of one trial
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """From a storage URL to a database: Optuna's storage and the engine beneath it, set up to be shared."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +53,10 @@ class Database:
         except FAULTS:
             return False
         return True
+
+    def explain(self, error: Exception) -> str:
+        """What a call of this database that failed means, in half a sentence."""
+        return _reason(self.engine.url, error)
 
     def close(self) -> None:
         """Close every connection; the database can still be used and opens new ones."""
@@ -178,8 +183,27 @@ def _readable_errors(url: URL) -> Iterator[None]:
     try:
         yield
     except (*FAULTS, OSError, RuntimeError) as error:
-        reason = " ".join(str(getattr(error, "orig", None) or error).split())
-        password = url.password
-        if password:
-            reason = reason.replace(str(password), "***")
-        raise StorageError(f"storage {url.render_as_string(hide_password=True)} cannot be opened: {reason}") from error
+        place = url.render_as_string(hide_password=True)
+        raise StorageError(f"storage {place} cannot be opened: {_reason(url, error)}") from error
+
+
+def _reason(url: URL, error: BaseException) -> str:
+    """One line about a fault, without the password; SQLite's own words about a read-only database vary."""
+    if read_only := is_read_only(url):
+        return read_only
+    return explain(error).replace(str(url.password), "***") if url.password else explain(error)
+
+
+def explain(error: BaseException) -> str:
+    """What the database itself said, in one line."""
+    return " ".join(str(getattr(error, "orig", None) or error.__cause__ or error).split())
+
+
+def is_read_only(url: URL) -> str:
+    """Says so if a SQLite database can be read but not written by this user; else empty."""
+    file = Path(url.database or "")
+    if url.get_backend_name() != "sqlite" or not file.is_file():
+        return ""
+    closed = [path for path in (file, file.parent) if not os.access(path, os.W_OK)]
+    what = " and ".join(map(str, closed))
+    return f"{what} cannot be written by this user, which SQLite needs even to read: make it writable" if closed else ""

@@ -1,0 +1,52 @@
+"""Patience: how a worker waits for a storage that fails."""
+
+import math
+import random
+import time
+
+from hpsearch.errors import StorageAway
+from hpsearch.events import WorkerWarned
+from hpsearch.interrupt import Interruption
+from hpsearch.settings import Settings
+from hpsearch.storage.open import Database, is_read_only
+
+STORAGE_PAUSE_SECONDS = 0.5  # before the second attempt to reach a storage; doubles with each
+MAX_STORAGE_PAUSE_SECONDS = 15.0
+CALM_SECONDS = 30.0  # without a fault; then the next one is the first of a new row
+
+
+class Patience:
+    """How a worker waits for a storage that fails: with growing pauses, and not for ever."""
+
+    def __init__(self, database: Database, settings: Settings, interruption: Interruption) -> None:
+        self._database, self._settings, self._interruption = database, settings, interruption
+        self._since = self._last = -math.inf  # when the present row of faults began, and when it was last waited for
+        self._reason, self._pause = "", STORAGE_PAUSE_SECONDS
+
+    def begins(self, error: Exception) -> WorkerWarned | None:
+        """Take note of a fault; what to tell about it, if it is the first of a row."""
+        self._reason = self._database.explain(error)
+        if time.monotonic() - self._last < CALM_SECONDS:
+            return None
+        self._since, self._pause = time.monotonic(), STORAGE_PAUSE_SECONDS
+        return WorkerWarned(f"the storage does not answer ({self._reason}); waiting for it")
+
+    def wait(self) -> None:
+        """Pause, then go on until the storage can be reached; a full disk can be read but not written.
+
+        Raises:
+            StorageAway: it has failed for longer than the settings allow, the process was asked to stop, or the
+                storage has become read-only.
+        """
+        while True:
+            over = time.monotonic() + self._pause > self._since + self._settings.storage_wait_seconds
+            if over or self._interruption.requested or is_read_only(self._database.engine.url):
+                raise StorageAway(
+                    f"the storage has failed for {time.monotonic() - self._since:.0f} s ({self._reason}); "
+                    f"what was trained is in {self._settings.checkpoints}; run the same command again once it is mended"
+                )
+            time.sleep(self._pause * random.uniform(0.5, 1.0))  # noqa: S311 -- so that many workers do not come back at once
+            self._pause = min(2 * self._pause, MAX_STORAGE_PAUSE_SECONDS)
+            self._last = time.monotonic()
+            if self._database.answers():
+                return

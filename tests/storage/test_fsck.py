@@ -1,0 +1,533 @@
+"""fsck: a clean study has no finding; every kind of damage, made with plain SQL, is found, repaired or explained."""
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import optuna
+import psycopg
+import pytest
+from optuna.trial import TrialState
+
+from hpsearch.artifacts import FolderCheckpoints, study_prefix, trial_key
+from hpsearch.interrupt import Interruption
+from hpsearch.search.session import Session
+from hpsearch.settings import Settings
+from hpsearch.spec import parse
+from hpsearch.storage import fleet, ledger
+from hpsearch.storage.events import events
+from hpsearch.storage.fsck import Report, run
+from hpsearch.storage.leases import Lease
+from hpsearch.storage.ledger import REASON_KEY, End
+from hpsearch.storage.ledger import Report as Epoch
+from hpsearch.storage.open import Database, create
+from hpsearch.storage.studies import create_study, load_study, progress
+from hpsearch.storage.tables import METRICS
+from hpsearch.worker import Limits, serve
+from tests.cli.running import hpsearch
+from tests.studies import TINY
+
+COMPLETE, DONE, PRUNED, FAILED, ABANDONED, WAITING = range(6)  # the trials of the study, by number
+
+
+class Sandbox:
+    """A study with a trial of every kind, and a way to its database past hpsearch."""
+
+    def __init__(self, database: Database, url: str, home: Path) -> None:
+        self.database, self.url, self.place = database, url, str(home / "checkpoints")
+        create_study(database, parse(TINY, "tiny.toml"), "tiny")
+        self.study = load_study(database, "tiny")
+        self.session = Session(database, self.study, fleet.Worker("me", "here", 1, "cpu"), 3600.0)
+        hand = self.session.take(6)
+        self.ids = [assignment.lease.trial_id for assignment in hand.assignments]
+        self.leases = [assignment.lease for assignment in hand.assignments]
+        for number, epochs in ((COMPLETE, 3), (DONE, 3), (PRUNED, 2), (FAILED, 1), (ABANDONED, 2), (WAITING, 2)):
+            for epoch in range(1, epochs + 1):
+                self.report(self.leases[number], epoch, seconds=0.0 if number == ABANDONED else 3600.0)
+        ledger.finish(
+            database,
+            [
+                End(self.leases[COMPLETE], TrialState.COMPLETE, value_of(self.leases[COMPLETE], 3)),
+                End(self.leases[DONE], TrialState.COMPLETE, value_of(self.leases[DONE], 3)),
+                End(self.leases[PRUNED], TrialState.PRUNED, value_of(self.leases[PRUNED], 2), {REASON_KEY: "rung"}),
+                End(self.leases[FAILED], TrialState.FAIL, None, {REASON_KEY: "broken"}),
+            ],
+        )
+        ledger.release(database, [(self.leases[WAITING], 2)], "asked to stop")
+
+    def report(self, lease: Lease, epoch: int, seconds: float = 3600.0) -> None:
+        """Record one epoch."""
+        value = value_of(lease, epoch)
+        measured = dict.fromkeys(METRICS, 0.5) | {"validation_accuracy": value}
+        assert ledger.report(self.database, [Epoch(lease, epoch, value, measured, 1.0)], seconds)
+
+    def sql(self, *statements: str) -> None:
+        """Run SQL as a person would who knows of no rules; {0} to {5} stand for the ids of the trials."""
+        told = [statement.format(*self.ids, study=self.study.study_id) for statement in statements]
+        self.database.close()
+        if self.url.startswith("sqlite"):
+            connection = sqlite3.connect(self.url.removeprefix("sqlite:///"))  # foreign keys are off
+            for statement in told:
+                assert connection.execute(statement).rowcount > 0, statement
+            connection.commit()
+            connection.close()
+        else:
+            with psycopg.connect(self.url.replace("+psycopg", "")) as server:
+                server.execute("SET session_replication_role = replica")  # so are they here
+                for statement in told:
+                    assert server.execute(statement.encode()).rowcount > 0, statement
+
+    def fsck(self, *, mend: bool = False) -> Report:
+        """Run it."""
+        return run(self.database, self.study, self.place, mend=mend)
+
+    def trials(self) -> list[optuna.trial.FrozenTrial]:
+        """What Optuna reads now, past every cache."""
+        self.database.storage._finished_trials = None  # type: ignore[attr-defined]
+        with create(self.url) as fresh:
+            return load_study(fresh, "tiny").optuna_study.trials
+
+
+def value_of(lease: Lease, epoch: int) -> float:
+    """Something that differs for every epoch of every trial."""
+    return 0.1 * epoch + 0.001 * lease.number + 1 / 3
+
+
+@pytest.fixture
+def sandbox(storage_url: str, tmp_path: Path) -> Iterator[Sandbox]:
+    """On SQLite and on PostgreSQL."""
+    with create(storage_url) as database:
+        yield Sandbox(database, storage_url, tmp_path)
+
+
+def kinds(report: Report) -> list[str]:
+    """The kinds of what is left and breaks a promise."""
+    return [finding.kind for finding in report.left if finding.damage]
+
+
+def test_a_clean_study_has_no_finding(sandbox: Sandbox) -> None:
+    assert sandbox.fsck() == Report(6, (), ())
+    assert sandbox.fsck(mend=True) == Report(6, (), ())
+    assert [event["kind"] for event in events(sandbox.database, sandbox.study.study_id)] == ["released"]
+
+
+def test_a_study_that_workers_have_trained_has_no_finding(storage_url: str, tmp_path: Path) -> None:
+    settings = Settings(storage_url, tmp_path, None, "cpu", checkpoint_seconds=0.0)
+    text = TINY.replace("low = 1e-3, high = 1e-1, log = true", "choices = [1e30, 0.01, 0.02]").split("[[first]]")[0]
+    with create(storage_url) as database:
+        create_study(database, parse(text, "tiny.toml"), "tiny")  # some of its trials diverge
+        list(serve(database, "tiny", settings, Interruption(), Limits(max_trials=4)))
+        study = load_study(database, "tiny")
+        assert run(database, study, settings.checkpoints, mend=False) == Report(4, (), ())
+
+
+MENDED: dict[str, tuple[str, Sequence[str]]] = {
+    "a number twice": ("number", ["UPDATE trials SET number = 1 WHERE trial_id = {2}"]),
+    "a negative number": ("number", ["UPDATE trials SET number = -1 WHERE trial_id = {5}"]),
+    "numbers with a gap": ("number", ["UPDATE trials SET number = 7 WHERE trial_id = {5}"]),
+    "no row of control": ("budget", ["DELETE FROM hpsearch_control"]),
+    "RUNNING without a lease": ("lease", ["DELETE FROM hpsearch_leases WHERE trial_id = {4}"]),
+    "WAITING without a lease": ("lease", ["DELETE FROM hpsearch_leases WHERE trial_id = {5}"]),
+    "COMPLETE without a lease": ("lease", ["DELETE FROM hpsearch_leases WHERE trial_id = {0}"]),
+    "a lease behind": ("lease", ["UPDATE hpsearch_leases SET epoch = 1 WHERE trial_id = {0}"]),
+    "a lease ahead": ("lease", ["UPDATE hpsearch_leases SET epoch = 3 WHERE trial_id = {4}"]),
+    "COMPLETE without a value": ("value", ["DELETE FROM trial_values WHERE trial_id = {0}"]),
+    "COMPLETE with another value": ("value", ["UPDATE trial_values SET value = 0.25 WHERE trial_id = {0}"]),
+    "PRUNED without a value": ("value", ["DELETE FROM trial_values WHERE trial_id = {2}"]),
+    "PRUNED with another value": ("value", ["UPDATE trial_values SET value = 0.25 WHERE trial_id = {2}"]),
+    "RUNNING with a value": ("value", ["UPDATE trial_values SET trial_id = {4} WHERE trial_id = {0}"]),
+    "an epoch that Optuna's table lacks": (
+        "curve",
+        ["DELETE FROM trial_intermediate_values WHERE trial_id = {0} AND step = 2"],
+    ),
+    "a last epoch that Optuna's table lacks": (
+        "curve",
+        ["DELETE FROM trial_intermediate_values WHERE trial_id = {0} AND step = 3"],
+    ),
+    "an epoch that our table lacks": ("curve", ["DELETE FROM hpsearch_epochs WHERE trial_id = {2} AND epoch = 1"]),
+    "our table lost": ("curve", ["DELETE FROM hpsearch_epochs WHERE trial_id = {0}"]),
+    "Optuna's table lost": ("curve", ["DELETE FROM trial_intermediate_values WHERE trial_id = {2}"]),
+    "a gap in a curve that goes on": (
+        "curve",
+        [
+            "DELETE FROM hpsearch_epochs WHERE trial_id = {4} AND epoch = 1",
+            "DELETE FROM trial_intermediate_values WHERE trial_id = {4} AND step = 1",
+        ],
+    ),
+    "two values in a curve that goes on": (
+        "curve",
+        ["UPDATE hpsearch_epochs SET validation_accuracy = 0.25 WHERE trial_id = {5} AND epoch = 2"],
+    ),
+    "a lost value in a curve that goes on": (
+        "curve",
+        [
+            "UPDATE hpsearch_epochs SET validation_accuracy = NULL WHERE trial_id = {5} AND epoch = 2",
+            "DELETE FROM trial_intermediate_values WHERE trial_id = {5} AND step = 2",
+        ],
+    ),
+    "an epoch 0 in a curve that goes on": (
+        "curve",
+        ["UPDATE trial_intermediate_values SET step = 0 WHERE trial_id = {4} AND step = 1"],
+    ),
+    "an epoch beyond the recipe in a curve that goes on": (
+        "curve",
+        [
+            "UPDATE hpsearch_epochs SET epoch = 9 WHERE trial_id = {4} AND epoch = 2",
+            "UPDATE trial_intermediate_values SET step = 9 WHERE trial_id = {4} AND step = 2",
+        ],
+    ),
+    "no recipe": ("recipe", ["DELETE FROM trial_user_attributes WHERE trial_id = {0} AND key = 'hpsearch:recipe'"]),
+    "an unreadable recipe": (
+        "recipe",
+        ["UPDATE trial_user_attributes SET value_json = '[' WHERE trial_id = {1} AND key = 'hpsearch:recipe'"],
+    ),
+    "another recipe": (
+        "recipe",
+        [
+            "UPDATE trial_user_attributes SET value_json = replace(value_json, '\"epochs\": 3', '\"epochs\": 4') "
+            "WHERE trial_id = {1} AND key = 'hpsearch:recipe'"
+        ],
+    ),
+    "no parameters": ("recipe", ["DELETE FROM trial_params WHERE trial_id = {1}"]),
+    "a parameter missing": (
+        "recipe",
+        ["DELETE FROM trial_params WHERE trial_id = {1} AND param_name = 'learning_rate'"],
+    ),
+    "another parameter": (
+        "recipe",
+        ["UPDATE trial_params SET param_value = 0.05 WHERE trial_id = {1} AND param_name = 'learning_rate'"],
+    ),
+    "a choice that does not exist": (
+        "recipe",
+        ["UPDATE trial_params SET param_value = 7 WHERE trial_id = {1} AND param_name = 'optimizer'"],
+    ),
+    "an unreadable distribution": (
+        "recipe",
+        ["UPDATE trial_params SET distribution_json = 'x' WHERE trial_id = {1} AND param_name = 'optimizer'"],
+    ),
+    "neither recipe nor parameters, and it goes on": (
+        "recipe",
+        [
+            "DELETE FROM trial_user_attributes WHERE trial_id = {4} AND key = 'hpsearch:recipe'",
+            "DELETE FROM trial_params WHERE trial_id = {4}",
+        ],
+    ),
+    "a configuration that is not taken up": (
+        "configuration",
+        ["DELETE FROM hpsearch_configurations WHERE trial_id = {1}"],
+    ),
+    "a configuration taken up for another trial": (
+        "configuration",
+        ["UPDATE hpsearch_configurations SET trial_id = {0} WHERE trial_id = {1}"],
+    ),
+    "a configuration that no trial has": (
+        "configuration",
+        ["UPDATE hpsearch_configurations SET digest = 'x' WHERE trial_id = {1}"],
+    ),
+    "rows without their trial": ("orphan", ["UPDATE hpsearch_epochs SET trial_id = 4711 WHERE trial_id = {3}"]),
+    "an event without its trial": ("orphan", ["UPDATE hpsearch_events SET trial_id = 4711"]),
+    "rows of Optuna without their trial": (
+        "orphan",
+        ["INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (4711, 'a', '1')"],
+    ),
+    "control without its study": (
+        "orphan",
+        ["INSERT INTO hpsearch_control (study_id, state, max_trials) VALUES (4711, 'running', 1)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", MENDED)
+def test_damage_is_found_and_mended(sandbox: Sandbox, damage: str) -> None:
+    kind, statements = MENDED[damage]
+    before = sandbox.trials()
+    sandbox.sql(*statements)
+    found = sandbox.fsck()
+    assert kind in kinds(found)
+    assert all(finding.does and not finding.why_not for finding in found.left), found.left
+    assert sandbox.fsck() == found  # checking changes nothing
+    mended = sandbox.fsck(mend=True)
+    assert kind in [finding.kind for finding in mended.repaired]
+    assert mended.left == ()
+    assert mended.ok
+    assert sandbox.fsck().left == ()
+    assert "repaired" in [event["kind"] for event in events(sandbox.database, sandbox.study.study_id)]
+    after = sandbox.trials()
+    for number in (COMPLETE, DONE, PRUNED):  # what had ended is as it was, numbers apart
+        one = next(trial for trial in after if trial._trial_id == sandbox.ids[number])
+        for name in ("state", "values", "params", "distributions", "user_attrs", "intermediate_values"):
+            assert getattr(one, name) == getattr(before[number], name), name
+    check_it_goes_on(sandbox)
+
+
+def check_it_goes_on(sandbox: Sandbox) -> None:
+    """Workers finish the study, exactly, and then fsck still finds nothing."""
+    sandbox.sql("UPDATE hpsearch_leases SET expires = 0")
+    settings = Settings(sandbox.url, Path(sandbox.place).parent, None, "cpu")
+    list(serve(sandbox.database, "tiny", settings, Interruption(), Limits()))
+    trials = sandbox.trials()
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    assert all(trial.state.is_finished() for trial in trials)
+    for trial in trials:
+        assert sorted(trial.intermediate_values) == list(range(1, len(trial.intermediate_values) + 1))
+    assert sandbox.fsck().left == ()
+
+
+LEFT: dict[str, tuple[str, Sequence[str], str]] = {
+    "more trials than the budget": ("budget", ["UPDATE hpsearch_control SET max_trials = 3"], "hpsearch extend tiny"),
+    "an unknown state": ("budget", ["UPDATE hpsearch_control SET state = 'asleep'"], "hpsearch resume tiny"),
+    "a gap in a curve that has ended": (
+        "curve",
+        [
+            "DELETE FROM hpsearch_epochs WHERE trial_id = {0} AND epoch = 2",
+            "DELETE FROM trial_intermediate_values WHERE trial_id = {0} AND step = 2",
+        ],
+        "not made up",
+    ),
+    "two values in a curve that has ended": (
+        "curve",
+        ["UPDATE hpsearch_epochs SET validation_accuracy = 0.25 WHERE trial_id = {0} AND epoch = 1"],
+        "not made up",
+    ),
+    "an epoch 0 in a curve that has ended": (
+        "curve",
+        ["UPDATE hpsearch_epochs SET epoch = 0 WHERE trial_id = {2} AND epoch = 1"],
+        "not made up",
+    ),
+    "COMPLETE without its last epoch": (
+        "value",
+        [
+            "DELETE FROM hpsearch_epochs WHERE trial_id = {0} AND epoch = 3",
+            "DELETE FROM trial_intermediate_values WHERE trial_id = {0} AND step = 3",
+            "UPDATE hpsearch_leases SET epoch = 2 WHERE trial_id = {0}",
+        ],
+        "ended past hpsearch",
+    ),
+    "neither recipe nor parameters of what has ended": (
+        "recipe",
+        [
+            "DELETE FROM trial_user_attributes WHERE trial_id = {1} AND key = 'hpsearch:recipe'",
+            "DELETE FROM trial_params WHERE trial_id = {1}",
+            "DELETE FROM hpsearch_configurations WHERE trial_id = {1}",
+        ],
+        "nothing else tells",
+    ),
+    "parameters and recipe differ and no digest decides": (
+        "recipe",
+        [
+            "UPDATE trial_params SET param_value = 0.05 WHERE trial_id = {1} AND param_name = 'learning_rate'",
+            "UPDATE hpsearch_configurations SET digest = 'x' WHERE trial_id = {1}",
+        ],
+        "nothing else tells",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", LEFT)
+def test_what_cannot_be_mended_is_left_and_explained(sandbox: Sandbox, damage: str) -> None:
+    kind, statements, why = LEFT[damage]
+    sandbox.sql(*statements)
+    before = sandbox.trials()
+    assert not sandbox.fsck().ok
+    report = sandbox.fsck(mend=True)
+    assert not report.ok
+    assert kind in kinds(report)
+    assert why in next(finding.why_not for finding in report.left if finding.kind == kind)
+    assert sandbox.trials() == before
+    assert sandbox.fsck().left == report.left
+
+
+def test_a_budget_of_epochs(sandbox: Sandbox) -> None:
+    study = load_study(sandbox.database, "tiny")
+    tables = json.loads(study.spec.to_json())
+    tables["budget"]["epochs"] = 12
+    text = json.dumps(json.dumps(tables)).replace("{", "{{").replace("}", "}}")
+    sandbox.sql(f"UPDATE study_user_attributes SET value_json = '{text}' WHERE key = 'hpsearch:spec'")
+    with create(sandbox.url) as database:
+        report = run(database, load_study(database, "tiny"), sandbox.place, mend=True)
+    assert [finding.sentence for finding in report.left] == ["13 epochs are recorded, its budget is 12"]
+
+
+def test_several_kinds_of_damage_at_once(sandbox: Sandbox) -> None:
+    sandbox.sql(
+        "UPDATE trials SET number = 1 WHERE trial_id = {0}",
+        "DELETE FROM trial_values WHERE trial_id = {0}",
+        "DELETE FROM trial_intermediate_values WHERE trial_id = {0} AND step = 3",
+        "DELETE FROM hpsearch_leases WHERE trial_id IN ({0}, {4})",
+        "DELETE FROM trial_user_attributes WHERE trial_id IN ({0}, {2}) AND key = 'hpsearch:recipe'",
+        "DELETE FROM hpsearch_control",
+    )
+    report = sandbox.fsck(mend=True)
+    assert len(report.repaired) == 8  # one for each, and the value after its curve
+    assert report.left == ()
+    check_it_goes_on(sandbox)
+
+
+def test_a_deleted_trial_leaves_a_gap_that_is_said_to_be_one(sandbox: Sandbox) -> None:
+    for table in ("trial_values", "trial_intermediate_values", "trial_params", "trial_user_attributes"):
+        sandbox.sql(f"DELETE FROM {table} WHERE trial_id = {{1}}")
+    sandbox.sql("DELETE FROM trials WHERE trial_id = {1}")
+    found = sandbox.fsck()
+    assert {"number", "orphan"} <= set(kinds(found))
+    assert sandbox.fsck(mend=True).left == ()
+    lost = sandbox.trials()[1]
+    assert (lost.state, lost.values, lost.params) == (TrialState.FAIL, None, {})
+    assert "deleted past hpsearch" in lost.user_attrs[REASON_KEY]
+    check_it_goes_on(sandbox)
+
+
+def test_a_trial_that_is_being_trained_is_never_touched(sandbox: Sandbox) -> None:
+    sandbox.report(sandbox.leases[ABANDONED], 2, seconds=3600.0)  # its worker is alive after all
+    assert sandbox.fsck(mend=True) == Report(6, (), ())
+    sandbox.sql(
+        "DELETE FROM trial_intermediate_values WHERE trial_id = {4} AND step = 1",
+        "UPDATE trials SET number = 3 WHERE trial_id = {4}",
+    )
+    report = sandbox.fsck(mend=True)
+    assert [finding.kind for finding in report.repaired] == ["number"]  # the other trial 3 gets another number
+    assert [finding.kind for finding in report.left] == ["curve"]
+    assert "being trained now" in report.left[0].why_not
+    trial = next(trial for trial in sandbox.trials() if trial._trial_id == sandbox.ids[ABANDONED])
+    assert (trial.number, list(trial.intermediate_values)) == (3, [2])
+    sandbox.report(sandbox.leases[ABANDONED], 3)  # and its worker may still write
+
+
+def test_whoever_lost_a_trial_that_was_mended_cannot_write_about_it(sandbox: Sandbox) -> None:
+    sandbox.sql("DELETE FROM hpsearch_epochs WHERE trial_id = {4} AND epoch = 2")
+    assert len(sandbox.fsck(mend=True).repaired) == 1
+    one = Epoch(sandbox.leases[ABANDONED], 3, 0.5, dict.fromkeys(METRICS, 0.5), 1.0)
+    assert ledger.report(sandbox.database, [one], 60.0) == set()
+    assert progress(sandbox.database, sandbox.study).abandoned == 1  # the next worker takes it
+
+
+def test_a_double_that_a_person_ordered_is_a_note(sandbox: Sandbox) -> None:
+    fleet.extend(sandbox.database, sandbox.study.study_id, 1, None)
+    sandbox.study.optuna_study.enqueue_trial(sandbox.trials()[DONE].params)
+    sandbox.session.take(3)
+    report = sandbox.fsck()
+    assert report.ok
+    assert [finding.sentence for finding in report.left] == [
+        "trial 6: it has the configuration of trial 1; a person ordered it"
+    ]
+
+
+def test_a_double_that_nobody_ordered_is_damage(sandbox: Sandbox) -> None:
+    fleet.extend(sandbox.database, sandbox.study.study_id, 1, None)
+    sandbox.study.optuna_study.enqueue_trial(sandbox.trials()[DONE].params)
+    sandbox.session.take(3)
+    sandbox.sql("DELETE FROM trial_system_attributes WHERE key = 'fixed_params'")
+    report = sandbox.fsck(mend=True)
+    assert kinds(report) == ["configuration"]
+    assert "one too many" in report.left[0].why_not
+
+
+def test_trials_that_are_not_hpsearchs_own(sandbox: Sandbox) -> None:
+    fleet.extend(sandbox.database, sandbox.study.study_id, 2, None)
+    sandbox.session.take(2)  # what waits, so that `ask` makes a new one
+    sandbox.study.optuna_study.ask()
+    sandbox.study.optuna_study.add_trial(optuna.trial.create_trial(value=0.5))
+    report = sandbox.fsck(mend=True)
+    running, ended = report.left
+    assert running.damage
+    assert "--trial-number 6 --state fail" in running.why_not
+    assert not ended.damage
+    assert "was not trained by hpsearch" in ended.text
+    sandbox.study.optuna_study.tell(6, state=TrialState.FAIL)
+    assert sandbox.fsck().ok
+
+
+def test_a_value_told_past_hpsearch_is_found(sandbox: Sandbox) -> None:
+    sandbox.study.optuna_study.tell(ABANDONED, 0.125)
+    report = sandbox.fsck()
+    assert [finding.sentence for finding in report.left] == ["trial 4: it is COMPLETE after 2 of 3 epochs"]
+
+
+def test_fail_without_a_reason_is_a_note(sandbox: Sandbox) -> None:
+    sandbox.sql("DELETE FROM trial_user_attributes WHERE trial_id = {3} AND key = 'hpsearch:reason'")
+    report = sandbox.fsck()
+    assert report.ok
+    assert [finding.kind for finding in report.left] == ["reason"]
+
+
+def test_checkpoints(sandbox: Sandbox) -> None:
+    folder = FolderCheckpoints(Path(sandbox.place))
+    prefix = study_prefix("tiny", sandbox.study.created)
+    keys = {number: trial_key(prefix, number, "x") for number in (COMPLETE, ABANDONED, WAITING, 99)}
+    for key in (*keys.values(), trial_key(study_prefix("other", ""), COMPLETE, "x")):
+        folder.save(key, 1, b"one")
+        folder.save(key, 2, b"two")
+    next(iter((folder.folder / keys[WAITING]).glob("000002-*"))).write_bytes(b"three")
+    found = sandbox.fsck()
+    assert not found.ok
+    assert [(finding.kind, finding.trial) for finding in found.left] == [
+        ("checkpoint", COMPLETE),
+        ("checkpoint", WAITING),
+        ("checkpoint", 99),
+    ]
+    assert len(sandbox.fsck(mend=True).repaired) == 3
+    assert sandbox.fsck() == Report(6, (), ())
+    assert folder.keys("") == sorted([keys[ABANDONED], keys[WAITING], trial_key(study_prefix("other", ""), 0, "x")])
+    assert list(folder.load(keys[WAITING], 9)) == [(1, b"one")]
+    assert len(list(folder.load(keys[ABANDONED], 9))) == 2
+
+
+def test_a_place_of_checkpoints_that_is_away_is_a_note(sandbox: Sandbox) -> None:
+    sandbox.place = "gs://bucket"
+    report = sandbox.fsck(mend=True)
+    assert report.ok
+    assert [finding.kind for finding in report.left] == ["checkpoint"]
+    assert "not checked" in report.left[0].text
+
+
+def test_ten_thousand_trials_take_seconds(sandbox: Sandbox) -> None:
+    many = 10_000
+    numbers = {
+        "sqlite": f"WITH RECURSIVE n(i) AS (SELECT 6 UNION ALL SELECT i + 1 FROM n WHERE i < {many - 1}) "
+        "SELECT i FROM n",
+        "postgresql": f"SELECT i FROM generate_series(6, {many - 1}) AS g(i)",
+    }[sandbox.database.engine.dialect.name]
+    columns = "trial_id, state, datetime_start, datetime_complete"
+    of = f"FROM ({numbers}) AS numbers, {{table}} AS t WHERE t.trial_id = {{{{1}}}}"
+    new = "100000 + i"
+    sandbox.sql("UPDATE hpsearch_control SET max_trials = 10000")
+    sandbox.sql(
+        f"INSERT INTO trials (number, study_id, {columns}) SELECT i, study_id, {new}, state, datetime_start, "
+        f"datetime_complete {of.format(table='trials')}"
+    )
+    for table, copied in (
+        ("trial_values", "objective, value, value_type"),
+        ("trial_intermediate_values", "step, intermediate_value, intermediate_value_type"),
+        ("trial_user_attributes", "key, value_json"),
+        ("hpsearch_epochs", "epoch, validation_accuracy"),
+        ("hpsearch_leases", "owner, token, expires, crashes, epoch, seconds"),
+    ):
+        sandbox.sql(f"INSERT INTO {table} (trial_id, {copied}) SELECT {new}, {copied} {of.format(table=table)}")
+    sandbox.sql(
+        "INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json) SELECT "
+        f"{new}, param_name, param_value, distribution_json {of.format(table='trial_params')}"
+    )
+    started = time.monotonic()
+    report = sandbox.fsck()
+    assert time.monotonic() - started < 15  # about 3 s on two shared cores
+    assert report.num_trials == many
+    assert {finding.kind for finding in report.left} == {"configuration"}  # all copies train the same
+    assert len(report.left) == many - 6
+
+
+def test_the_command(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'storage' / 'hpsearch.db'}"
+    with create(url) as database:
+        sandbox = Sandbox(database, url, tmp_path / "storage")
+        assert hpsearch(tmp_path, "fsck", "tiny").stdout == "study tiny: 6 trials, 0 repaired, 0 damaged\n"
+        sandbox.sql("DELETE FROM trial_values WHERE trial_id = {0}", "UPDATE hpsearch_control SET state = 'asleep'")
+        lines = hpsearch(tmp_path, "fsck", "tiny", code=1).stdout.splitlines()
+        assert len(lines) == 3
+        assert lines[1].startswith("damage: trial 0: it is COMPLETE with no value, its curve ends with 0.63")
+        assert lines[1].endswith("(--repair believes the curve)")
+        found = json.loads(hpsearch(tmp_path, "fsck", "tiny", "--repair", "--json", code=1).stdout)
+        assert [(one["kind"], one["repaired"]) for one in found["findings"]] == [("value", True), ("budget", False)]
+        sandbox.sql("UPDATE hpsearch_control SET state = 'running'")
+        assert json.loads(hpsearch(tmp_path, "fsck", "tiny", "--json").stdout)["ok"]
+    assert "did you mean" in hpsearch(tmp_path, "fsck", "tinny", code=2).stderr
