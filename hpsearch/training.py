@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from optuna.trial import TrialState
 
-from hpsearch.errors import HpsearchError, StorageAway
+from hpsearch.errors import HpsearchError
 from hpsearch.events import EpochDone, Event, TrialEnded, TrialResumed, TrialStarted, WorkerWarned
 from hpsearch.patience import Patience
 from hpsearch.recipe import Recipe
@@ -44,6 +44,7 @@ class Training:
         self.last_failure = ""
         self._asked_in_vain = -ASK_AGAIN_SECONDS
         self._num_groups = 1  # of the last round
+        self._unreported: dict[int, EpochResult] = {}  # trained, and not recorded yet
         self._refused: set[str] = set()
 
     def fill(self, at_most: int | None) -> Generator[Event, None, None]:
@@ -63,7 +64,7 @@ class Training:
         """One epoch of every trial; those that end make room.
 
         Raises:
-            StorageAway: the storage stayed away; checkpoints are kept.
+            StorageAway: the storage stayed away; see `keep`.
             HpsearchError: the device cannot be used any more.
             Interrupted: while an epoch was trained; nothing has been given back yet.
         """
@@ -109,6 +110,12 @@ class Training:
             for run in runs
         }
         yield from self._leave(ended)
+
+    def keep(self) -> None:
+        """Write checkpoints of all trials, with the epochs that the storage could not take."""
+        for key, run in self.running.items():
+            if (state := self.lanes.state(key)) is not None:
+                run.save(state, self._unreported.get(key))
 
     def _start(self, assignment: Assignment) -> Generator[Event, None, None]:
         """Put one trial into a lane, at its beginning or at its last checkpoint."""
@@ -158,12 +165,9 @@ class Training:
         speed = sum(result.images_per_second for result in trained.values())
         for key, result in trained.items():
             self.running[key].epoch = result.epoch
-        try:
-            verdict = yield from self._patiently(lambda: self.bench.session.report(reports, lease_seconds, speed))
-        except StorageAway:
-            for key, result in trained.items():
-                self._save(key, result)
-            raise
+        self._unreported = trained
+        verdict = yield from self._patiently(lambda: self.bench.session.report(reports, lease_seconds, speed))
+        self._unreported = {}
         self.count.seen(len(self.running), speed, self._has_room())
         ended: dict[int, Outcome] = {
             key: self.running[key].broken(result) for key, result in results.items() if isinstance(result, Exception)
@@ -178,7 +182,7 @@ class Training:
             outcome = run.outcome(result, key in verdict.pruned)
             if outcome is not None:
                 ended[key] = outcome
-            elif run.due() and (warning := self._save(key)):
+            elif run.due() and (state := self.lanes.state(key)) and (warning := run.save(state)):
                 yield warning
         yield from self._finish(ended)
 
@@ -218,12 +222,6 @@ class Training:
                 best_number=now.best_number if now else None,
                 best_value=now.best_value if now else None,
             )
-
-    def _save(self, key: int, unreported: EpochResult | None = None) -> WorkerWarned | None:
-        """Keep a checkpoint of the trial."""
-        state = self.lanes.state(key)
-        assert state is not None
-        return self.running[key].save(state, unreported)
 
     def _make_room(self, keys: Sequence[int], error: Exception) -> Generator[Event, None, None]:
         """A program did not fit into memory: half of the lanes go on, the other trials go back to the queue."""

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from hpsearch import catalogue, crashes, weights
 from hpsearch.data.load import load
-from hpsearch.errors import HpsearchError, UsageError
+from hpsearch.errors import HpsearchError, StorageAway, UsageError
 from hpsearch.events import Event, StudyOpened, TrialEnded, WorkerLeft
 from hpsearch.interrupt import Interrupted, Interruption
 from hpsearch.patience import Patience
@@ -89,6 +89,9 @@ def run(
             _stop_if_all_fail(study, training)
     except Interrupted:
         yield from training.give_back("the worker was asked to stop")
+    except StorageAway:
+        training.keep()  # the trials go on from here once their leases have run out
+        raise
     except GeneratorExit:  # nobody reads the events any more
         for _ in training.give_back("nobody watched the worker any more"):
             pass

