@@ -4,7 +4,7 @@
 # Run: HPSEARCH_DATA=FOLDER benchmarks/chain.sh lenet    FOLDER holds cifar-100-python/ and stl5/ (or stl10_binary/)
 #
 # Every step goes on where the last call left off, so it may be interrupted and called again as often as needed.
-# TRIALS, EPOCHS, TOP, SEEDS and TRANSFER_EPOCHS change the budget; STOP_AFTER=search or confirm ends it there.
+# TRIALS, EPOCHS, TOP, SEEDS, TRANSFER_SEEDS and TRANSFER_EPOCHS change the budget; STOP_AFTER=search or confirm ends it there.
 set -euo pipefail
 study=$1
 hpsearch=${HPSEARCH:-hpsearch}
@@ -25,7 +25,7 @@ $hpsearch final-test "$study" --show 2>/dev/null || $hpsearch final-test "$study
 $hpsearch verify "$export"
 
 transfer() {
-    $hpsearch transfer "$export" --data stl5 --image-size 32 --image-size 96 --seeds "${SEEDS:-5}" \
+    $hpsearch transfer "$export" --data stl5 --image-size 32 --image-size 96 --seeds "${TRANSFER_SEEDS:-5}" \
         --epochs "${TRANSFER_EPOCHS:-20}"
 }
 transfer

@@ -4,6 +4,7 @@ Run: python docs/generate.py            write the pages
      python docs/generate.py --check    write nothing; exit code 1 if a page is stale
 """
 
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ sys.path.insert(0, str(DOCS.parent))  # the code beside this page, not an instal
 
 import click  # noqa: E402
 
-from hpsearch import catalogue, sections  # noqa: E402
+from hpsearch import catalogue, export_schema, sections  # noqa: E402
 from hpsearch.cli.main import cli  # noqa: E402
 from hpsearch.recipe import RULES, Recipe  # noqa: E402
 
@@ -194,6 +195,7 @@ def help_text(command: click.Command, context: click.Context) -> str:
 
 # page -> the function that returns its text
 PAGES: dict[str, Callable[[], str]] = {
+    "export.schema.json": lambda: json.dumps(export_schema.schema(), indent=2) + "\n",
     "studies.md": studies_page,
     "cli.md": cli_page,
 }

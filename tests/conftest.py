@@ -2,8 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.chain import Chain
 
 from tests.postgres import PostgresServer, running_server
 
@@ -22,3 +26,14 @@ def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'study.db'}"
     server: PostgresServer = request.getfixturevalue("postgres")
     return server.new_database()
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Chain"]:
+    """A finished search with its confirmation; tests only read it, or add to it."""
+    from hpsearch.storage.open import create
+    from tests.chain import make
+
+    folder = tmp_path_factory.mktemp("chain")
+    with create(f"sqlite:///{folder / 'study.db'}") as database:
+        yield make(database, folder)

@@ -23,3 +23,29 @@ optimizer = "sgd"
 learning_rate = 0.01
 momentum = 0.9
 """
+
+# Three candidates over five seeds: one that learns, one nearly as good, one that cannot learn at all.
+CANDIDATES = """
+name = "three"
+seeds = 5
+[model]
+name = "2lp"
+[data]
+name = "digits:0-4"
+image_size = 8
+[training]
+epochs = 2
+hidden_width = 16
+[pruner]
+name = "race"
+[[candidate]]
+label = "good"
+learning_rate = 0.05
+[[candidate]]
+label = "as good"
+learning_rate = 0.04
+batch_size = 32
+[[candidate]]
+label = "stuck"
+learning_rate = 1e-9
+"""

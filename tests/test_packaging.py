@@ -92,7 +92,7 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hpsearch").rglob("*.py")}
     studies = {f"hpsearch/_studies/{path.name}" for path in (ROOT / "studies").glob("*.toml")}
     assert "hpsearch/_studies/quickstart.toml" in studies
-    assert inside == modules | studies | {"hpsearch/py.typed"}
+    assert inside == modules | studies | {"hpsearch/py.typed", "hpsearch/report/page.html"}
 
 
 def test_the_metadata(wheel: Path) -> None:

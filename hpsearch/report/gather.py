@@ -55,6 +55,11 @@ class Gathered:
     layers: tuple[Mapping[str, Any], ...]
 
     @property
+    def begun(self) -> bool:
+        """Whether a trial has begun; those that wait to be tried first do not count."""
+        return any(trial.state != "WAITING" for trial in self.trials)
+
+    @property
     def metric(self) -> str:
         return self.spec.objective.metric
 

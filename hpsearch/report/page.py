@@ -5,6 +5,7 @@ forbids it every request.
 """
 
 import base64
+import contextlib
 import csv
 import html
 import io
@@ -45,7 +46,8 @@ def write(database: Database, names: Sequence[str], path: Path, settings: Settin
         work.write_text(text, encoding="utf-8")
         work.replace(path)
     except OSError as error:
-        work.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            work.unlink(missing_ok=True)
         raise UsageError(f"-o {path}: cannot be written ({error.strerror}); name another file") from error
     return [*shared, *(figure for _, figures in sections for figure in figures)]
 
@@ -105,7 +107,7 @@ def facts_of(study: Gathered) -> list[tuple[str, str]]:
     """The study in a few words and numbers."""
     now, spec = study.progress, study.spec
     state = "finished" if now.done else "running" if now.running else "waiting for workers"
-    if not study.trials:
+    if not study.begun:
         state = "empty: no trial has begun"
     best = "none yet" if now.best_value is None else f"{short(now.best_value)} in trial {now.best_number}"
     seal = {0: "sealed", 1: "opened once"}.get(len(study.tested), f"opened {len(study.tested)} times")

@@ -13,7 +13,7 @@ BEST = 5  # trials that are shown one by one
 
 def figures(study: Gathered) -> Iterator[Figure]:
     """All of them that the study has data for."""
-    if not study.spec.space or not study.trials:
+    if not study.spec.space or not study.begun:
         return
     yield best_so_far(study)
     if any(trial.epochs for trial in study.trials):

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from hpsearch.data.load import load
 from hpsearch.errors import DataError
 from hpsearch.sealed import TESTS
 from hpsearch.sealed.images import open_seal
+from tests.cli.running import environment
 from tests.test_layers import PACKAGE, imported, modules
 
 OPENERS = {"final_test"}  # the only importer of the readers
@@ -35,8 +37,14 @@ print("OPENED", *sorted({path for path in opened if "/test/" in path}), sep="\\n
 """
 
 
+@cache
+def graph() -> dict[str, set[str]]:
+    """Every module and what it imports."""
+    return {module: {name.removesuffix(".__init__") for name in imported(module)} for module in modules()}
+
+
 def importers(target: str) -> set[str]:
-    return {module for module in modules() if target in {name.removesuffix(".__init__") for name in imported(module)}}
+    return {module for module, needs in graph().items() if target in needs}
 
 
 def test_only_the_final_test_imports_the_readers() -> None:
@@ -116,6 +124,7 @@ def opened(folder: Path, *commands: str) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-c", WATCH, "\n".join(commands)],
         cwd=folder,
+        env=environment(folder),
         capture_output=True,
         text=True,
         check=False,

@@ -73,7 +73,7 @@ def test_ended_trials_count() -> None:
     assert not RungPruner(9, 2, 3).prune(study, study.trials[-1])  # the only one at epoch 2
 
 
-@pytest.mark.parametrize("name", sorted(PRUNERS))
+@pytest.mark.parametrize("name", sorted(PRUNERS.keys() - {"race"}))  # between candidates: see test_racing.py
 def test_every_pruner_of_the_table(name: str) -> None:
     spec = parse(TINY.replace('name = "asha"', f'name = "{name}"'), "tiny.toml")
     pruner = make_pruner(spec)

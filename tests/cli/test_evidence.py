@@ -1,0 +1,92 @@
+"""From the search to the report, as commands in an empty folder; and what they refuse, in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.chain import SMALL
+from tests.cli.inside import hpsearch, one_line
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished search."""
+    place = tmp_path_factory.mktemp("evidence")
+    (place / "small.toml").write_text(SMALL)
+    hpsearch(place, "create-study", "small.toml")
+    hpsearch(place, "worker", "small")
+    return place
+
+
+def test_the_whole_chain(folder: Path) -> None:
+    assert "--top" in one_line(folder, "confirm", "small", "--top", "0")
+    assert "confirm small" in one_line(folder, "final-test", "small")
+    created = hpsearch(folder, "confirm", "small", "--top", "2", "--seeds", "3").stdout
+    assert "next: hpsearch worker small-confirm" in created
+    assert "not finished" in one_line(folder, "export", "small", "-o", "out")
+    assert "these are not changed" in one_line(folder, "confirm", "small", "--seeds", "5")
+    hpsearch(folder, "worker", "small-confirm")
+    shown = hpsearch(folder, "confirm", "small").stdout
+    assert "cannot be told from the best" in shown
+    assert "was luck" in shown
+    found = json.loads(hpsearch(folder, "confirm", "small", "--json").stdout)
+    assert found["finished"]
+    assert len(found["standings"]) in (3, 4)
+
+    assert "has not been opened" in one_line(folder, "final-test", "small", "--show")
+    tested = json.loads(hpsearch(folder, "final-test", "small", "--json").stdout)
+    assert len(tested["result"]["seeds"]) == 3
+    assert "--again REASON" in one_line(folder, "final-test", "small")
+    assert "is empty" in one_line(folder, "final-test", "small", "--again", " ")
+    assert "because: a reviewer asked" in hpsearch(folder, "final-test", "small", "--again", "a reviewer asked").stdout
+    assert hpsearch(folder, "final-test", "small", "--show").stdout.count("test split of digits:0-4") == 2
+
+    assert "next: hpsearch verify out" in hpsearch(folder, "export", "small", "-o", "out").stdout
+    assert hpsearch(folder, "verify", "out").stdout.count("ok ") == 6
+    card = (folder / "out" / "README.md").read_text()
+    assert "opened 2 times; this is the first" in card
+
+    arguments = ("transfer", "out", "--data", "digits:5-9", "--seeds", "2", "--epochs", "1")
+    assert "next: hpsearch worker lenet-to-digits-5-9-16" in hpsearch(folder, *arguments).stdout
+    hpsearch(folder, "worker", "lenet-to-digits-5-9-16")
+    assert "lead over scratch" in hpsearch(folder, *arguments).stdout
+    arms = json.loads(hpsearch(folder, *arguments, "--json").stdout)["arms"]
+    assert [len(arm["values"]) for arm in arms] == [2, 2, 2, 2]
+
+    written = hpsearch(folder, "report", "small", "small-confirm", "lenet-to-digits-5-9-16", "-o", "page.html").stdout
+    assert "figures about small, small-confirm" in written
+    assert (folder / "page.html").stat().st_size > 1e6
+
+
+def test_a_study_that_begins_with_an_export(folder: Path, tmp_path: Path) -> None:
+    hpsearch(tmp_path, "create-study", str(folder / "small.toml"), "--set", "budget.trials=2")
+    hpsearch(tmp_path, "worker", "small")
+    hpsearch(tmp_path, "export", "small", "-o", "out")
+    changes = ["--set", "training.start=export", "--set", "model.export=out", "--study-name", "next"]
+    hpsearch(tmp_path, "create-study", str(folder / "small.toml"), *changes, "--set", "budget.trials=1")
+    hpsearch(tmp_path, "worker", "next")
+    (trial,) = json.loads(hpsearch(tmp_path, "trials", "next", "--json").stdout)
+    assert trial["recipe"]["start"] == "export"
+    wrong = ["--set", "training.start=export", "--set", "model.export=absent", "--study-name", "other"]
+    assert "absent" in one_line(tmp_path, "create-study", str(folder / "small.toml"), *wrong)
+    (tmp_path / "out" / "model.safetensors").write_bytes(b"changed")
+    assert "SHA-256" in one_line(tmp_path, "verify", "out")
+    assert "SHA-256" in one_line(tmp_path, "transfer", "out", "--data", "digits:5-9")
+    assert [study["study"] for study in json.loads(hpsearch(tmp_path, "list", "--json").stdout)["studies"]] == [
+        "small",
+        "next",
+    ]
+
+
+def test_nothing_is_there_yet(tmp_path: Path) -> None:
+    for command in (
+        ("confirm", "x"),
+        ("final-test", "x"),
+        ("export", "x", "-o", "out"),
+        ("report", "x", "-o", "p.html"),
+    ):
+        assert "create-study" in one_line(tmp_path, *command)
+    assert "no such folder" in one_line(tmp_path, "verify", "absent")
+    assert "no such folder" in one_line(tmp_path, "transfer", "absent", "--data", "digits:5-9")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,224 @@
+"""The page: whole, offline, safe, and there for studies in every state; its numbers are those of the storage."""
+
+import base64
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from hpsearch import transfer
+from hpsearch.errors import StorageError, UsageError
+from hpsearch.export import export
+from hpsearch.final_test import final_test
+from hpsearch.report.gather import gather
+from hpsearch.report.page import csv_of, page, study_figures, write
+from hpsearch.settings import Settings
+from hpsearch.spec import parse
+from hpsearch.storage import ledger
+from hpsearch.storage.open import Database, create
+from hpsearch.storage.studies import create_study, ranked
+from tests.chain import SMALL, Chain, make, silent
+from tests.studies import CANDIDATES
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    """The whole chain: searched, confirmed, tested, exported, carried over."""
+    folder = tmp_path_factory.mktemp("whole")
+    with create(f"sqlite:///{folder / 'study.db'}") as database:
+        chain = make(database, folder)
+        final_test(database, chain.search, chain.settings, None, silent)
+        export(database, chain.search, 1, folder / "out", chain.settings, silent)
+        plans = [transfer.plan(folder / "out", "digits:5-9", size, 2, 1, chain.settings) for size in (16, 24)]
+        for study in transfer.create(database, plans, chain.settings):
+            chain.work(study.name)
+        yield chain
+
+
+NAMES = ["small", "small-confirm", "lenet-to-digits-5-9-16", "lenet-to-digits-5-9-24"]
+
+
+def settings(tmp_path: Path) -> Settings:
+    return Settings(storage_url="", home=tmp_path, data_dir=None, device="cpu")
+
+
+class Seen(HTMLParser):
+    """Tags, and what they would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.titles: list[str] = []
+        self._in_title = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        self._in_title = tag == "h3"
+
+    def handle_data(self, data: str) -> None:
+        if self._in_title:
+            self.titles.append(data)
+            self._in_title = False
+
+
+def seen(text: str) -> Seen:
+    parser = Seen()
+    parser.feed(text)
+    return parser
+
+
+def drawn(text: str) -> dict[str, dict]:
+    """The figures that the page's script reads."""
+    found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text, re.S)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def test_every_figure_is_there(whole: Chain, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    figures = write(whole.database, NAMES, path, whole.settings)
+    text = path.read_text()
+    titles = set(seen(text).titles)
+    for title in (
+        "Sample images",
+        "Best so far",
+        "Rung survival",
+        "Learning rates compared",
+        "Schedules",
+        "Curves of the best trials",
+        "Importances",
+        "Parallel coordinates",
+        "Table 1: over seeds",
+        "Accuracy over seeds",
+        "Loss over seeds",
+        "Confirmation",
+        "Final test",
+        "Accuracy by class",
+        "Confusion matrix, 5 classes",
+        "Calibration",
+        "Transfer against scratch",
+        "Layers",
+    ):
+        assert title in titles, title
+    keys = [figure.key for figure in figures]
+    assert len(keys) == len(set(keys))
+    assert drawn(text).keys() == {figure.key for figure in figures if figure.traces}
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_it_fetches_nothing(whole: Chain, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    write(whole.database, NAMES, path, whole.settings)
+    text = path.read_text()
+    assert all(link.startswith(("data:image/png;base64,", "data:text/csv;base64,")) for link in seen(text).links)
+    assert "default-src 'none'" in text
+    assert "link" not in seen(text).tags
+
+
+def test_every_csv_holds_the_recorded_numbers(whole: Chain) -> None:
+    study = gather(whole.database, "small")
+    figures = {figure.title: figure for figure in study_figures(study, whole.settings)}
+    rows = list(csv.DictReader(io.StringIO(csv_of(figures["Best so far"]))))
+    trials = whole.search.optuna_study.trials
+    assert [float(row["validation_accuracy"]) for row in rows] == [trial.value for trial in trials]
+    rows = list(csv.DictReader(io.StringIO(csv_of(figures["Learning rates compared"]))))
+    recorded = [row for trial in trials for row in ledger.epochs(whole.database, trial._trial_id)]
+    assert [float(row["validation_accuracy"]) for row in rows] == [row["validation_accuracy"] for row in recorded]
+    confusion = list(csv.DictReader(io.StringIO(csv_of(figures["Confusion matrix, 5 classes"]))))
+    assert sum(int(row["images"]) for row in confusion) == 3 * study.tested[0]["num_images"]
+    survival = list(csv.DictReader(io.StringIO(csv_of(figures["Rung survival"]))))
+    assert [int(row["trials"]) for row in survival] == [4, 4, 4]
+
+
+def test_the_links_hold_the_same_csv(whole: Chain, tmp_path: Path) -> None:
+    figures = write(whole.database, ["small"], tmp_path / "page.html", whole.settings)
+    links = [link for link in seen((tmp_path / "page.html").read_text()).links if "csv" in link]
+    assert [base64.b64decode(link.partition(",")[2]).decode() for link in links] == [csv_of(f) for f in figures]
+
+
+def test_table_one_shows_the_test_of_the_search(whole: Chain) -> None:
+    figures = study_figures(gather(whole.database, "small-confirm"), whole.settings)
+    table = next(figure for figure in figures if figure.title.startswith("Table 1"))
+    record = gather(whole.database, "small").tested[0]["result"]
+    row = next(row for row in table.rows if row[0] == record["label"])
+    assert row[2] == record["accuracy"]["mean"]
+    assert all(row[2] is None for row in table.rows if row[0] != record["label"])
+
+
+@pytest.fixture
+def database(tmp_path: Path):  # type: ignore[no-untyped-def]
+    with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
+        yield database
+
+
+@pytest.mark.parametrize("num", [0, 1])
+def test_an_empty_study_and_one_with_a_single_trial(num: int, database: Database, tmp_path: Path) -> None:
+    from hpsearch.interrupt import Interruption
+    from hpsearch.worker import run
+
+    for text, name in ((SMALL, "small"), (CANDIDATES, "three")):
+        create_study(database, parse(text, "x.toml"), name)
+        list(run(database, name, settings(tmp_path), Interruption(), num))
+    figures = write(database, ["small", "three"], tmp_path / "page.html", settings(tmp_path))
+    text = (tmp_path / "page.html").read_text()
+    assert ("empty: no trial has begun" in text) == (num == 0)
+    assert ("Best so far" in {figure.title for figure in figures}) == (num == 1)
+    json.dumps(drawn(text), allow_nan=False)
+
+
+def test_a_running_study_with_a_trial_that_diverged(database: Database, tmp_path: Path) -> None:
+    from hpsearch.events import EpochDone
+    from hpsearch.interrupt import Interruption
+    from hpsearch.worker import run
+
+    text = SMALL.replace("learning_rate = 0.002", "learning_rate = 0.002\n", 1).replace("high = 1e-1", "high = 1e9")
+    create_study(database, parse(text, "small.toml"), "small")
+    events = run(database, "small", settings(tmp_path), Interruption(), 4)
+    for event in events:
+        if isinstance(event, EpochDone) and event.trial == 1:
+            break
+    write(database, ["small"], tmp_path / "page.html", settings(tmp_path))  # while a trial is running
+    assert "1 running" in (tmp_path / "page.html").read_text()
+    list(events)
+    write(database, ["small"], tmp_path / "page.html", settings(tmp_path))
+    json.dumps(drawn((tmp_path / "page.html").read_text()), allow_nan=False)
+
+
+def test_names_and_reasons_are_no_markup(whole: Chain, database: Database, tmp_path: Path) -> None:
+    text = SMALL.replace('name = "small"', 'name = "small"\ndescription = "<img src=x onerror=alert(1)> </script>"', 1)
+    create_study(database, parse(text, "small.toml"), "small")
+    chain = Chain(database, settings(tmp_path))
+    chain.work("small")
+    write(database, ["small"], tmp_path / "page.html", chain.settings)
+    content = (tmp_path / "page.html").read_text()
+    assert "<img src=x" not in content
+    assert "&lt;img src=x" in content
+    study = gather(whole.database, "small")
+    figures = study_figures(study, whole.settings)
+    assert "</script><b>" not in page([(study, [*figures])], []).replace("x</script><b>", "x")
+
+
+def test_the_data_need_not_be_there(database: Database, tmp_path: Path) -> None:
+    text = SMALL.replace("digits:0-4", f"folder:{tmp_path / 'gone'}")
+    create_study(database, parse(text, "small.toml"), "small")
+    write(database, ["small"], tmp_path / "page.html", settings(tmp_path))
+    assert "No images: " in (tmp_path / "page.html").read_text()
+
+
+def test_what_cannot_be_written(whole: Chain, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a text")
+    with pytest.raises(UsageError, match="cannot be written"):
+        write(whole.database, ["small"], tmp_path / "file" / "page.html", whole.settings)
+    with pytest.raises(StorageError, match="did you mean"):
+        write(whole.database, ["smal"], tmp_path / "page.html", whole.settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_best_of_the_page_is_the_best_of_the_storage(whole: Chain) -> None:
+    assert gather(whole.database, "small").best(1)[0].number == ranked(whole.search)[0].number

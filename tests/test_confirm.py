@@ -1,0 +1,114 @@
+"""Confirmation: the right candidates over new seeds, and what is said of them."""
+
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+
+from hpsearch import confirm
+from hpsearch.confirm import configuration
+from hpsearch.errors import StorageError, UsageError
+from hpsearch.recipe import Recipe
+from hpsearch.spec import parse
+from hpsearch.storage.open import create
+from hpsearch.storage.studies import RECIPE_KEY, create_study, load_study, ranked
+from tests.chain import SMALL, Chain
+
+
+def test_candidates_are_the_best_the_first_and_the_default(chain: Chain) -> None:
+    spec, best = chain.confirmation.spec, ranked(chain.search)
+    labels = [label for label, _ in spec.candidates]
+    wanted = [f"trial {trial.number}" + (" (first)" if trial.number == 0 else "") for trial in best[:2]]
+    assert labels[:2] == wanted
+    assert any(label == "trial 0 (first)" for label in labels)
+    assert labels[-1] == "default"
+    assert spec.candidates[0][1]["learning_rate"] == best[0].params["learning_rate"]
+    assert spec.candidates[-1][1]["learning_rate"] == 0.01  # Recipe's own
+    assert spec.pruner.name == "race"
+    assert not spec.space
+
+
+def test_seeds_are_new_and_paired(chain: Chain) -> None:
+    searched = [trial.user_attrs[RECIPE_KEY] for trial in chain.search.optuna_study.trials]
+    confirmed = [trial.user_attrs[RECIPE_KEY] for trial in chain.confirmation.optuna_study.trials]
+    assert len({recipe["seed"] for recipe in confirmed}) == 3
+    for name in ("seed", "stream_seed"):
+        assert not {recipe[name] for recipe in searched} & {recipe[name] for recipe in confirmed}
+    num = len(chain.confirmation.spec.candidates)
+    for block in range(3):
+        pair = confirmed[block * num : (block + 1) * num]
+        assert len({(recipe["seed"], recipe["stream_seed"]) for recipe in pair}) == 1
+
+
+def test_the_result_is_what_is_recorded(chain: Chain) -> None:
+    found = confirm.result(chain.confirmation)
+    assert found.finished
+    assert (found.seeds_done, found.num_seeds, found.confirms) == (3, 3, "small")
+    best = found.standings[0]
+    assert best.in_set
+    assert best.verdict == "best"
+    for one in found.standings:
+        recorded = [trial.value for trial in confirm.candidate_trials(chain.confirmation, one.number)]
+        assert list(one.values) == recorded[: one.over_seeds.num]
+        assert one.over_seeds.mean == pytest.approx(statistics.fmean(one.values))
+        assert one.over_seeds.low <= one.over_seeds.mean <= one.over_seeds.high
+        assert best.over_seeds.mean >= one.over_seeds.mean
+        if one.origin.value is not None:
+            assert one.luck is not None
+            assert one.luck.mean == pytest.approx(one.origin.value - one.over_seeds.mean)
+        if one is not best:
+            assert one.difference is not None
+            assert one.difference.mean == pytest.approx(best.over_seeds.mean - one.over_seeds.mean)
+    assert next(one for one in found.standings if one.label == "default").luck is None
+
+
+def test_of_a_loss_the_lowest_is_best_and_luck_is_still_what_was_promised_too_much(tmp_path: Path) -> None:
+    from tests.chain import make
+
+    with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
+        text = ("[budget]\ntrials = 4", '[objective]\nmetric = "validation_loss"\n[budget]\ntrials = 4')
+        loss = make(database, tmp_path, [text])
+        found = confirm.result(loss.confirmation)
+        means = [one.over_seeds.mean for one in found.standings if one.in_set]
+        assert means[0] == min(means)
+        assert all(one.over_seeds.low <= one.over_seeds.high for one in found.standings)
+        first = next(one for one in found.standings if one.origin.value is not None)
+        assert first.luck is not None
+        assert first.luck.mean == pytest.approx(first.over_seeds.mean - (first.origin.value or 0.0))
+
+
+def test_a_result_before_the_end(chain: Chain, tmp_path: Path) -> None:
+    with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
+        create_study(database, chain.confirmation.spec, "small-confirm")
+        found = confirm.result(load_study(database, "small-confirm"))
+        assert not found.finished
+        assert found.seeds_done == 0
+        assert all(math.isnan(one.over_seeds.mean) for one in found.standings)
+        assert {one.verdict for one in found.standings} == {"waits"}
+
+
+def test_what_cannot_be_confirmed(chain: Chain, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="exists already"):
+        confirm.create(chain.database, chain.search, 2, 3)
+    with pytest.raises(UsageError, match="searches nothing"):
+        confirm.create(chain.database, chain.confirmation, 2, 3)
+    with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
+        create_study(database, parse(SMALL, "small.toml"), "small")
+        with pytest.raises(UsageError, match="no trial has completed"):
+            confirm.create(database, load_study(database, "small"), 2, 3)
+
+
+def test_the_confirmation_of_another_study_of_that_name_is_refused(chain: Chain, tmp_path: Path) -> None:
+    with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
+        create_study(database, parse(SMALL, "small.toml"), "small")
+        create_study(database, chain.confirmation.spec, "small-confirm")
+        with pytest.raises(StorageError, match="does not confirm this"):
+            confirm.find(database, load_study(database, "small"))
+    assert confirm.find(chain.database, chain.search) is not None
+
+
+def test_a_configuration_leaves_out_seeds_and_what_is_absent() -> None:
+    found = configuration(Recipe("lenet", 3, seed=4, stream_seed=5))
+    assert not {"seed", "stream_seed", "model", "peak_learning_rate", "dropout"} & found.keys()
+    assert found["epochs"] == 3

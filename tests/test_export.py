@@ -1,0 +1,242 @@
+"""Exports: what is written can be checked, what is changed is noticed, and what is read predicts."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import hpsearch
+from hpsearch import catalogue, export_schema
+from hpsearch.errors import HpsearchError, UsageError
+from hpsearch.export import FILES, SUMS, export, pinned, read, verify
+from hpsearch.storage.open import create
+from hpsearch.storage.studies import create_study, load_study, ranked
+from hpsearch.trained import choose
+from tests.chain import Chain, silent
+
+
+@pytest.fixture(scope="module")
+def folder(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("exports") / "small"
+    export(chain.database, chain.search, 1, place, chain.settings, silent)
+    return place
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def test_an_export_checks(folder: Path, chain: Chain) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, SUMS])
+    said = verify(folder, chain.settings)
+    assert len(said) == 6
+    assert "validation accuracy" in said[-1]
+    done = subprocess.run(["sha256sum", "-c", SUMS], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_evidence_is_what_is_recorded(folder: Path, chain: Chain) -> None:
+    metrics, _, _ = read(folder)
+    winner = choose(chain.database, chain.search)[0]
+    assert metrics.label == winner.label
+    assert metrics.weights.validation_accuracy == pytest.approx(winner.middle.value)
+    assert metrics.confirmation is not None
+    values = [trial.value for trial in winner.trials]
+    assert metrics.confirmation.value.mean == pytest.approx(np.mean(values))
+    assert sorted(values)[1] == winner.middle.value  # the median of three
+    assert metrics.search is not None
+    assert (metrics.search.trials, metrics.search.complete, metrics.search.pruned_share) == (4, 4, 0.0)
+    assert metrics.test is None
+    card = (folder / "README.md").read_text()
+    assert "never opened" in card
+    assert metrics.data.fingerprint in card
+
+
+def test_metrics_keep_to_the_published_schema(folder: Path) -> None:
+    published = json.loads((Path(__file__).parents[1] / "docs" / "export.schema.json").read_text())
+    assert published == export_schema.schema()
+    jsonschema.Draft202012Validator.check_schema(published)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    jsonschema.validate(metrics, published)
+    metrics["weights"]["validation_accuracy"] = 2
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(metrics, published)
+
+
+def test_its_study_file_trains_the_same_again(folder: Path, chain: Chain, tmp_path: Path) -> None:
+    metrics, _, tensors = read(folder)
+    spec = catalogue.read(str(folder / "config.toml"))
+    with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
+        create_study(database, spec, "again")
+        again = Chain(database, replace(chain.settings, home=tmp_path))
+        again.work("again")
+        (trial,) = load_study(database, "again").optuna_study.trials
+        assert trial.value == metrics.weights.validation_accuracy
+        export(database, load_study(database, "again"), 1, tmp_path / "again", again.settings, silent)
+    _, _, twice = read(tmp_path / "again")
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, twice[name])
+
+
+def test_other_ranks_and_searches_without_confirmation(chain: Chain, tmp_path: Path) -> None:
+    second = export(chain.database, chain.search, 2, tmp_path / "second", chain.settings, silent)
+    assert second.rank == 2
+    assert second.label == choose(chain.database, chain.search)[1].label
+    with pytest.raises(UsageError, match="--rank 99"):
+        export(chain.database, chain.search, 99, tmp_path / "none", chain.settings, silent)
+    with pytest.raises(UsageError, match="exists already"):
+        export(chain.database, chain.search, 1, tmp_path / "second", chain.settings, silent)
+    with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
+        create_study(database, replace(chain.search.spec, name="bare"), "bare", 2)
+        bare = Chain(database, replace(chain.settings, home=tmp_path))
+        bare.work("bare")
+        made = export(database, load_study(database, "bare"), 1, tmp_path / "bare", bare.settings, silent)
+        assert made.confirmation is None
+        assert made.label == f"trial {ranked(load_study(database, 'bare'))[0].number}"
+    assert "partly luck" in (tmp_path / "bare" / "README.md").read_text()
+    assert not (tmp_path / "none").exists()
+
+
+# What is wrong with it
+
+
+def again_summed(place: Path, name: str, change: Callable[[bytes], bytes]) -> None:
+    """Change a file and its checksum, as somebody does who means to deceive, or a program of another version."""
+    content = change((place / name).read_bytes())
+    old = hashlib.sha256((place / name).read_bytes()).hexdigest()
+    (place / name).write_bytes(content)
+    sums = (place / SUMS).read_text().replace(old, hashlib.sha256(content).hexdigest())
+    (place / SUMS).write_text(sums)
+
+
+def edited(**changes: object) -> Callable[[bytes], bytes]:
+    return lambda content: json.dumps({**json.loads(content), **changes}).encode()
+
+
+@pytest.mark.parametrize("name", [*FILES])
+def test_one_byte_changed_is_noticed(name: str, copy: Path, chain: Chain) -> None:
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(UsageError, match=name) as error:
+        verify(copy, chain.settings)
+    assert "SHA-256" in str(error.value)
+    with pytest.raises(UsageError):
+        hpsearch.load_export(copy)
+
+
+@pytest.mark.parametrize("name", [*FILES, SUMS])
+def test_a_missing_file_is_named(name: str, copy: Path, chain: Chain) -> None:
+    (copy / name).unlink()
+    with pytest.raises(UsageError, match=name):
+        verify(copy, chain.settings)
+
+
+def test_a_newer_schema_is_named_as_such(copy: Path, chain: Chain) -> None:
+    again_summed(copy, "metrics.json", edited(schema_version=2, something_new=1))
+    with pytest.raises(UsageError, match="schema_version = 2 is newer"):
+        verify(copy, chain.settings)
+
+
+def test_claims_that_the_weights_do_not_keep(copy: Path, chain: Chain) -> None:
+    stated = json.loads((copy / "metrics.json").read_text())["weights"]
+    again_summed(copy, "metrics.json", edited(weights={**stated, "validation_accuracy": 0.123}))
+    with pytest.raises(UsageError, match=r"0\.1230 is stated"):
+        verify(copy, chain.settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "named"),
+    [
+        ("metrics.json", lambda _: b"[1, 2", "is no JSON"),
+        ("metrics.json", edited(unheard_of=1), "unheard_of"),
+        ("metrics.json", edited(label=3), "label"),
+        ("model.safetensors", lambda content: content[:100], "cannot be read"),
+        ("config.toml", lambda content: content + b"\n[", "not valid TOML"),
+        ("config.toml", lambda content: content.replace(b'"lenet"', b'"os:system"'), "os:system"),
+        ("config.toml", lambda content: content.replace(b"epochs = 3", b"epochs = 4"), "another configuration"),
+    ],
+)
+def test_other_content_with_right_sums(
+    name: str, change: Callable[[bytes], bytes], named: str, copy: Path, chain: Chain
+) -> None:
+    again_summed(copy, name, change)
+    with pytest.raises(HpsearchError, match=named) as error:
+        verify(copy, chain.settings)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_another_network_are_refused(copy: Path, chain: Chain) -> None:
+    from safetensors.torch import save
+
+    again_summed(copy, "model.safetensors", lambda _: save({"output.weight": torch.zeros(5, 84)}))
+    with pytest.raises(UsageError, match="do not fit the model lenet"):
+        verify(copy, chain.settings)
+
+
+def test_nothing_is_half_written(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.rename", full)
+        with pytest.raises(UsageError, match="No space left"):
+            export(chain.database, chain.search, 1, tmp_path / "out", chain.settings, silent)
+    assert list(tmp_path.iterdir()) == []
+
+
+# As a network
+
+
+def test_three_lines_of_a_notebook(folder: Path, chain: Chain) -> None:
+    network = hpsearch.load_export(folder)
+    logits = network(network.preprocess(Image.new("RGB", (50, 40), "white")))
+    assert logits.shape == (1, 5)
+    assert network.classes == ("0", "1", "2", "3", "4")
+    assert not network.training
+    dataset = catalogue_dataset(chain)
+    found = network.classify(np.array(dataset.validation_images))
+    right = [network.classes[label] for label in dataset.validation_labels.tolist()]
+    accuracy = float(np.mean([a == b for a, b in zip(found, right, strict=True)]))
+    assert accuracy == pytest.approx(network.metrics.weights.validation_accuracy)
+
+
+def catalogue_dataset(chain: Chain):  # type: ignore[no-untyped-def]
+    from hpsearch.trained import dataset_of
+
+    return dataset_of(chain.search.spec, chain.settings)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [np.zeros((2, 3, 16, 16), np.uint8), np.zeros((1, 16, 16), np.float32), np.zeros((16, 16), np.uint8)],
+    ids=["three channels", "floats", "no channels"],
+)
+def test_images_that_it_does_not_take(images: np.ndarray, folder: Path) -> None:
+    with pytest.raises(UsageError, match="must be uint8"):
+        hpsearch.load_export(folder).preprocess(images)
+
+
+def test_a_study_that_begins_with_it_keeps_its_weights(copy: Path, chain: Chain, tmp_path: Path) -> None:
+    from hpsearch import weights
+
+    spec = replace(chain.search.spec, model=chain.search.spec.model.model_copy(update={"export": str(copy)}))
+    held = pinned(spec, tmp_path)
+    assert held.model.export is not None
+    assert held.model.export.startswith("sha256:")
+    assert pinned(held, tmp_path) == held
+    shutil.rmtree(copy)
+    same, other = (weights.of_export(tmp_path, held.model.export, classes) for classes in ("01234", "56789"))
+    assert (same.foreign_head, other.foreign_head) == ("", "output")
+    with pytest.raises(UsageError, match="copy that folder"):
+        weights.of_export(tmp_path / "elsewhere", held.model.export, "01234")

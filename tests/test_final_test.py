@@ -1,0 +1,176 @@
+"""The final test: what it says is right, and it is recorded, once."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score, log_loss, precision_score, recall_score
+
+from hpsearch.data.images import Source
+from hpsearch.errors import DataError, StorageError, UsageError
+from hpsearch.final_test import final_test
+from hpsearch.scores import BINS, coarse, scores, summed
+from hpsearch.sealed.images import open_seal
+from hpsearch.spec import parse
+from hpsearch.storage import openings
+from hpsearch.storage.open import create
+from hpsearch.storage.studies import create_study, load_study
+from hpsearch.trained import choose, dataset_of, network
+from tests.chain import SMALL, Chain, make, silent
+
+
+def random_predictions(num: int = 400, classes: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 1, (num, classes))
+    labels = generator.integers(0, classes, num)
+    logits[np.arange(num), labels] += 1.0
+    found = np.exp(logits)
+    return found / found.sum(1, keepdims=True), labels
+
+
+def test_scores_are_scikit_learns() -> None:
+    probabilities, labels = random_predictions()
+    found, predicted = scores(probabilities, labels), probabilities.argmax(1)
+    assert found.accuracy == pytest.approx((predicted == labels).mean())
+    assert found.macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"))
+    np.testing.assert_allclose(found.recall, recall_score(labels, predicted, average=None))
+    np.testing.assert_allclose(found.precision, precision_score(labels, predicted, average=None))
+    assert found.log_loss == pytest.approx(log_loss(labels, probabilities))
+    assert np.sum(found.confusion) == len(labels)
+    assert found.confusion[2][3] == np.sum((labels == 2) & (predicted == 3))
+
+
+def test_calibration_error_by_its_definition() -> None:
+    probabilities, labels = random_predictions()
+    confidence, hits = probabilities.max(1), probabilities.argmax(1) == labels
+    expected = 0.0
+    for b in range(BINS):
+        inside = (confidence > b / BINS) & (confidence <= (b + 1) / BINS)
+        if inside.any():
+            expected += inside.mean() * abs(confidence[inside].mean() - hits[inside].mean())
+    assert scores(probabilities, labels).calibration_error == pytest.approx(expected)
+
+
+def test_a_perfectly_calibrated_coin_has_no_error() -> None:
+    probabilities = np.full((1000, 2), 0.5)
+    probabilities[:, 0] += 1e-9
+    labels = np.repeat([0, 1], 500)
+    assert scores(probabilities, labels).calibration_error == pytest.approx(0.0, abs=1e-6)
+
+
+def test_superclasses_forgive_what_stays_inside() -> None:
+    probabilities = np.eye(4)[[1, 0, 3, 0]]
+    labels = np.array([0, 1, 2, 3])
+    accuracy, confusion = coarse(probabilities, labels, np.array([0, 0, 1, 1]))
+    assert accuracy == 0.75
+    assert confusion == ((2, 0), (1, 1))
+    assert summed([confusion, confusion]) == ((4, 0), (2, 2))
+
+
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    folder = tmp_path_factory.mktemp("tested")
+    with create(f"sqlite:///{folder / 'study.db'}") as database:
+        made = make(database, folder)
+        yield made, final_test(database, made.search, made.settings, None, silent)
+
+
+def test_it_says_what_the_winner_does_on_the_test_images(tested: tuple[Chain, dict]) -> None:
+    chain, record = tested
+    winner = choose(chain.database, chain.search)[0]
+    assert record["result"]["label"] == winner.label
+    dataset = dataset_of(winner.study.spec, chain.settings)
+    sealed = open_seal(Source("digits:0-4", "0-4", None, chain.settings.home, 16), dataset.classes)
+    mean, std = torch.tensor(dataset.mean)[:, None, None], torch.tensor(dataset.std)[:, None, None]
+    images = (torch.from_numpy(sealed.images) / 255 - mean) / std
+    own = []
+    for trial in winner.trials:
+        model = network(winner.study, trial, dataset, chain.settings, silent)
+        with torch.inference_mode():
+            own.append((model(images).argmax(1).numpy() == sealed.labels).mean())
+    assert record["result"]["accuracy"]["values"] == pytest.approx(own)
+    assert record["result"]["accuracy"]["mean"] == pytest.approx(np.mean(own))
+    assert record["num_images"] == len(sealed.labels)
+    assert np.sum(record["result"]["confusion"]) == 3 * len(sealed.labels)
+    assert len(record["result"]["seeds"]) == 3
+
+
+def test_it_is_recorded_and_a_second_look_needs_a_reason(tested: tuple[Chain, dict]) -> None:
+    chain, record = tested
+    assert openings.openings(chain.database, chain.search)[0] == json.loads(json.dumps(record))
+    with pytest.raises(UsageError, match="opened on"):
+        final_test(chain.database, chain.search, chain.settings, None, silent)
+    assert len(openings.openings(chain.database, chain.search)) == 1
+    final_test(chain.database, chain.search, chain.settings, "a reviewer asked", silent)
+    records = openings.openings(chain.database, chain.search)
+    assert [one["again"] for one in records] == [None, "a reviewer asked"]
+    assert records[0]["result"] == records[1]["result"]
+    assert records[0]["time"] <= records[1]["time"]
+
+
+def test_of_two_who_open_at_once_one_is_refused(chain: Chain) -> None:
+    openings.begin(chain.database, chain.confirmation, 0, {"time": "now"})
+    with pytest.raises(StorageError, match="by somebody else"):
+        openings.begin(chain.database, chain.confirmation, 0, {"time": "now"})
+    openings.withdraw(chain.database, chain.confirmation, 0)
+    assert openings.openings(chain.database, chain.confirmation) == []
+
+
+def test_without_kept_weights_the_winner_trains_again_to_the_same(tested: tuple[Chain, dict], tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    chain, _ = tested
+    said: list[str] = []
+    winner = choose(chain.database, chain.search)[0]
+    dataset = dataset_of(winner.study.spec, chain.settings)
+    elsewhere = replace(chain.settings, home=tmp_path)
+    kept, again = (network(winner.study, winner.middle, dataset, s, said.append) for s in (chain.settings, elsewhere))
+    assert len(said) == 1
+    assert "trains once more" in said[0]
+    for name, tensor in kept.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name])
+
+
+def test_nothing_is_opened_for_an_unconfirmed_search(tmp_path: Path) -> None:
+    with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
+        create_study(database, parse(SMALL, "small.toml"), "small")
+        bare = Chain(database, make_settings(tmp_path))
+        bare.work("small")
+        with pytest.raises(UsageError, match="not confirmed"):
+            final_test(database, bare.search, bare.settings, None, silent)
+        from hpsearch import confirm
+
+        confirm.create(database, bare.search, 2, 2)
+        with pytest.raises(UsageError, match="not finished"):
+            final_test(database, bare.search, bare.settings, None, silent)
+        assert openings.openings(database, bare.search) == []
+
+
+def test_a_test_split_that_cannot_be_read_leaves_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
+        text = SMALL.partition("[space]")[0].replace('name = "small"', 'name = "plain"\nseeds = 2')
+        create_study(database, parse(text, "plain.toml"), "plain")
+        plain = Chain(database, make_settings(tmp_path))
+        plain.work("plain")
+        study = load_study(database, "plain")
+
+        def broken(*_: object) -> None:
+            raise DataError("digits: the test split is damaged")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("hpsearch.final_test.open_seal", broken)
+            with pytest.raises(DataError, match="damaged"):
+                final_test(database, study, plain.settings, None, silent)
+        assert openings.openings(database, study) == []
+        record = final_test(
+            database, study, plain.settings, None, silent
+        )  # a study of one recipe needs no confirmation
+        assert len(record["result"]["seeds"]) == 2
+
+
+def make_settings(home: Path):  # type: ignore[no-untyped-def]
+    from hpsearch.settings import Settings
+
+    return Settings(storage_url="", home=home, data_dir=None, device="cpu")
