@@ -19,6 +19,7 @@ LAYERS = {
     "space": 0,
     "events": 0,
     "interrupt": 0,
+    "mounts": 0,
     "settings": 1,
     "sections": 1,
     "relations": 1,
@@ -35,10 +36,11 @@ LAYERS = {
     "trial": 3,
     "worker": 3,
     "processes": 3,
+    "doctor": 3,
     "cli": 4,
     "__main__": 5,
 }
-MAY_IMPORT_OPTUNA = ("storage", "search", "trial", "worker", "cli")
+MAY_IMPORT_OPTUNA = ("storage", "search", "trial", "worker", "doctor", "cli")
 MAY_IMPORT_TORCH = ("models", "data", "train", "trial", "worker", "cli")
 
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "trials": ("hpsearch.cli.study:trials", "Show the trials of a study."),
     "best": ("hpsearch.cli.study:best", "Show the best configurations of a study, and what mattered."),
     "fsck": ("hpsearch.cli.fsck:fsck", "Check what is recorded about a study, and repair it."),
+    "doctor": ("hpsearch.cli.doctor:doctor", "Tell what would go wrong in a long run."),
     "dashboard": ("hpsearch.cli.dashboard:dashboard", "Browse the studies with optuna-dashboard (read-only)."),
     "validate": ("hpsearch.cli.validate:validate", "Name every mistake in a study file."),
 }

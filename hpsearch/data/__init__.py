@@ -11,3 +11,8 @@ DATASETS = {
 STAMPS = {
     "folder": "hpsearch.data.folder:stamp",
 }
+
+# data sets that are downloaded if they are not there -> a function (Source) -> where they are, or None
+PLACES = {
+    "cifar100": "hpsearch.data.cifar100:find",
+}

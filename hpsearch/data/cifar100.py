@@ -34,7 +34,7 @@ ARRAY_NAMES: dict[tuple[str, str], Any] = {  # what a pickled array names, by Nu
 def read_train(source: Source) -> RawImages:
     """The 50,000 training images (N, 3, image_size, image_size), from `data_dir`, `download_dir` or the network."""
     refuse_argument(source)
-    place = _find(source) or _download(source)
+    place = find(source) or _download(source)
     train = _unpickle(_checked(place, "train", TRAIN_MD5))
     meta = _unpickle(_checked(place, "meta", META_MD5))
     images = np.asarray(train["data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
@@ -42,7 +42,7 @@ def read_train(source: Source) -> RawImages:
     return RawImages(resized(images, source.image_size), labels, tuple(meta["fine_label_names"]))
 
 
-def _find(source: Source) -> Path | None:
+def find(source: Source) -> Path | None:
     """The folder cifar-100-python, or the archive of that name, in one of the two places."""
     for parent in (source.data_dir, source.download_dir):
         if parent is None:
