@@ -59,8 +59,9 @@ def clock_offset_seconds(connection: Connection) -> float:
 
 def version(connection: Connection) -> tuple[str, tuple[int, ...]]:
     """Name and version of the database."""
-    known: tuple[int, ...] = connection.dialect.server_version_info or ()  # type: ignore[attr-defined]
-    return {"sqlite": "SQLite", "postgresql": "PostgreSQL"}[connection.dialect.name], tuple(known)
+    known = connection.dialect.server_version_info or ()
+    name = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}[connection.dialect.name]
+    return name, tuple(part for part in known if isinstance(part, int))
 
 
 def refuses_writing(connection: Connection) -> str:
