@@ -7,6 +7,7 @@
         ├── StudyFileError        a study file, or a --set that changes it
         ├── DataError             a data set that is missing, broken or unsuited
         └── StorageError          a storage URL that cannot be opened, a study that is not there
+            └── StorageEmpty      a storage in which no study was ever created
 
 A message says what was given, where, the rule (or the choices), and what to do next.
 """
@@ -51,3 +52,7 @@ class DataError(UsageError):
 
 class StorageError(UsageError):
     """A storage that cannot be opened, or a study that it does not hold."""
+
+
+class StorageEmpty(StorageError):
+    """A storage that can be reached, but in which no study was ever created."""

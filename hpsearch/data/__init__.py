@@ -13,3 +13,8 @@ STAMPS = {
     "folder": "hpsearch.data.folder:stamp",
     "stl5": "hpsearch.data.stl5:stamp",
 }
+
+# data sets that are downloaded if they are not there -> a function (Source) -> where they are, or None
+PLACES = {
+    "cifar100": "hpsearch.data.cifar100:find",
+}

@@ -43,10 +43,10 @@ def read_train(source: Source) -> RawImages:
 
 def official_file(source: Source, name: str, md5: str) -> dict[str, Any]:
     """The dictionary in one of the official files; DataError if it is missing or its MD5 is another."""
-    return _unpickle(_checked(_find(source) or _download(source), name, md5))
+    return _unpickle(_checked(find(source) or _download(source), name, md5))
 
 
-def _find(source: Source) -> Path | None:
+def find(source: Source) -> Path | None:
     """The folder cifar-100-python, or the archive of that name, in one of the two places."""
     for parent in (source.data_dir, source.download_dir):
         if parent is None:

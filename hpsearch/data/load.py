@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from hpsearch.data import DATASETS, STAMPS
+from hpsearch.data import DATASETS, PLACES, STAMPS
 from hpsearch.data.images import Images, Labels, RawImages, Source, split_name
 from hpsearch.data.split import VALIDATION_SEED, VALIDATION_SHARE, split_rows
 from hpsearch.errors import DataError
@@ -67,6 +67,23 @@ def load(name: str, *, data_dir: Path | None, cache_dir: Path, image_size: int =
             return cached or _build(place, name, _checked(read(source), name))
     except OSError as error:
         raise DataError(_write_problem(name, cache_dir, error)) from error
+
+
+def at_hand(name: str, *, data_dir: Path | None, cache_dir: Path, image_size: int = 32) -> str:
+    """Where `load` would find the data set without a network, in words; empty if it would have to download it.
+
+    Nothing is downloaded or decoded. Raises DataError.
+    """
+    base, argument = split_name(name)
+    _, stamp = _functions(base, name)
+    source = Source(name, argument, data_dir, cache_dir / "downloads", image_size)
+    place = cache_dir / _key(source, base, stamp(source))
+    if _open(place, name):
+        return f"decoded in {place}"
+    if base in PLACES:
+        found = _attribute(PLACES[base])(source)
+        return f"in {found}" if found else ""
+    return f"in {argument}" if argument and base == "folder" else "comes with its package"
 
 
 def _functions(base: str, name: str) -> tuple[Callable[[Source], RawImages], Callable[[Source], str]]:

@@ -16,7 +16,7 @@ from optuna.storages._rdb import models
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import URL, make_url
 
-from hpsearch.errors import StorageError
+from hpsearch.errors import StorageEmpty, StorageError
 from hpsearch.settings import redact
 from hpsearch.storage import tables
 
@@ -87,11 +87,38 @@ def connect(url: str) -> Database:
     with _readable_errors(parsed):
         missing = parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file()
         if missing or not _has_tables(parsed):
-            raise StorageError(
+            raise StorageEmpty(
                 f"{redact(url)} holds no studies yet: create one with `hpsearch create-study NAME`, "
                 "or name another storage with --storage or HPSEARCH_STORAGE"
             )
         return _open(parsed, make_tables=False)
+
+
+@contextmanager
+def reach(url: str) -> Iterator[Engine]:
+    """The database at `url` whatever it holds, for `hpsearch doctor`; a SQLite file must exist.
+
+    Raises:
+        StorageError: the URL has no known form, or the database cannot be reached.
+    """
+    parsed = _parse(url)
+    engine = _engine(parsed)
+    try:
+        with _readable_errors(parsed):
+            engine.connect().close()
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def file_of(url: str) -> Path | None:
+    """The file of a SQLite URL; None for another database.
+
+    Raises:
+        StorageError: the URL has no known form.
+    """
+    parsed = _parse(url)
+    return Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
 
 
 def _parse(url: str) -> URL:

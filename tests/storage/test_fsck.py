@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -392,6 +393,25 @@ def test_a_trial_that_is_being_trained_is_never_touched(sandbox: Sandbox) -> Non
     trial = next(trial for trial in sandbox.trials() if trial._trial_id == sandbox.ids[ABANDONED])
     assert (trial.number, list(trial.intermediate_values)) == (3, [2])
     sandbox.report(sandbox.leases[ABANDONED], 3)  # and its worker may still write
+
+
+def test_a_study_that_is_being_trained_looks_whole_at_every_moment(sandbox: Sandbox) -> None:
+    lease, done = sandbox.leases[ABANDONED], threading.Event()
+
+    def train() -> None:
+        for _ in range(60):
+            sandbox.report(lease, 3)
+            ledger.cut_back(sandbox.database, lease, 2)
+        done.set()
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    checked = 0
+    while not done.is_set():
+        assert sandbox.fsck() == Report(6, (), ())
+        checked += 1
+    thread.join()
+    assert checked > 3
 
 
 def test_whoever_lost_a_trial_that_was_mended_cannot_write_about_it(sandbox: Sandbox) -> None:
