@@ -154,7 +154,10 @@ def test_factored_gradients_change_nothing(model: str, clip_norm: float, monkeyp
         torch.testing.assert_close(
             torch.as_tensor(factored.state()[name]), torch.as_tensor(tensor), rtol=1e-4, atol=1e-5
         )
+    state = factored.state()
     straight = factored.run_epoch()
+    factored.restore(state)
+    assert numbers(factored.run_epoch()) == numbers(straight)
     resumed = program(chosen)
     resumed.restore(program(chosen).state() | plain.state())
     assert resumed.run_epoch().training_loss == pytest.approx(straight.training_loss, rel=1e-4)
