@@ -4,7 +4,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpsearch.errors import UsageError
@@ -26,6 +26,7 @@ class Settings:
     lease_seconds: how long a worker may be silent before another takes its trial (HPSEARCH_LEASE_SECONDS).
     checkpoint_seconds: how much training a killed worker may lose (HPSEARCH_CHECKPOINT_SECONDS; 0: one epoch).
     storage_wait_seconds: how long a worker waits for a storage that is away (HPSEARCH_STORAGE_WAIT_SECONDS).
+    dashboard_token: what opens the dashboard (HPSEARCH_DASHBOARD_TOKEN; None: see `hpsearch dashboard --help`).
     """
 
     storage_url: str
@@ -35,6 +36,7 @@ class Settings:
     lease_seconds: float = 120.0
     checkpoint_seconds: float = 30.0
     storage_wait_seconds: float = 300.0
+    dashboard_token: str | None = field(default=None, repr=False)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -49,6 +51,7 @@ class Settings:
             lease_seconds=_seconds(environment, "HPSEARCH_LEASE_SECONDS", cls.lease_seconds),
             checkpoint_seconds=_seconds(environment, "HPSEARCH_CHECKPOINT_SECONDS", cls.checkpoint_seconds),
             storage_wait_seconds=_seconds(environment, "HPSEARCH_STORAGE_WAIT_SECONDS", cls.storage_wait_seconds),
+            dashboard_token=environment.get("HPSEARCH_DASHBOARD_TOKEN") or None,
         )
 
 

@@ -36,10 +36,11 @@ LAYERS = {
     "trial": 3,
     "worker": 3,
     "processes": 3,
+    "web": 3,
     "cli": 4,
     "__main__": 5,
 }
-MAY_IMPORT_OPTUNA = ("storage", "search", "trial", "worker", "cli")
+MAY_IMPORT_OPTUNA = ("storage", "search", "trial", "worker", "web", "cli")
 MAY_IMPORT_TORCH = ("models", "data", "train", "trial", "worker", "cli")
 
 
