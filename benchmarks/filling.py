@@ -7,7 +7,6 @@ import math
 import random
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the code beside this file, not an installed one
@@ -161,7 +160,7 @@ def curve(recipe: dict[str, object], epoch: int, epochs: int, number: int) -> di
 def made_up(database: Database, name: str, num_trials: int, epochs: int, *, prune: bool = True) -> MadeUp:
     """A new study without trials."""
     spec: StudySpec = parse(STUDY.format(name="made-up", epochs=epochs, trials=num_trials), "made-up")
-    create_study(database, replace(spec, name=name), name)
+    create_study(database, spec, name)
     return MadeUp(database, load_study(database, name), prune=prune)
 
 

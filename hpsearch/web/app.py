@@ -11,9 +11,8 @@ from flask import Flask, Response, abort, redirect, render_template, request, ur
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
-from hpsearch.settings import Settings
 from hpsearch.storage import fleet
-from hpsearch.storage.open import FAULTS, connect
+from hpsearch.storage.open import FAULTS, Database
 from hpsearch.storage.studies import LoadedStudy
 from hpsearch.web import study_pages, trial_pages, words
 from hpsearch.web.access import SESSION_SECONDS, Access, Sessions
@@ -27,14 +26,15 @@ Context = dict[str, Any]
 Make = Callable[[bool], tuple[Context, Context]]  # with figures or without: the values of the parts, the figures
 
 
-def make_app(settings: Settings, access: Access, sessions: Sessions) -> Flask:
+def make_app(database: Database, access: Access, sessions: Sessions) -> Flask:
     """The application; it answers under OWN."""
     app = Flask("hpsearch.web", static_url_path=f"{OWN}/static")
     app.jinja_env.filters |= {
         name: getattr(words, name) for name in ("number", "metric", "share", "spoken", "duration", "moment", "plural")
     }
+    app.url_map.merge_slashes = False  # or a path with %2f in it would be sent elsewhere
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
-    pages = Pages(Source(connect(settings.storage_url)), Live())
+    pages = Pages(Source(database), Live())
     routes: dict[str, Callable[..., AnyResponse]] = {
         "/": pages.studies,
         "/study/<int:study_id>": pages.study,

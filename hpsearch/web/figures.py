@@ -19,6 +19,7 @@ MAX_EPOCHS_DRAWN = 60  # points of one curve
 MAX_DOTS = 1500  # of the history
 SIDE_BY_SIDE = ("first", "second", "third", "fourth")
 CURVES = ("training_loss", "validation_loss", "training_accuracy", "validation_accuracy")
+WHOLE, MAX_TICKS = ("epoch", "trial"), 10  # axes of whole numbers, and how many of them have a tick each
 SIGNIFICANT = 5  # digits of a curve's values: more cannot be seen and double what is sent
 
 Curves = Mapping[int, Sequence[tuple[Any, ...]]]
@@ -70,7 +71,7 @@ def curves(drawn: Sequence[TrialRow], best: TrialRow | None, values: Curves, col
     members: dict[str, list[TrialRow]] = {role: [] for role in groups}
     for trial in drawn:
         members[_role(trial, best)].append(trial)
-    traces = []
+    traces: list[dict[str, Any]] = []
     for role, title in groups.items():
         x: list[Any] = []
         y: list[Any] = []
@@ -86,7 +87,7 @@ def curves(drawn: Sequence[TrialRow], best: TrialRow | None, values: Curves, col
                 {"type": "scatter", "mode": "lines", "name": label, "x": x, "y": y, "customdata": numbers}
                 | {"meta": {"role": role}, "hovertemplate": "trial %{customdata}, epoch %{x}: %{y}<extra></extra>"}
             )
-    return _figure(traces, x="epoch", y=spoken(name), percent=name.endswith("accuracy"))
+    return _figure(traces, x="epoch", y="", percent=name.endswith("accuracy"), layout={"showlegend": False})
 
 
 def rungs(trials: Sequence[TrialRow], epochs_of_rungs: Iterable[int], last_epoch: int) -> Figure:
@@ -145,7 +146,7 @@ def parallel(
         trace["meta"]["at"] = round(height if maximize else 1 - height, 3)
         traces.append(trace | {"hoverinfo": "text", "text": f"trial {trial.number}: {written(value, name)}"})
     ends = [(0.0, written(low, name)), (1.0, written(high, name))] if shown else []
-    titles = [*(spoken(key) for key, _ in axes), spoken(name)]
+    titles = [spoken(key).replace(" ", "<br>") for key in (*space, name)]
     layout = {
         "showlegend": False,
         "xaxis": {"tickvals": list(range(len(titles))), "ticktext": titles, "range": [-0.3, len(axes) + 0.3]},
@@ -162,7 +163,7 @@ def side_by_side(named: Sequence[tuple[str, Sequence[tuple[Any, ...]]]], column:
         | {"hovertemplate": f"epoch %{{x}}: %{{y}}<extra>{plain(label)}</extra>"}
         for role, (label, points) in zip(SIDE_BY_SIDE, named, strict=False)
     ]
-    return _figure(traces, x="epoch", y=spoken(name), percent=name.endswith("accuracy"))
+    return _figure(traces, x="epoch", y="", percent=name.endswith("accuracy"), layout={"showlegend": False})
 
 
 def of_trial(
@@ -248,8 +249,10 @@ def _figure(
     traces: Sequence[Mapping[str, Any]], x: str, y: str, percent: bool = False, layout: Mapping[str, Any] | None = None
 ) -> Figure:
     axes: dict[str, Any] = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}}
+    if x in WHOLE and max((at or 0 for trace in traces for at in trace["x"]), default=0) <= MAX_TICKS:
+        axes["xaxis"]["dtick"] = 1  # no half epochs
     if percent:
-        axes["yaxis"]["tickformat"] = ".0%"
+        axes["yaxis"] |= {"tickformat": ".2~%", "hoverformat": ".2%"}
     for key, value in (layout or {}).items():
         axes[key] = axes[key] | value if key in axes else value
     return {"traces": list(traces), "layout": axes}

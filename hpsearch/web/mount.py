@@ -45,6 +45,10 @@ class OptunaDashboard:
             return self._page(environ, start_response)
         return self._application(environ, start_response)
 
+    def close(self) -> None:
+        """Close the database's connections."""
+        self._database.close()
+
     def _open(self) -> tuple[Database, Application]:
         database = connect(self._url)
         return database, optuna_dashboard.wsgi(database.storage, self._artifact_store)
@@ -54,6 +58,7 @@ class OptunaDashboard:
             with self._database.engine.connect() as connection:
                 now = _identities(connection)
             if any(now.get(study_id) != created for study_id, created in self._known.items()):
+                self._database.close()
                 self._database, self._application = self._open()
             self._known = now
 

@@ -1,7 +1,8 @@
 """The dashboard's server: optuna-dashboard at `/`, hpsearch's pages under `/hpsearch/`, the guard in front of both."""
 
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from optuna.artifacts import FileSystemArtifactStore
@@ -10,6 +11,7 @@ from waitress.server import create_server
 
 from hpsearch.errors import UsageError
 from hpsearch.settings import Settings
+from hpsearch.storage.open import connect
 from hpsearch.web.access import Access, Sessions
 from hpsearch.web.app import make_app
 from hpsearch.web.guard import Application, Environ, Guard, is_own
@@ -23,21 +25,27 @@ PATIENCE_SECONDS = 30  # how long a connection may be silent, or a request take 
 MAX_CONNECTIONS = 200
 
 
-def application(settings: Settings, access: Access) -> Application:
-    """Both applications behind the guard, as one for any WSGI server."""
+@contextmanager
+def application(settings: Settings, access: Access) -> Iterator[Application]:
+    """Both applications behind the guard, as one for any WSGI server; at its end, their databases are closed."""
     sessions = Sessions(access.token)
     artifacts = settings.home / "artifacts"
     artifacts.mkdir(parents=True, exist_ok=True)
     store = FileSystemArtifactStore(str(artifacts))
+    database = connect(settings.storage_url)
+    own = make_app(database, access, sessions)
     theirs = OptunaDashboard(settings.storage_url, store, allow_write=access.allow_write)
-    own = make_app(settings, access, sessions)
 
     def both(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         chosen: Any = own if is_own(environ["PATH_INFO"]) else theirs
         answer: Iterable[bytes] = chosen(environ, start_response)
         return answer
 
-    return Guard(both, access, sessions)
+    try:
+        yield Guard(both, access, sessions)
+    finally:
+        theirs.close()
+        database.close()
 
 
 def listen(host: str, port: int) -> socket.socket:

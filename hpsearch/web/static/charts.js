@@ -41,7 +41,7 @@ window.charts = (() => {
     if (trace.type === "bar") painted.marker = { color: paper };
     else if (trace.mode === "markers") painted.marker = { color: paper, size: role === "faint" ? 5 : 6 };
     else {
-      painted.line = { ...trace.line, color: paper, width: strong ? 2.2 : 1 };
+      painted.line = { ...trace.line, color: paper, width: strong ? 2.2 : role === "plain" ? 1.3 : 1 };
       painted.opacity = role === "plain" ? 0.65 : 1;
       if (trace.x.length === 1) Object.assign(painted, { mode: "markers", marker: { color: paper, size: 7 } });
     }
@@ -53,6 +53,7 @@ window.charts = (() => {
     const ink = colour("ink"), soft = colour("soft"), rule = colour("rule");
     const axis = {
       gridcolor: rule, linecolor: rule, zerolinecolor: rule, tickfont: { color: soft, size: 12 }, automargin: true,
+      exponentformat: "e", minexponent: 5, separatethousands: true,
       title: { font: { color: soft, size: 12 }, standoff: 8 },
     };
     const merged = (one) => ({ ...axis, ...one, title: { ...axis.title, ...(one || {}).title } });
@@ -60,7 +61,7 @@ window.charts = (() => {
       ...given,
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, sans-serif", color: ink, size: 13 },
-      margin: { l: 12, r: 12, t: 30, b: 12 },
+      margin: { l: 12, r: 12, t: given.showlegend === false ? 12 : 30, b: 12 },
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 12, color: soft } },
       hoverlabel: { bgcolor: colour("raised"), bordercolor: rule, font: { color: ink, size: 12 } },
       hovermode: given.hovermode || "closest",
