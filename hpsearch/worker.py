@@ -3,6 +3,7 @@
 With `trial.py` the place where the search and the training half meet.
 """
 
+import contextlib
 import os
 import random
 import secrets
@@ -85,8 +86,8 @@ def run(
             lease = hand.assignments[0].lease
             outcome = yield from run_trial(bench, hand.assignments[0])
         except FAULTS as error:
-            yield WorkerWarned(f"the storage does not answer ({_first_line(error)}); waiting for it")
-            _wait_for_storage(bench)
+            yield _warning(error)
+            _wait_for_storage(database, settings, interruption)
             if lease is not None:
                 ledger.release(database, [(lease, study.spec.max_epochs)], "the storage did not answer")
             continue
@@ -99,22 +100,26 @@ def run(
             )
 
 
-def _wait_for_storage(bench: Bench) -> None:
+def _wait_for_storage(database: Database, settings: Settings, interruption: Interruption) -> None:
     """Wait until the storage answers again, with growing pauses.
 
     Raises:
         StorageAway: it did not within the time that the settings give it, or the process was asked to stop.
     """
-    deadline = time.monotonic() + bench.settings.storage_wait_seconds
+    deadline = time.monotonic() + settings.storage_wait_seconds
     pause = STORAGE_PAUSE_SECONDS
-    while not bench.session.database.answers():
-        if bench.interruption.requested or time.monotonic() + pause > deadline:
+    while not database.answers():
+        if interruption.requested or time.monotonic() + pause > deadline:
             raise StorageAway(
-                f"the storage has not answered for {bench.settings.storage_wait_seconds:.0f} s; what was trained is in "
-                f"{bench.checkpoints.place}; run the same command again when it is back"
+                f"the storage has not answered for {settings.storage_wait_seconds:.0f} s; what was trained is in the "
+                "checkpoints; run the same command again when it is back"
             )
         time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 -- so that many workers do not come back in one moment
         pause = min(2 * pause, MAX_STORAGE_PAUSE_SECONDS)
+
+
+def _warning(error: Exception) -> WorkerWarned:
+    return WorkerWarned(f"the storage does not answer ({_first_line(error)}); waiting for it")
 
 
 def _first_line(error: Exception) -> str:
@@ -162,21 +167,26 @@ def _serve(
 ) -> Iterator[Event]:
     left, idle = limits.max_trials, _Idle(database, settings, limits)
     while not interruption.requested and left != 0:
-        name, reason = _next_study(database, study_name)
-        if name is None:
-            if not idle.goes_on(reason):
-                yield WorkerLeft(reason.sentence)
-                break
-            continue
-        for event in run(database, name, settings, interruption, left):
-            yield event
-            if left is not None:
-                left -= isinstance(event, TrialEnded) and event.state != TrialState.WAITING.name
+        try:
+            name, nothing = _next_study(database, study_name)
+            if name is None:
+                if not idle.goes_on(nothing):
+                    yield WorkerLeft(nothing.sentence)
+                    break
+                continue
+            for event in run(database, name, settings, interruption, left):
+                yield event
+                if left is not None:
+                    left -= isinstance(event, TrialEnded) and event.state != TrialState.WAITING.name
+        except FAULTS as error:
+            yield _warning(error)
+            _wait_for_storage(database, settings, interruption)
         idle = _Idle(database, settings, limits)
     else:
         asked = interruption.requested
         yield WorkerLeft("interrupted" if asked else f"{limits.max_trials} trials done, as asked", interrupted=asked)
-    fleet.leave(database, myself(settings))
+    with contextlib.suppress(*FAULTS):
+        fleet.leave(database, myself(settings))
 
 
 @dataclass(frozen=True)

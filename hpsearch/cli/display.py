@@ -1,5 +1,6 @@
 """What a person sees while workers run: a live table in a terminal, plain lines elsewhere, the result at the end."""
 
+import contextlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpsearch.cli.tables import duration
-from hpsearch.errors import EXIT_FAILED, EXIT_INTERRUPTED
+from hpsearch.errors import EXIT_FAILED, EXIT_INTERRUPTED, StorageError
 from hpsearch.events import (
     EpochDone,
     Event,
@@ -136,7 +137,8 @@ def show(events: Iterable[tuple[int, Event | WorkerExited]], settings: Settings)
     for message in dict.fromkeys(failure.message for failure in watch.failures):
         click.echo(f"hpsearch: {message}", err=True)
     if watch.study:
-        _show_result(watch, settings)
+        with contextlib.suppress(StorageError):  # it is away: that has been said
+            _show_result(watch, settings)
     return watch.exit_code()
 
 
