@@ -4,22 +4,22 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 
 NARROW, WIDE = (400, 860), (1600, 1000)  # CSS pixels
 SCHEMES = ("light", "dark")
+AXE = Path(__file__).parents[2] / ".venv" / "axe" / "node_modules" / "axe-core" / "axe.min.js"
+GRAVE = ("serious", "critical")
 
 
 def missing() -> str:
     """What is missing for a browser, as a sentence; empty if all is there."""
     absent = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
-    if not absent:
-        return ""
-    return (
-        f"{' and '.join(absent)} not found: `make browser` installs them, or `apt-get install chromium chromium-driver`"
-    )
+    absent += [] if AXE.is_file() else ["axe-core"]
+    return f"{' and '.join(absent)} not found: `make browser` installs it" if absent else ""
 
 
 @contextmanager
@@ -59,6 +59,18 @@ def look(driver: Chrome, size: tuple[int, int], scheme: str) -> None:
 def complaints(driver: Chrome) -> list[str]:
     """What the browser's console has said since the last look: errors and warnings."""
     return [entry["message"] for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+
+
+def faults(driver: Chrome) -> list[str]:
+    """What axe-core finds grave about the page's accessibility: rule, element, and why."""
+    driver.execute_script(AXE.read_text())
+    found = driver.execute_async_script("const done = arguments[0]; axe.run().then((found) => done(found.violations));")
+    return [
+        f"{rule['id']}: {node['target']}: {node['failureSummary']}"
+        for rule in found
+        if rule["impact"] in GRAVE
+        for node in rule["nodes"]
+    ]
 
 
 def hosts(driver: Chrome) -> set[str]:
