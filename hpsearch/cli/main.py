@@ -25,7 +25,7 @@ COMMANDS = {
     "status": ("hpsearch.cli.study:status", "Show how far a study is."),
     "trials": ("hpsearch.cli.study:trials", "Show the trials of a study."),
     "best": ("hpsearch.cli.study:best", "Show the best configurations of a study, and what mattered."),
-    "dashboard": ("hpsearch.cli.dashboard:dashboard", "Browse the studies with optuna-dashboard (read-only)."),
+    "dashboard": ("hpsearch.cli.dashboard:dashboard", "Browse the studies: live pages, and optuna-dashboard."),
     "validate": ("hpsearch.cli.validate:validate", "Name every mistake in a study file."),
 }
 

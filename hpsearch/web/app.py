@@ -12,7 +12,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
 from hpsearch.storage import fleet
-from hpsearch.storage.open import FAULTS, Database
+from hpsearch.storage.open import FAULTS
 from hpsearch.storage.studies import LoadedStudy
 from hpsearch.web import study_pages, trial_pages, words
 from hpsearch.web.access import SESSION_SECONDS, Access, Sessions
@@ -26,7 +26,7 @@ Context = dict[str, Any]
 Make = Callable[[bool], tuple[Context, Context]]  # with figures or without: the values of the parts, the figures
 
 
-def make_app(database: Database, access: Access, sessions: Sessions) -> Flask:
+def make_app(source: Source, access: Access, sessions: Sessions) -> Flask:
     """The application; it answers under OWN."""
     app = Flask("hpsearch.web", static_url_path=f"{OWN}/static")
     app.jinja_env.filters |= {
@@ -34,7 +34,7 @@ def make_app(database: Database, access: Access, sessions: Sessions) -> Flask:
     }
     app.url_map.merge_slashes = False  # or a path with %2f in it would be sent elsewhere
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
-    pages = Pages(Source(database), Live())
+    pages = Pages(source, Live())
     routes: dict[str, Callable[..., AnyResponse]] = {
         "/": pages.studies,
         "/study/<int:study_id>": pages.study,

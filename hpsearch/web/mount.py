@@ -10,14 +10,16 @@ import optuna_dashboard
 from optuna.trial import TrialState
 from sqlalchemy import Connection, func, select
 
-from hpsearch.storage.open import Database, connect
+from hpsearch.storage.open import connect
 from hpsearch.storage.studies import CREATED_KEY
 from hpsearch.storage.tables import PARAMS, STUDIES, STUDY_USER_ATTRIBUTES, TRIALS
 from hpsearch.web.guard import OWN, Application, Environ
+from hpsearch.web.notes import AnnotatedStorage, Notes
 
 MAX_CONTOUR_CELLS = 2_000_000  # about 20 bytes each in the answer, three times that in memory
 MAX_RANK_POINTS = 500_000  # about 60 bytes each in the answer
 PLOT = re.compile(r"/api/studies/(\d+)/plot/(contour|rank)")
+STUDY = re.compile(r"/api/studies/(\d+)")
 PAGE = re.compile(r"/dashboard(/.*)?")
 
 
@@ -28,10 +30,10 @@ class OptunaDashboard:
     everything that was cached of it is opened anew.
     """
 
-    def __init__(self, url: str, artifact_store: Any, *, allow_write: bool) -> None:
+    def __init__(self, url: str, artifact_store: Any, notes: Notes, *, allow_write: bool) -> None:
         self._url, self._artifact_store, self._allow_write = url, artifact_store, allow_write
-        self._lock = threading.Lock()
-        self._database, self._application = self._open()
+        self._notes, self._lock = notes, threading.Lock()
+        self._open()
         self._known: dict[int, str] = {}
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -41,6 +43,8 @@ class OptunaDashboard:
             self._renew()
             if (sentence := self._too_costly(path)) is not None:
                 return _reason(start_response, "422 Unprocessable Content", sentence)
+        shown = STUDY.fullmatch(path)
+        self._storage.look_at(int(shown[1]) if shown else None)
         if environ["REQUEST_METHOD"] == "GET" and PAGE.fullmatch(path):
             return self._page(environ, start_response)
         return self._application(environ, start_response)
@@ -49,9 +53,10 @@ class OptunaDashboard:
         """Close the database's connections."""
         self._database.close()
 
-    def _open(self) -> tuple[Database, Application]:
-        database = connect(self._url)
-        return database, optuna_dashboard.wsgi(database.storage, self._artifact_store)
+    def _open(self) -> None:
+        self._database = connect(self._url)
+        self._storage = AnnotatedStorage(self._database.storage, self._notes.of)
+        self._application: Application = optuna_dashboard.wsgi(self._storage, self._artifact_store)
 
     def _renew(self) -> None:
         with self._lock:
@@ -59,7 +64,7 @@ class OptunaDashboard:
                 now = _identities(connection)
             if any(now.get(study_id) != created for study_id, created in self._known.items()):
                 self._database.close()
-                self._database, self._application = self._open()
+                self._open()
             self._known = now
 
     def _too_costly(self, path: str) -> str | None:

@@ -16,6 +16,8 @@ from hpsearch.web.access import Access, Sessions
 from hpsearch.web.app import make_app
 from hpsearch.web.guard import Application, Environ, Guard, is_own
 from hpsearch.web.mount import OptunaDashboard
+from hpsearch.web.notes import Notes
+from hpsearch.web.source import Source
 
 THREADS = 8
 MAX_HEADER_BYTES = 32 * 1024
@@ -33,8 +35,9 @@ def application(settings: Settings, access: Access) -> Iterator[Application]:
     artifacts.mkdir(parents=True, exist_ok=True)
     store = FileSystemArtifactStore(str(artifacts))
     database = connect(settings.storage_url)
-    own = make_app(database, access, sessions)
-    theirs = OptunaDashboard(settings.storage_url, store, allow_write=access.allow_write)
+    source = Source(database)
+    own = make_app(source, access, sessions)
+    theirs = OptunaDashboard(settings.storage_url, store, Notes(source), allow_write=access.allow_write)
 
     def both(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         chosen: Any = own if is_own(environ["PATH_INFO"]) else theirs

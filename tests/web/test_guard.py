@@ -26,6 +26,7 @@ from hpsearch.storage.studies import study_names
 from hpsearch.web import server
 from hpsearch.web.access import Access, Sessions, choose_token
 from hpsearch.web.app import make_app
+from hpsearch.web.source import Source
 from tests.postgres import PostgresServer
 from tests.web.serving import HOST, TOKEN, Opener, local, serving, settings_for
 
@@ -42,7 +43,7 @@ def ask(asker: Client, method: str, path: str, headers: dict[str, str] | None = 
 def own_paths(settings: Settings) -> list[str]:
     """A path for every route of hpsearch's pages."""
     with create(settings.storage_url) as database:
-        rules = list(make_app(database, local(), Sessions(None)).url_map.iter_rules())
+        rules = list(make_app(Source(database), local(), Sessions(None)).url_map.iter_rules())
     fill = {"study_id": "1", "number": "0", "filename": "live.js"}
     return sorted({re.sub(r"<(?:\w+:)?(\w+)>", lambda found: fill[found[1]], rule.rule) for rule in rules})
 
