@@ -1,10 +1,10 @@
-# make demo | test | soak | lint | docs: each installs what it needs into .venv first (Python 3.11 or newer as `python3`).
+# make demo | test | browser | soak | lint | docs: each installs what it needs into .venv first (Python 3.11 or newer as `python3`).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := storage/demo
 
-.PHONY: demo test soak lint docs wheel clean
+.PHONY: demo test browser soak lint docs wheel clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -18,8 +18,14 @@ demo: $(VENV)/ready
 	HPSEARCH_HOME=$(DEMO) HPSEARCH_STORAGE=sqlite:///$(DEMO)/hpsearch.db $(BIN)/hpsearch worker quickstart --device cpu --workers 2
 	HPSEARCH_HOME=$(DEMO) HPSEARCH_STORAGE=sqlite:///$(DEMO)/hpsearch.db $(BIN)/hpsearch status quickstart
 
+# Without a browser the tests of the dashboard's pages are skipped, and say so.
 test: $(VENV)/ready
+	-tests/web/install.sh
 	$(BIN)/python -m pytest
+
+# Chromium, its driver and axe-core, for the tests of the dashboard's pages.
+browser: $(VENV)/ready
+	tests/web/install.sh
 
 # 200 trials with 8 workers that are killed, stopped and restarted all the time; many minutes.
 soak: $(VENV)/ready

@@ -44,6 +44,7 @@ Completion of commands, options and study names: put `eval "$(_HPSEARCH_COMPLETE
 | `HPSEARCH_LEASE_SECONDS` | how long a worker may be silent before another one takes its trial; default 120 |
 | `HPSEARCH_CHECKPOINT_SECONDS` | how much training a killed worker may lose; default 30, 0 means one epoch |
 | `HPSEARCH_STORAGE_WAIT_SECONDS` | how long a worker waits for a storage that does not answer; default 300 |
+| `HPSEARCH_DASHBOARD_TOKEN` | what opens the dashboard, 12 characters or more; without it, a new one at every start |
 | `HPSEARCH_DEVICE` | what `--device` is if it is not given; default `auto` |"""
 
 STUDIES = """# Study files

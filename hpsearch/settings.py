@@ -4,7 +4,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpsearch.errors import UsageError
@@ -28,6 +28,7 @@ class Settings:
     checkpoint_seconds: how much training a killed worker may lose (HPSEARCH_CHECKPOINT_SECONDS; 0: one epoch).
     lanes: how many trials a worker trains at once (None: one on a CPU, as many as pay on a GPU).
     storage_wait_seconds: how long a worker waits for a storage that is away (HPSEARCH_STORAGE_WAIT_SECONDS).
+    dashboard_token: what opens the dashboard (HPSEARCH_DASHBOARD_TOKEN; None: see `hpsearch dashboard --help`).
     """
 
     storage_url: str
@@ -39,6 +40,7 @@ class Settings:
     storage_wait_seconds: float = 300.0
     lanes: int | None = None
     artifacts: str = ""
+    dashboard_token: str | None = field(default=None, repr=False)
 
     @property
     def checkpoints(self) -> str:
@@ -59,6 +61,7 @@ class Settings:
             checkpoint_seconds=_seconds(environment, "HPSEARCH_CHECKPOINT_SECONDS", cls.checkpoint_seconds),
             storage_wait_seconds=_seconds(environment, "HPSEARCH_STORAGE_WAIT_SECONDS", cls.storage_wait_seconds),
             artifacts=environment.get("HPSEARCH_ARTIFACTS") or "",
+            dashboard_token=environment.get("HPSEARCH_DASHBOARD_TOKEN") or None,
         )
 
 

@@ -53,6 +53,7 @@ LAYERS = {
     "scores": 0,
     "transfer": 3,
     "report": 3,
+    "web": 3,
     "cli": 4,
     "__main__": 5,
 }
@@ -70,7 +71,7 @@ JOIN = (
     "report",
     "cli",
 )
-MAY_IMPORT_OPTUNA = ("storage", "search", "confirm", *JOIN)
+MAY_IMPORT_OPTUNA = ("storage", "search", "confirm", "web", *JOIN)
 MAY_IMPORT_TORCH = ("models", "data", "train", "weights", *JOIN)
 
 

@@ -1,56 +1,41 @@
-"""`hpsearch dashboard`: optuna-dashboard on this machine, for reading only."""
-
-import socket
-from collections.abc import Callable, Iterable
-from typing import Any
+"""`hpsearch dashboard`: the studies in a browser, for reading unless it is started with --allow-write."""
 
 import click
 
-from hpsearch.cli.options import open_database, storage_option
+from hpsearch.cli.options import settings_from, storage_option
 
 LOOPBACK = "127.0.0.1"
 
-Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
-
 
 @click.command()
+@click.option("--host", default=LOOPBACK, show_default=True, help="The address to listen at; others need a token.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True)
+@click.option("--allow-write", is_flag=True, help="Let people pause, resume and stop studies, and change them.")
+@click.option("--public-url", metavar="URL", help="How browsers reach it through a proxy: https://search.example.org")
+@click.option("--open", "open_browser", is_flag=True, help="Open it in this machine's browser.")
 @storage_option
-def dashboard(port: int, storage: str | None) -> None:
-    """Browse the studies with optuna-dashboard, on this machine and read-only."""
-    import optuna_dashboard
-    import waitress
+def dashboard(
+    host: str, port: int, allow_write: bool, public_url: str | None, open_browser: bool, storage: str | None
+) -> None:
+    """Browse the studies: hpsearch's own pages, and optuna-dashboard.
 
-    from hpsearch.errors import UsageError
-
-    application = optuna_dashboard.wsgi(open_database(storage).storage)
-    try:
-        listener = socket.create_server((LOOPBACK, port))
-    except OSError as error:
-        raise UsageError(f"--port {port}: {error.strerror}; choose another port") from error
-    server = waitress.create_server(read_only(application, port), sockets=[listener])
-    click.echo(f"http://{LOOPBACK}:{port}/ (read-only; Ctrl-C ends it)")
-    server.run()
-
-
-def read_only(application: Application, port: int) -> Application:
-    """The application without its writing half, and for this machine's browsers only.
-
-    optuna-dashboard has neither sign-in nor Host check: without this, any web page could delete a study.
+    On this machine alone it needs no sign-in. At any other address people give a token: that in
+    HPSEARCH_DASHBOARD_TOKEN, or one that is made and printed when it starts.
     """
-    hosts = {f"{name}:{port}" for name in (LOOPBACK, "localhost")}
+    from hpsearch.web.access import Access, choose_token
+    from hpsearch.web.server import application, listen, make_server
 
-    def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            return _refuse(start_response, "405 Method Not Allowed", "this dashboard is read-only")
-        if environ.get("HTTP_HOST") not in hosts:
-            return _refuse(start_response, "403 Forbidden", "this dashboard answers to its own machine only")
-        environ.setdefault("HTTP_ACCEPT_ENCODING", "identity")  # without it optuna-dashboard's /static answers 500
-        return application(environ, start_response)
-
-    return guarded
-
-
-def _refuse(start_response: Callable[..., Any], status: str, sentence: str) -> Iterable[bytes]:
-    start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
-    return [sentence.encode()]
+    settings = settings_from(storage)
+    token = choose_token(host, public_url, settings.dashboard_token)
+    access = Access(host, port, token, allow_write, public_url)
+    listener = listen(host, port)
+    both = click.get_current_context().with_resource(application(settings, access))
+    server = make_server(both, listener, access)
+    address = public_url or f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    what = "changes allowed" if allow_write else "read-only"
+    click.echo(f"{address.rstrip('/')}/hpsearch/ ({what}; optuna-dashboard at {address.rstrip('/')}/; Ctrl-C ends it)")
+    if token is not None and token != settings.dashboard_token:
+        click.echo(f"token: {token}")
+    if open_browser:
+        click.launch(f"{address.rstrip('/')}/hpsearch/")
+    server.run()

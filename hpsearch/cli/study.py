@@ -102,15 +102,23 @@ def list_studies(storage: str | None, as_json: bool) -> None:
 
 @click.command()
 @click.argument("study", shell_complete=complete_recorded)
+@click.option("--watch", "watching", is_flag=True, help="Keep showing it, until it has finished or Ctrl-C.")
 @storage_option
 @json_option
-def status(study: str, storage: str | None, as_json: bool) -> None:
+def status(study: str, watching: bool, storage: str | None, as_json: bool) -> None:
     """Show how far a study is."""
     from hpsearch.storage import fleet
     from hpsearch.storage.events import events
     from hpsearch.storage.studies import progress
 
     database, loaded = _load(study, storage)
+    if watching:
+        if as_json:
+            raise click.UsageError("--watch is for people and --json for machines: leave out one of them")
+        from hpsearch.cli.watch import watch
+
+        watch(database, loaded)
+        return
     summary, now = _summary(database, study), progress(database, loaded)
     workers, happened = fleet.workers(database, loaded.study_id), events(database, loaded.study_id, last=5)
     if as_json:

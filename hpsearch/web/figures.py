@@ -1,0 +1,269 @@
+"""Figures as Plotly traces without colours: the browser paints them, light or dark, by the role in each trace's `meta`.
+
+Roles: faint (pruned and failed), plain (complete), running, best, and first to fourth for things side by side.
+However many trials there are, a figure draws a few hundred of them: the best, those that run, and an even sample.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from hpsearch.space import Choice, Float, Parameter
+from hpsearch.web.queries import TrialRow
+from hpsearch.web.words import metric as written
+from hpsearch.web.words import number, spoken
+
+MAX_CURVES = 200
+MAX_BEST, MAX_RUNNING = 50, 64  # of those
+MAX_EPOCHS_DRAWN = 60  # points of one curve
+MAX_DOTS = 1500  # of the history
+SIDE_BY_SIDE = ("first", "second", "third", "fourth")
+CURVES = ("training_loss", "validation_loss", "training_accuracy", "validation_accuracy")
+WHOLE, MAX_TICKS = ("epoch", "trial"), 10  # axes of whole numbers, and how many of them have a tick each
+SIGNIFICANT = 5  # digits of a curve's values: more cannot be seen and double what is sent
+
+Curves = Mapping[int, Sequence[tuple[Any, ...]]]
+Figure = dict[str, Any]
+
+
+def chosen(trials: Sequence[TrialRow], maximize: bool) -> tuple[list[TrialRow], TrialRow | None]:
+    """The trials whose curves are drawn, by number, and the best complete one."""
+    ranking = ranked(trials, maximize)
+    if len(trials) <= MAX_CURVES:
+        return [trial for trial in trials if trial.epoch], next(iter(ranking), None)
+    picked = {trial.number: trial for trial in ranking[:MAX_BEST]}
+    picked |= {trial.number: trial for trial in [t for t in trials if t.state == "RUNNING"][:MAX_RUNNING]}
+    others = [trial for trial in trials if trial.epoch and trial.number not in picked]
+    picked |= {trial.number: trial for trial in evenly(others, MAX_CURVES - len(picked))}
+    return [picked[key] for key in sorted(picked)], next(iter(ranking), None)
+
+
+def ranked(trials: Iterable[TrialRow], maximize: bool) -> list[TrialRow]:
+    """The complete trials, the best first."""
+    sign = -1.0 if maximize else 1.0
+    complete = [trial for trial in trials if trial.state == "COMPLETE" and trial.value is not None]
+    return sorted(complete, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
+
+
+def history(trials: Sequence[TrialRow], name: str, maximize: bool) -> Figure:
+    """The objective over trial numbers, and the best so far."""
+    valued = [trial for trial in trials if trial.value is not None and math.isfinite(trial.value)]
+    complete = [trial for trial in valued if trial.state == "COMPLETE"]
+    stopped = [trial for trial in valued if trial.state == "PRUNED"]
+    records: list[TrialRow] = []
+    for trial in complete:
+        if not records or (trial.value > records[-1].value if maximize else trial.value < records[-1].value):  # type: ignore[operator]
+            records.append(trial)
+    traces = [
+        _dots("stopped early", "faint", evenly(stopped, MAX_DOTS)),
+        _dots("complete", "plain", evenly(complete, MAX_DOTS)),
+    ]
+    if records:
+        last = trials[-1].number
+        steps = [*((t.number, t.value) for t in records), (last, records[-1].value)]
+        traces.append(_line("best so far", "best", steps) | {"line": {"shape": "hv"}, "hoverinfo": "skip"})
+    return _figure([t for t in traces if t["x"]], x="trial", y=spoken(name), percent=name.endswith("accuracy"))
+
+
+def curves(drawn: Sequence[TrialRow], best: TrialRow | None, values: Curves, column: int, name: str) -> Figure:
+    """One metric over epochs: the best strongest, those that run, complete ones, and faint those that were stopped."""
+    groups = {"faint": "stopped early", "plain": "complete", "running": "running", "best": ""}
+    members: dict[str, list[TrialRow]] = {role: [] for role in groups}
+    for trial in drawn:
+        members[_role(trial, best)].append(trial)
+    traces: list[dict[str, Any]] = []
+    for role, title in groups.items():
+        x: list[Any] = []
+        y: list[Any] = []
+        numbers: list[Any] = []
+        for trial in members[role]:
+            points = thinned(values.get(trial.trial_id, ()))
+            x += [*(point[0] for point in points), None]
+            y += [*(_rounded(point[column]) for point in points), None]
+            numbers += [*(trial.number for _ in points), None]
+        if x:
+            label = title or f"best: trial {best.number}" if best else title
+            traces.append(
+                {"type": "scatter", "mode": "lines", "name": label, "x": x, "y": y, "customdata": numbers}
+                | {"meta": {"role": role}, "hovertemplate": "trial %{customdata}, epoch %{x}: %{y}<extra></extra>"}
+            )
+    return _figure(traces, x="epoch", y="", percent=name.endswith("accuracy"), layout={"showlegend": False})
+
+
+def rungs(trials: Sequence[TrialRow], epochs_of_rungs: Iterable[int], last_epoch: int) -> Figure:
+    """How many trials reached each rung, and how many went on from there."""
+    rows = [*sorted(epochs_of_rungs), last_epoch]
+    reached = [sum(trial.epoch >= rung for trial in trials) for rung in rows]
+    went_on = [
+        sum(trial.epoch > rung or (trial.epoch == rung and trial.state == "COMPLETE") for trial in trials)
+        for rung in rows
+    ]
+    labels = [f"epoch {rung}" for rung in rows]
+    stopped = [a - b for a, b in zip(reached, went_on, strict=True)]
+    groups = (("went on or finished", "best", went_on), ("stopped there, or not decided yet", "faint", stopped))
+    bars: list[dict[str, Any]] = [
+        {"type": "bar", "name": title, "x": labels, "y": y, "meta": {"role": role}} for title, role, y in groups
+    ]
+    hover: dict[str, Any] = {"hovertemplate": "%{x}: %{y} trials<extra>%{fullData.name}</extra>"}
+    return _figure([bar | hover for bar in bars if any(reached)], x="", y="trials", layout={"barmode": "stack"})
+
+
+def importances(shares: Mapping[str, float]) -> Figure:
+    """Shares of the hyperparameters, the largest on top."""
+    names = list(shares)[::-1]
+    bar: dict[str, Any] = {
+        "type": "bar",
+        "orientation": "h",
+        "y": [spoken(name) for name in names],
+        "x": [shares[n] for n in names],
+    }
+    bar |= {"meta": {"role": "plain"}, "name": "importance", "hovertemplate": "%{y}: %{x:.1%}<extra></extra>"}
+    layout = {"xaxis": {"tickformat": ".0%", "rangemode": "tozero"}, "showlegend": False, "rows": len(names)}
+    return _figure([bar], x="importance", y="", layout=layout)
+
+
+def parallel(
+    drawn: Sequence[TrialRow],
+    recipes: Mapping[int, Mapping[str, Any]],
+    space: Mapping[str, Parameter],
+    name: str,
+    maximize: bool,
+) -> Figure:
+    """One line per trial across the searched hyperparameters to its value, the worst first.
+
+    Lines and not Plotly's own parallel coordinates: those need WebGL, and scripts made from texts.
+    """
+    shown = [trial for trial in ranked(drawn, maximize)[::-1] if trial.trial_id in recipes]
+    values = [trial.value or 0.0 for trial in shown]
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    axes = [(key, _scale(space[key], [recipes[trial.trial_id].get(key) for trial in shown])) for key in space]
+    traces = []
+    for trial, value in zip(shown, values, strict=True):
+        recipe, height = recipes[trial.trial_id], (value - low) / ((high - low) or 1.0)
+        places = [(index, scale.place(recipe.get(key))) for index, (key, scale) in enumerate(axes)]
+        points = [*((index, round(place, 4)) for index, place in places if place is not None), (len(axes), height)]
+        trace = _line(str(trial.number), "scale", points)
+        trace["meta"]["at"] = round(height if maximize else 1 - height, 3)
+        traces.append(trace | {"hoverinfo": "text", "text": f"trial {trial.number}: {written(value, name)}"})
+    ends = [(0.0, written(low, name)), (1.0, written(high, name))] if shown else []
+    titles = [spoken(key).replace(" ", "<br>") for key in (*space, name)]
+    layout = {
+        "showlegend": False,
+        "xaxis": {"tickvals": list(range(len(titles))), "ticktext": titles, "range": [-0.3, len(axes) + 0.3]},
+        "yaxis": {"visible": False, "range": [-0.06, 1.06]},
+        "scales": [*(scale.labels for _, scale in axes), ends],
+    }
+    return _figure(traces, x="", y="", layout=layout)
+
+
+def side_by_side(named: Sequence[tuple[str, Sequence[tuple[Any, ...]]]], column: int, name: str) -> Figure:
+    """One metric of a few trials, each in its own colour."""
+    traces = [
+        _line(label, role, [(point[0], _rounded(point[column])) for point in thinned(points)])
+        | {"hovertemplate": f"epoch %{{x}}: %{{y}}<extra>{plain(label)}</extra>"}
+        for role, (label, points) in zip(SIDE_BY_SIDE, named, strict=False)
+    ]
+    return _figure(traces, x="epoch", y="", percent=name.endswith("accuracy"), layout={"showlegend": False})
+
+
+def of_trial(
+    points: Sequence[tuple[Any, ...]], columns: Sequence[tuple[int, str, str]], y: str, percent: bool
+) -> Figure:
+    """Metrics of one trial over its epochs: (column, label, role) of each."""
+    traces = [
+        _line(label, role, [(p[0], _rounded(p[column])) for p in thinned(points)]) for column, label, role in columns
+    ]
+    hover = {"hovertemplate": "epoch %{x}: %{y}<extra>%{fullData.name}</extra>"}
+    single = {"showlegend": len(traces) > 1}
+    return _figure([trace | hover for trace in traces], x="epoch", y=y, percent=percent, layout=single)
+
+
+def thinned(points: Sequence[tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:
+    """As many points as a screen can tell apart, the first and the last among them."""
+    return evenly(points, MAX_EPOCHS_DRAWN)
+
+
+def evenly(things: Sequence[Any], most: int) -> Sequence[Any]:
+    """At most so many of them, evenly spread, the first and the last among them."""
+    if len(things) <= most:
+        return things
+    if most < 2:
+        return things[:most]
+    return [things[round(index * (len(things) - 1) / (most - 1))] for index in range(most)]
+
+
+class _Scale:
+    """One axis of the parallel coordinates: 0 at the bottom, 1 at the top, with a few labels."""
+
+    def __init__(self, values: Sequence[float], labels: Sequence[str], log: bool, names: Sequence[Any]) -> None:
+        self._values, self._log, self._names = values, log, list(names)
+        self.labels = [(self.place(value), label) for value, label in zip(names or values, labels, strict=True)]
+
+    def place(self, value: Any) -> float | None:
+        """Where a value lies; None for a hyperparameter that the trial does not have."""
+        if value is None:
+            return None
+        if self._names:
+            return self._names.index(value) / max(1, len(self._names) - 1) if value in self._names else None
+        low, high = (math.log(v) if self._log else v for v in (self._values[0], self._values[-1]))
+        at = math.log(value) if self._log else value
+        return (at - low) / ((high - low) or 1.0)
+
+
+def _scale(parameter: Parameter, values: Sequence[Any]) -> _Scale:
+    if isinstance(parameter, Choice):
+        return _Scale([], [plain(number(c)) for c in parameter.choices], False, parameter.choices)
+    known = [value for value in values if value is not None]
+    factor = isinstance(parameter, Float) and parameter.times is not None
+    ends = (min(known), max(known)) if factor and known else (parameter.low, parameter.high)
+    return _Scale(ends, [number(end) for end in ends], parameter.log, [])
+
+
+def _role(trial: TrialRow, best: TrialRow | None) -> str:
+    if best is not None and trial.number == best.number:
+        return "best"
+    return {"RUNNING": "running", "COMPLETE": "plain"}.get(trial.state, "faint")
+
+
+def _dots(name: str, role: str, trials: Sequence[TrialRow]) -> dict[str, Any]:
+    x, y = [trial.number for trial in trials], [_rounded(trial.value) for trial in trials]
+    hover = "trial %{x}: %{y}<extra>%{fullData.name}</extra>"
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": x,
+        "y": y,
+        "meta": {"role": role},
+        "hovertemplate": hover,
+    }
+
+
+def _line(name: str, role: str, points: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
+    pairs = list(points)
+    x, y = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    return {"type": "scatter", "mode": "lines", "name": plain(name), "x": x, "y": y, "meta": {"role": role}}
+
+
+def _figure(
+    traces: Sequence[Mapping[str, Any]], x: str, y: str, percent: bool = False, layout: Mapping[str, Any] | None = None
+) -> Figure:
+    axes: dict[str, Any] = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}}
+    if x in WHOLE and max((at or 0 for trace in traces for at in trace["x"]), default=0) <= MAX_TICKS:
+        axes["xaxis"]["dtick"] = 1  # no half epochs
+    if percent:
+        axes["yaxis"] |= {"tickformat": ".2~%", "hoverformat": ".2%"}
+    for key, value in (layout or {}).items():
+        axes[key] = axes[key] | value if key in axes else value
+    return {"traces": list(traces), "layout": axes}
+
+
+def _rounded(value: float | None) -> float | None:
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.{SIGNIFICANT}g}")
+
+
+def plain(text: str) -> str:
+    """A label without what Plotly would take for markup."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("%{", "% {")

@@ -1,0 +1,133 @@
+"""optuna-dashboard at `/`: as it is, but for what would cost gigabytes, and with a way to hpsearch's own pages."""
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import optuna_dashboard
+from optuna.trial import TrialState
+from sqlalchemy import Connection, func, select
+
+from hpsearch.storage.open import connect
+from hpsearch.storage.studies import CREATED_KEY
+from hpsearch.storage.tables import PARAMS, STUDIES, STUDY_USER_ATTRIBUTES, TRIALS
+from hpsearch.web.guard import OWN, Application, Environ
+from hpsearch.web.notes import AnnotatedStorage, Notes
+
+MAX_CONTOUR_CELLS = 2_000_000  # about 20 bytes each in the answer, three times that in memory
+MAX_RANK_POINTS = 500_000  # about 60 bytes each in the answer
+PLOT = re.compile(r"/api/studies/(\d+)/plot/(contour|rank)")
+STUDY = re.compile(r"/api/studies/(\d+)")
+PAGE = re.compile(r"/dashboard(/.*)?")
+
+
+class OptunaDashboard:
+    """optuna-dashboard over a cached storage of its own.
+
+    Optuna's cache goes by study ids, which SQLite gives again after a study has been deleted: then the storage and
+    everything that was cached of it is opened anew.
+    """
+
+    def __init__(self, url: str, artifact_store: Any, notes: Notes, *, allow_write: bool) -> None:
+        self._url, self._artifact_store, self._allow_write = url, artifact_store, allow_write
+        self._notes, self._lock = notes, threading.Lock()
+        self._open()
+        self._known: dict[int, str] = {}
+
+    def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer one request."""
+        path = environ["PATH_INFO"].rstrip("/")
+        if path.startswith(("/api/", "/csv/")):
+            self._renew()
+            if (sentence := self._too_costly(path)) is not None:
+                return _reason(start_response, "422 Unprocessable Content", sentence)
+        shown = STUDY.fullmatch(path)
+        self._storage.look_at(int(shown[1]) if shown else None)
+        if environ["REQUEST_METHOD"] == "GET" and PAGE.fullmatch(path):
+            return self._page(environ, start_response)
+        return self._application(environ, start_response)
+
+    def close(self) -> None:
+        """Close the database's connections."""
+        self._database.close()
+
+    def _open(self) -> None:
+        self._database = connect(self._url)
+        self._storage = AnnotatedStorage(self._database.storage, self._notes.of)
+        self._application: Application = optuna_dashboard.wsgi(self._storage, self._artifact_store)
+
+    def _renew(self) -> None:
+        with self._lock:
+            with self._database.engine.connect() as connection:
+                now = _identities(connection)
+            if any(now.get(study_id) != created for study_id, created in self._known.items()):
+                self._database.close()
+                self._open()
+            self._known = now
+
+    def _too_costly(self, path: str) -> str | None:
+        """Why a figure is not drawn, if it would be too large for a browser, and for this server."""
+        found = PLOT.fullmatch(path)
+        if found is None:
+            return None
+        with self._database.engine.connect() as connection:
+            distinct = _distinct_values(connection, int(found[1]))
+        names, num = len(distinct), max(distinct, default=0)
+        if found[2] == "contour":
+            cells = sum(distinct) ** 2 - sum(count**2 for count in distinct)
+            too_many, what = cells > MAX_CONTOUR_CELLS, f"{cells:,} cells"
+        else:
+            too_many, what = names**2 * num > MAX_RANK_POINTS, f"{names**2 * num:,} points"
+        if not too_many:
+            return None
+        instead = f"see {OWN}/study/{found[1]} for parallel coordinates and importances, or Slice"
+        return f"The {found[2]} plot of this study would have {what}, more than a browser can draw; {instead}."
+
+    def _page(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """The page that all of optuna-dashboard runs in, with a link to hpsearch's pages."""
+        started: list[Any] = []
+
+        def collect(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> None:
+            started[:] = [status, headers]
+
+        parts = self._application(environ, collect)
+        try:
+            body = b"".join(parts)
+        finally:
+            getattr(parts, "close", lambda: None)()
+        status, headers = started
+        if status.startswith("200"):
+            body = body.replace(b"</body>", self._links().encode() + b"</body>")
+        kept = [
+            (name, value) for name, value in headers if name.lower() not in ("content-length", "last-modified", "etag")
+        ]
+        start_response(status, [*kept, ("Content-Length", str(len(body)))])
+        return [body]
+
+    def _links(self) -> str:
+        sheets = ["optuna.css"] if self._allow_write else ["optuna.css", "optuna-read-only.css"]
+        links = [f'<link rel="stylesheet" href="{OWN}/static/{sheet}">' for sheet in sheets]
+        return "".join([*links, f'<script defer src="{OWN}/static/optuna.js"></script>'])
+
+
+def _identities(connection: Connection) -> dict[int, str]:
+    """Every study's id, with what tells it apart from another one that had the same id."""
+    of_study, created = STUDY_USER_ATTRIBUTES, STUDY_USER_ATTRIBUTES.c.key == CREATED_KEY
+    joined = select(STUDIES.c.study_id, STUDIES.c.study_name, of_study.c.value_json)
+    joined = joined.outerjoin(of_study, (of_study.c.study_id == STUDIES.c.study_id) & created)
+    return {study_id: f"{name} {text}" for study_id, name, text in connection.execute(joined)}
+
+
+def _distinct_values(connection: Connection, study_id: int) -> list[int]:
+    """How many values of each parameter the complete trials have."""
+    joined = select(func.count(PARAMS.c.param_value.distinct())).join(TRIALS, TRIALS.c.trial_id == PARAMS.c.trial_id)
+    complete = joined.where(TRIALS.c.study_id == study_id, TRIALS.c.state == TrialState.COMPLETE)
+    return list(connection.scalars(complete.group_by(PARAMS.c.param_name)))
+
+
+def _reason(start_response: Callable[..., Any], status: str, sentence: str) -> Iterable[bytes]:
+    body = json.dumps({"reason": sentence}).encode()
+    start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+    return [body]

@@ -1,0 +1,210 @@
+"""What the pages show, read in bulk: a few statements for each, whatever the number of trials."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from optuna.storages._rdb import models
+from optuna.trial import TrialState
+from sqlalchemy import Connection, func, select
+
+from hpsearch.storage import leases, snapshot
+from hpsearch.storage.ledger import REASON_KEY, TRACEBACK_KEY
+from hpsearch.storage.studies import CREATED_KEY, RECIPE_KEY
+from hpsearch.storage.tables import (
+    CONTROL,
+    EPOCHS,
+    EVENTS,
+    LEASES,
+    STUDIES,
+    STUDY_USER_ATTRIBUTES,
+    TRIALS,
+    VALUES,
+    WORKERS,
+)
+
+ENDED = ("COMPLETE", "PRUNED", "FAIL")
+ALIVE_SECONDS = 60.0  # a worker gives a sign every second or after each epoch; after so long it counts as silent
+
+
+class TrialRow(NamedTuple):
+    """One trial as the database has it; `epoch` is the last recorded one, `seconds` the device time spent on it."""
+
+    trial_id: int
+    number: int
+    state: str
+    value: float | None
+    epoch: int
+    seconds: float
+    owner: str | None
+    owners: int  # how many workers have had it
+    crashes: int
+
+    @property
+    def ended(self) -> bool:
+        """Whether nobody will train it any more."""
+        return self.state in ENDED
+
+
+class Listed(NamedTuple):
+    """A study of the database; `created` is empty if hpsearch did not make it."""
+
+    study_id: int
+    name: str
+    created: str
+
+
+@dataclass(frozen=True)
+class WorkerRow:
+    """A worker, and what people want of its study."""
+
+    owner: str
+    host: str
+    process: int
+    device: str
+    study_id: int | None
+    study: str | None
+    state: str
+    wanted: str | None
+    trials: int
+    images_per_second: float
+    storage_share: float
+    started_seconds: float  # since it started
+    silent_seconds: float
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has given a sign lately."""
+        return self.silent_seconds < ALIVE_SECONDS
+
+    @property
+    def answer(self) -> str:
+        """What the worker has made of what people want."""
+        if not self.alive:
+            return "silent"
+        if self.wanted == "paused":
+            return "has paused" if self.state == "paused" else "pauses after this epoch"
+        if self.wanted == "stopped":
+            return "leaves after this epoch"
+        return "resumes" if self.state == "paused" else "as asked"
+
+
+def studies(connection: Connection) -> list[Listed]:
+    """All studies, the newest first."""
+    created = STUDY_USER_ATTRIBUTES
+    joined = select(STUDIES.c.study_id, STUDIES.c.study_name, func.coalesce(created.c.value_json, "")).outerjoin(
+        created, (created.c.study_id == STUDIES.c.study_id) & (created.c.key == CREATED_KEY)
+    )
+    return [Listed(*row) for row in connection.execute(joined.order_by(STUDIES.c.study_id.desc()))]
+
+
+def trials(connection: Connection, study_id: int) -> list[TrialRow]:
+    """Every trial of the study, by number."""
+    columns = (TRIALS.c.trial_id, TRIALS.c.number, TRIALS.c.state, VALUES.c.value, VALUES.c.value_type)
+    lease = (LEASES.c.epoch, LEASES.c.seconds, LEASES.c.owner, LEASES.c.token, LEASES.c.crashes)
+    joined = select(*columns, *lease).outerjoin(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id)
+    joined = joined.outerjoin(VALUES, (VALUES.c.trial_id == TRIALS.c.trial_id) & (VALUES.c.objective == 0))
+    back = models.TrialValueModel.stored_repr_to_value
+    return [
+        TrialRow(
+            i, number, state.name, None if kind is None else back(value, kind), epoch or 0, s or 0.0, o, t or 0, c or 0
+        )
+        for i, number, state, value, kind, epoch, s, o, t, c in connection.execute(
+            joined.where(TRIALS.c.study_id == study_id).order_by(TRIALS.c.number)
+        )
+    ]
+
+
+def epochs(connection: Connection, trial_ids: Iterable[int], names: Sequence[str]) -> dict[int, list[tuple[Any, ...]]]:
+    """(epoch, *metrics) of these trials, in order; a metric that was not finite is None."""
+    found: dict[int, list[tuple[Any, ...]]] = {}
+    columns = [EPOCHS.c[name] for name in names]
+    for ids in snapshot.batches(trial_ids):
+        statement = select(EPOCHS.c.trial_id, EPOCHS.c.epoch, *columns).where(EPOCHS.c.trial_id.in_(ids))
+        for trial_id, *row in connection.execute(statement.order_by(EPOCHS.c.trial_id, EPOCHS.c.epoch)):
+            found.setdefault(trial_id, []).append(tuple(row))
+    return found
+
+
+def last_epochs(connection: Connection, trial_ids: Iterable[int]) -> dict[int, dict[str, Any]]:
+    """The last recorded epoch of these trials, with every metric."""
+    found: dict[int, dict[str, Any]] = {}
+    for ids in snapshot.batches(trial_ids):
+        last = (LEASES.c.trial_id == EPOCHS.c.trial_id) & (LEASES.c.epoch == EPOCHS.c.epoch)
+        for row in connection.execute(select(EPOCHS).join(LEASES, last).where(EPOCHS.c.trial_id.in_(ids))):
+            found[row.trial_id] = dict(row._mapping)
+    return found
+
+
+def recipes(connection: Connection, trial_ids: Iterable[int]) -> dict[int, dict[str, Any]]:
+    """What these trials train with."""
+    found: dict[int, dict[str, Any]] = {}
+    for ids in snapshot.batches(trial_ids):
+        found |= snapshot.user_attribute(connection, RECIPE_KEY, TRIALS.c.trial_id.in_(ids))
+    return found
+
+
+def endings(connection: Connection, trial_ids: Iterable[int]) -> dict[int, tuple[str, str]]:
+    """Why these trials ended before their last epoch, and the traceback of an exception; both may be empty."""
+    of_them = TRIALS.c.trial_id.in_(list(trial_ids))
+    reasons = snapshot.user_attribute(connection, REASON_KEY, of_them)
+    traces = snapshot.user_attribute(connection, TRACEBACK_KEY, of_them)
+    return {trial_id: (reasons.get(trial_id, ""), traces.get(trial_id, "")) for trial_id in reasons | traces}
+
+
+def times(connection: Connection, trial_id: int) -> tuple[Any, Any]:
+    """When the trial began and ended, in UTC."""
+    columns = (TRIALS.c.datetime_start, TRIALS.c.datetime_complete)
+    start, end = connection.execute(select(*columns).where(TRIALS.c.trial_id == trial_id)).one()
+    return start, end
+
+
+def trial_events(connection: Connection, trial_id: int) -> list[dict[str, Any]]:
+    """What happened to one trial, the oldest first."""
+    columns = (EVENTS.c.at, EVENTS.c.kind, EVENTS.c.text)
+    rows = connection.execute(select(*columns).where(EVENTS.c.trial_id == trial_id).order_by(EVENTS.c.event_id))
+    return [dict(row._mapping) for row in rows]
+
+
+def last_event(connection: Connection, study_id: int) -> dict[str, Any] | None:
+    """The newest event of a study."""
+    columns = (EVENTS.c.at, TRIALS.c.number, EVENTS.c.kind, EVENTS.c.text)
+    joined = select(*columns).outerjoin(TRIALS, TRIALS.c.trial_id == EVENTS.c.trial_id)
+    row = connection.execute(
+        joined.where(EVENTS.c.study_id == study_id).order_by(EVENTS.c.event_id.desc()).limit(1)
+    ).one_or_none()
+    return dict(row._mapping) if row else None
+
+
+def workers(connection: Connection, study_id: int | None = None) -> list[WorkerRow]:
+    """The workers of one study, or of all, those of one study together."""
+    running = TRIALS.c.state == TrialState.RUNNING
+    held = select(LEASES.c.owner, func.count().label("num")).join(TRIALS, TRIALS.c.trial_id == LEASES.c.trial_id)
+    held_by = held.where(running).group_by(LEASES.c.owner).subquery()
+    names = ("owner", "host", "process", "device", "study_id")
+    columns = [WORKERS.c[name] for name in names]
+    now = leases.clock(connection)
+    statement = select(
+        *columns,
+        STUDIES.c.study_name.label("study"),
+        WORKERS.c.state,
+        CONTROL.c.state.label("wanted"),
+        func.coalesce(held_by.c.num, 0).label("trials"),
+        WORKERS.c.images_per_second,
+        WORKERS.c.storage_share,
+        (now - WORKERS.c.started).label("started_seconds"),
+        (now - WORKERS.c.seen).label("silent_seconds"),
+    )
+    statement = statement.outerjoin(STUDIES, STUDIES.c.study_id == WORKERS.c.study_id)
+    statement = statement.outerjoin(CONTROL, CONTROL.c.study_id == WORKERS.c.study_id)
+    statement = statement.outerjoin(held_by, held_by.c.owner == WORKERS.c.owner)
+    if study_id is not None:
+        statement = statement.where(WORKERS.c.study_id == study_id)
+    ordered = statement.order_by(STUDIES.c.study_name, WORKERS.c.host, WORKERS.c.device, WORKERS.c.process)
+    return [WorkerRow(**row._mapping) for row in connection.execute(ordered)]
+
+
+def started(connection: Connection, study_id: int) -> tuple[float | None, float]:
+    """When the study's first trial began, and now, both on the database's clock."""
+    first = connection.scalar(select(CONTROL.c.started).where(CONTROL.c.study_id == study_id))
+    return first, leases.now(connection)

@@ -1,0 +1,94 @@
+"""The dashboard's server: optuna-dashboard at `/`, hpsearch's pages under `/hpsearch/`, the guard in front of both."""
+
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from optuna.artifacts import FileSystemArtifactStore
+from waitress.channel import HTTPChannel
+from waitress.server import create_server
+
+from hpsearch.errors import UsageError
+from hpsearch.settings import Settings
+from hpsearch.storage.open import connect
+from hpsearch.web.access import Access, Sessions
+from hpsearch.web.app import make_app
+from hpsearch.web.guard import Application, Environ, Guard, is_own
+from hpsearch.web.mount import OptunaDashboard
+from hpsearch.web.notes import Notes
+from hpsearch.web.source import Source
+
+THREADS = 8
+MAX_HEADER_BYTES = 32 * 1024
+MAX_BODY_BYTES = 64 * 1024  # a form; with --allow-write, optuna-dashboard takes pictures too
+MAX_UPLOAD_BYTES = 16 * 1024 * 1024
+PATIENCE_SECONDS = 30  # how long a connection may be silent, or a request take to arrive
+MAX_CONNECTIONS = 200
+
+
+@contextmanager
+def application(settings: Settings, access: Access) -> Iterator[Application]:
+    """Both applications behind the guard, as one for any WSGI server; at its end, their databases are closed."""
+    sessions = Sessions(access.token)
+    artifacts = settings.home / "artifacts"
+    artifacts.mkdir(parents=True, exist_ok=True)
+    store = FileSystemArtifactStore(str(artifacts))
+    database = connect(settings.storage_url)
+    source = Source(database)
+    own = make_app(source, access, sessions)
+    theirs = OptunaDashboard(settings.storage_url, store, Notes(source), allow_write=access.allow_write)
+
+    def both(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        chosen: Any = own if is_own(environ["PATH_INFO"]) else theirs
+        answer: Iterable[bytes] = chosen(environ, start_response)
+        return answer
+
+    try:
+        yield Guard(both, access, sessions)
+    finally:
+        theirs.close()
+        database.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket at that address.
+
+    Raises:
+        UsageError: the address is taken, or not this machine's.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UsageError(f"--host {host} --port {port}: {error.strerror}; choose another one") from error
+
+
+def make_server(application: Application, listener: socket.socket, access: Access) -> Any:
+    """The waitress server; its `run()` answers until it is interrupted."""
+    server = create_server(
+        application,
+        sockets=[listener],
+        threads=THREADS,
+        ident=None,
+        max_request_header_size=MAX_HEADER_BYTES,
+        max_request_body_size=MAX_UPLOAD_BYTES if access.allow_write else MAX_BODY_BYTES,
+        channel_timeout=PATIENCE_SECONDS,
+        cleanup_interval=PATIENCE_SECONDS // 3,
+        connection_limit=MAX_CONNECTIONS,
+        clear_untrusted_proxy_headers=True,
+    )
+    server.channel_class = _Channel
+    return server
+
+
+class _Channel(HTTPChannel):  # type: ignore[misc]
+    """A connection on which a request that trickles in byte by byte counts as silence."""
+
+    last_activity: float
+
+    def handle_read(self) -> None:
+        before, unfinished = self.last_activity, self.request is not None
+        super().handle_read()
+        if unfinished and self.request is not None:
+            self.last_activity = before

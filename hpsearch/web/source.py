@@ -1,0 +1,96 @@
+"""Where the pages read: the database, the studies' specifications, and importances, which take long to compute."""
+
+import contextlib
+import threading
+import time
+from dataclasses import dataclass
+
+from hpsearch.errors import StorageError, StudyFileError
+from hpsearch.search.importance import Importances, importances
+from hpsearch.search.pruners import make_pruner, rungs
+from hpsearch.search.view import View
+from hpsearch.storage.open import FAULTS, Database
+from hpsearch.storage.studies import LoadedStudy, load_study
+from hpsearch.web import queries
+from hpsearch.web.queries import Listed
+
+REST = 20  # an importance is computed again after so many times as long as it took
+MAX_STUDIES = 100  # whose specifications are kept
+
+
+@dataclass
+class _Mattering:
+    """The importances of one study, as of some number of complete trials."""
+
+    view: View
+    found: Importances | None = None
+    num_complete: int = -1
+    at: float = 0.0
+    seconds: float = 0.0
+    busy: bool = False
+
+
+class Source:
+    """The database, with what the pages keep of it between requests; used by several threads."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._studies: dict[Listed, LoadedStudy | None] = {}
+        self._mattering: dict[Listed, _Mattering] = {}
+        self._lock = threading.Lock()
+
+    def listed(self) -> list[Listed]:
+        """All studies, the newest first."""
+        with self.database.engine.connect() as connection:
+            return queries.studies(connection)
+
+    def find(self, study_id: int) -> Listed | None:
+        """The study of that id, if there is one."""
+        return next((one for one in self.listed() if one.study_id == study_id), None)
+
+    def load(self, listed: Listed) -> LoadedStudy | None:
+        """The study with its specification; None if hpsearch did not make it, or made it by rules that have changed."""
+        if not listed.created:
+            return None
+        with self._lock:
+            if listed not in self._studies:
+                while len(self._studies) >= MAX_STUDIES:
+                    del self._studies[next(iter(self._studies))]
+                try:
+                    self._studies[listed] = load_study(self.database, listed.name)
+                except (StorageError, StudyFileError):
+                    return None
+            return self._studies[listed]
+
+    def importances(self, listed: Listed, study: LoadedStudy, num_complete: int) -> Importances | None:
+        """What mattered; computed beside the request if that takes long, so that it may be a little old, or None."""
+        with self._lock:
+            known = self._mattering.get(listed)
+            if known is None:
+                known = self._mattering[listed] = _Mattering(_view(self.database, study))
+            rested = time.monotonic() - known.at >= REST * known.seconds
+            due = known.num_complete != num_complete and not known.busy and rested
+            known.busy |= due
+        if due:
+            thread = threading.Thread(target=_compute, args=(known, num_complete), daemon=True)
+            thread.start()
+            thread.join(0.2)
+        return known.found
+
+
+def rungs_of(study: LoadedStudy) -> frozenset[int]:
+    """The epochs at which the study's pruner decides; none if that is every epoch, or never."""
+    return rungs(make_pruner(study.spec)) or frozenset()
+
+
+def _view(database: Database, study: LoadedStudy) -> View:
+    return View(database, study, rungs_of(study))
+
+
+def _compute(known: _Mattering, num_complete: int) -> None:
+    began = time.monotonic()
+    with contextlib.suppress(*FAULTS):  # the next look tries again
+        known.view.sync()
+        known.found, known.num_complete = importances(known.view.study), num_complete
+    known.at = time.monotonic()
+    known.seconds, known.busy = known.at - began, False

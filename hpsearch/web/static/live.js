@@ -1,0 +1,103 @@
+// Keeps a page current: asks for its parts and figures again and again, and replaces only what has changed.
+"use strict";
+
+const known = { tag: null, parts: {}, figures: {}, period: 2, failures: 0 };
+
+function address() {
+  const here = new URL(location.href);
+  here.searchParams.set("live", "1");
+  here.hash = "";
+  return here;
+}
+
+async function look() {
+  const headers = known.tag ? { "If-None-Match": known.tag } : {};
+  try {
+    const answer = await fetch(address(), { headers, cache: "no-store", redirect: "error" });
+    if (answer.status === 401) return location.reload(); // the session is over: the server shows the sign-in page
+    if (answer.status !== 304) {
+      if (!answer.ok) throw new Error(`status ${answer.status}`);
+      take(await answer.json());
+      known.tag = answer.headers.get("ETag");
+    }
+    known.failures = 0;
+    say("");
+  } catch {
+    known.failures += 1;
+    say("The dashboard does not answer; trying again.");
+  }
+}
+
+function take(news) {
+  known.period = news.period_seconds;
+  for (const [name, part] of Object.entries(news.parts)) {
+    if (known.parts[name] !== part.digest && replace(name, part.html)) known.parts[name] = part.digest;
+  }
+  for (const [name, { figure, digest }] of Object.entries(news.figures)) {
+    const place = document.querySelector(`[data-figure="${name}"]`);
+    if (place && known.figures[name] !== digest && window.charts) {
+      window.charts.draw(place, figure);
+      known.figures[name] = digest;
+    }
+  }
+}
+
+// Puts new HTML in, unless somebody has marked text there; focus, scrolling, ticks and open details stay as they are.
+function replace(name, html) {
+  const part = document.querySelector(`[data-part="${name}"]`);
+  if (!part) return true;
+  const marked = getSelection();
+  if (marked && !marked.isCollapsed && part.contains(marked.anchorNode)) return false;
+  const before = remember(part);
+  part.innerHTML = html;
+  restore(part, before);
+  return true;
+}
+
+const FOCUSABLE = "a[href], button, input, select, summary, [tabindex]";
+
+function remember(part) {
+  const things = [...part.querySelectorAll(FOCUSABLE)];
+  const focus = things.indexOf(document.activeElement);
+  return {
+    focus,
+    key: focus < 0 ? "" : keyOf(things[focus]),
+    scroll: [...part.querySelectorAll(".scroll")].map((one) => one.scrollLeft),
+    ticked: new Map([...part.querySelectorAll("input[type=checkbox]")].map((one) => [one.value, one.checked])),
+    open: [...part.querySelectorAll("details")].map((one) => one.open),
+  };
+}
+
+function restore(part, before) {
+  part.querySelectorAll(".scroll").forEach((one, index) => { one.scrollLeft = before.scroll[index] || 0; });
+  part.querySelectorAll("details").forEach((one, index) => { one.open = Boolean(before.open[index]); });
+  part.querySelectorAll("input[type=checkbox]").forEach((one) => {
+    if (before.ticked.has(one.value)) one.checked = before.ticked.get(one.value);
+  });
+  if (before.focus < 0) return;
+  const things = [...part.querySelectorAll(FOCUSABLE)];
+  const same = things.find((one) => keyOf(one) === before.key) || things[before.focus];
+  if (same) same.focus({ preventScroll: true });
+}
+
+function keyOf(thing) {
+  return [thing.tagName, thing.getAttribute("href"), thing.getAttribute("name"), thing.getAttribute("value"),
+    thing.getAttribute("aria-label")].join(" ");
+}
+
+function say(text) {
+  const place = document.getElementById("news");
+  if (place && place.textContent !== text) place.textContent = text;
+}
+
+let timer = null;
+
+async function keepLooking() {
+  clearTimeout(timer);
+  if (document.hidden) return; // nobody looks: nobody asks
+  await look();
+  timer = setTimeout(keepLooking, 1000 * known.period * Math.min(10, 2 ** known.failures));
+}
+
+document.addEventListener("visibilitychange", () => { if (!document.hidden) keepLooking(); });
+keepLooking();

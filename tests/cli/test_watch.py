@@ -1,0 +1,55 @@
+"""`hpsearch status --watch`, in a terminal and elsewhere."""
+
+import os
+import pty
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from tests.cli.running import command, environment, hpsearch, start
+from tests.studies import TINY
+
+
+def test_lines_until_the_study_has_finished(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    hpsearch(tmp_path, "create-study", "tiny.toml")
+    watching = start(tmp_path, "status", "tiny", "--watch")
+    hpsearch(tmp_path, "worker", "tiny")
+    output, errors = watching.communicate(timeout=60)
+    assert watching.returncode == 0, errors
+    lines = output.splitlines()
+    assert lines[0].startswith("waiting for workers; 0 of 6 trials ended")
+    assert lines[-1].startswith("finished; 6 of 6 trials ended")
+    assert "\x1b" not in output
+    assert "--json" in hpsearch(tmp_path, "status", "tiny", "--watch", "--json", code=2).stderr
+
+
+def test_a_live_view_in_a_terminal(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    hpsearch(tmp_path, "create-study", "tiny.toml", "--set", "training.epochs=1000000", "--set", "pruner.name=none")
+    worker = start(tmp_path, "worker", "tiny")
+    ours, theirs = pty.openpty()
+    watching = subprocess.Popen(
+        command("status", "tiny", "--watch"),
+        cwd=tmp_path,
+        env=environment(tmp_path) | {"TERM": "xterm-256color", "COLUMNS": "140", "LINES": "40"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+    )
+    os.close(theirs)
+    seen, deadline = "", time.monotonic() + 60
+    while ("training" not in seen or "images/s" not in seen) and time.monotonic() < deadline:
+        seen += os.read(ours, 10_000).decode()
+    watching.send_signal(signal.SIGINT)
+    code = watching.wait(30)
+    os.close(ours)
+    worker.send_signal(signal.SIGINT)
+    worker.communicate(timeout=60)
+    assert "training" in seen
+    assert "as asked" in seen
+    assert "Traceback" not in seen
+    assert code == 75
