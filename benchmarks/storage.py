@@ -315,7 +315,7 @@ def parts(new: New, num_trials: int) -> dict[str, float]:
         found["report, one epoch"] = min([timed(ledger.report, database, epoch, LEASE)[0] for epoch in epochs])
         found["sync, nine new epochs"], _ = timed(mine._view.sync)
         trials = [mine._view.trial(lease.trial_id) for lease in leases]
-        for pruner in (mine._pruner, pruners.median(100)):
+        for pruner in (mine._pruner, pruners.median(spec)):
             name = f"decisions, {type(pruner).__name__}"
             found[name], _ = timed(pruners.failing, pruner, mine._view.study, trials)
         ends = [End(lease, TrialState.COMPLETE, 0.5) for lease in leases]
