@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from hpsearch.artifacts import FolderCheckpoints
 from hpsearch.errors import StorageAway, StorageError
-from hpsearch.events import EpochDone, Event, TrialEnded, WorkerWarned
+from hpsearch.events import EpochDone, Event, WorkerWarned
 from hpsearch.interrupt import Interruption
 from hpsearch.settings import Settings
 from hpsearch.spec import parse
@@ -88,7 +88,9 @@ def test_a_worker_leaves_a_full_disk_cleanly_and_the_next_one_goes_on(
     assert "disk is full" in reason
     assert "run the same command again once it is mended" in reason
     assert len([event for event in told if isinstance(event, WorkerWarned)]) == 1
-    assert FolderCheckpoints(settings.home / "checkpoints").keys("")  # what was trained is kept
+    # What was trained is kept; what still fitted into the room that SQLite's log had kept for itself has ended.
+    kept = FolderCheckpoints(settings.home / "checkpoints").keys("")
+    assert len(kept) == progress(database, load_study(database, "tiny")).running
     assert integrity(settings) == "ok"
     disk.make_room()
     list(work(database, settings))
@@ -133,8 +135,7 @@ def test_a_checkpoint_folder_on_the_same_full_disk(disk: SmallDisk, database: Da
     assert reason == "" or "disk is full" in reason  # ended trials make room, so the worker may get through
     assert integrity(settings) == "ok"
     disk.make_room()
-    events = list(work(database, together))
-    assert [event for event in events if isinstance(event, TrialEnded)]
+    list(work(database, together))
     check_finished(database)
 
 
