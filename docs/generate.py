@@ -130,8 +130,8 @@ learning_rate = 0.05
 `[model] export = "FOLDER"` names what `hpsearch export` wrote. Its weights are taken into the storage's home when the
 study is created, and cannot change under it. Trials with `start = "export"` begin with them: layers whose name and
 shapes agree are copied, the output layer only if the classes are the same. `frozen_layers = N` freezes the first N
-layers for `frozen_epochs`; then they train at `frozen_rate` times the learning rate. `native_size = 32` pools larger images
-inside the network, before its first fully connected layer, to what images of 32 pixels give. All of these may be fixed
+layers for `frozen_epochs`; then they train at `frozen_rate` times the learning rate. `native_size = 32` pools larger
+images inside the network, before its first fully connected layer, to what images of 32 pixels give. All may be fixed
 or searched, as in [`transfer-stl5`](../studies/transfer-stl5.toml).
 
 ## [[first]]: known good configurations
