@@ -11,12 +11,28 @@ $(VENV)/ready: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-# The quickstart study with two worker processes, in a database of its own that every run begins anew.
+# The whole chain on handwritten digits with two worker processes, in a database of its own that every run begins anew:
+# search on digits 0 to 4, confirm, final test, export, verify, transfer to digits 5 to 9, report.
+demo: export HPSEARCH_HOME := $(DEMO)
+demo: export HPSEARCH_STORAGE := sqlite:///$(DEMO)/hpsearch.db
+demo: HPSEARCH := $(BIN)/hpsearch
+demo: TRANSFER := $(DEMO)/exports/quickstart --data digits:5-9 --seeds 5 --epochs 3
 demo: $(VENV)/ready
 	rm -rf $(DEMO)
-	HPSEARCH_HOME=$(DEMO) HPSEARCH_STORAGE=sqlite:///$(DEMO)/hpsearch.db $(BIN)/hpsearch create-study quickstart
-	HPSEARCH_HOME=$(DEMO) HPSEARCH_STORAGE=sqlite:///$(DEMO)/hpsearch.db $(BIN)/hpsearch worker quickstart --device cpu --workers 2
-	HPSEARCH_HOME=$(DEMO) HPSEARCH_STORAGE=sqlite:///$(DEMO)/hpsearch.db $(BIN)/hpsearch status quickstart
+	$(HPSEARCH) create-study quickstart --set data.name=digits:0-4 --set training.epochs=4
+	$(HPSEARCH) worker quickstart --device cpu --workers 2
+	$(HPSEARCH) status quickstart
+	$(HPSEARCH) confirm quickstart --top 3 --seeds 5
+	$(HPSEARCH) worker quickstart-confirm --device cpu --workers 2
+	$(HPSEARCH) confirm quickstart
+	$(HPSEARCH) final-test quickstart
+	$(HPSEARCH) export quickstart -o $(DEMO)/exports/quickstart
+	$(HPSEARCH) verify $(DEMO)/exports/quickstart
+	$(HPSEARCH) transfer $(TRANSFER)
+	$(HPSEARCH) worker lenet-to-digits-5-9-32 --device cpu --workers 2
+	$(HPSEARCH) transfer $(TRANSFER)
+	$(HPSEARCH) final-test lenet-to-digits-5-9-32
+	$(HPSEARCH) report quickstart quickstart-confirm lenet-to-digits-5-9-32 -o $(DEMO)/report.html
 
 # Without a browser the tests of the dashboard's pages are skipped, and say so.
 test: $(VENV)/ready

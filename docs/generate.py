@@ -100,6 +100,42 @@ and any of them may exist only under a condition: `when = {{ optimizer = "sgd" }
 trial trains with `learning_rate * factor`. The factor is recorded as the parameter `peak_learning_rate_factor`; tables
 and exports show the rate itself. A plain range is accepted if it begins at or above the highest `learning_rate`.
 
+## [[candidate]]: configurations that are compared
+
+A study with `seeds` and two or more `[[candidate]]` trains each of them from every seed, all candidates from one seed
+and then from the next, on the same data order and augmentation. A candidate is a `label` and hyperparameters, which
+come on top of those under `[training]`. With `[pruner] name = "race"` candidates leave as soon as paired t-tests say
+that they are worse than the best one; else all are trained from all seeds. `hpsearch confirm` and `hpsearch transfer`
+make such studies.
+
+```toml
+name = "two-rates"
+seeds = 5
+[model]
+name = "lenet"
+[data]
+name = "cifar100"
+[training]
+epochs = 20
+[pruner]
+name = "race"
+[[candidate]]
+label = "slow"
+learning_rate = 0.01
+[[candidate]]
+label = "fast"
+learning_rate = 0.05
+```
+
+## Beginning with an export
+
+`[model] export = "FOLDER"` names what `hpsearch export` wrote. Its weights are taken into the storage's home when the
+study is created, and cannot change under it. Trials with `start = "export"` begin with them: layers whose name and
+shapes agree are copied, the output layer only if the classes are the same. `frozen_layers = N` freezes the first N
+layers for `frozen_epochs`; then they train at `frozen_rate` times the learning rate. `native_size = 32` pools larger
+images inside the network, before its first fully connected layer, to what images of 32 pixels give. All may be fixed
+or searched, as in [`transfer-stl5`](../studies/transfer-stl5.toml).
+
 ## [[first]]: known good configurations
 
 Each `[[first]]` is a configuration to try before the search makes its own: values inside the space, the peak rate as
@@ -180,7 +216,7 @@ def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 def cli_page() -> str:
     """Every command's own --help."""
-    group = click.Context(cli, info_name="hpsearch")
+    group = click.Context(cli, info_name="hpsearch", **cli.context_settings)
     parts = [CLI, help_text(cli, group)]
     for name in cli.list_commands(group):
         command = cli.get_command(group, name)

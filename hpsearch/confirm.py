@@ -215,8 +215,8 @@ def _verdict(candidate: int, race: Race) -> str:
     if candidate in race.out:
         out = race.out[candidate]
         if out.rival is None:
-            return f"out after {out.num_seeds} seeds: a trial diverged or failed"
-        return f"out after {out.num_seeds} seeds: p = {out.p:.1g}, below {out.threshold:.1g}"
+            return f"out after {out.num_seeds} seeds (a trial diverged or failed)"
+        return f"out after {out.num_seeds} seeds (p = {out.p:.1g})"
     return (
         "best" if candidate == race.leader else "cannot be told from the best" if race.leader is not None else "waits"
     )

@@ -110,12 +110,18 @@ def test_it_is_recorded_and_a_second_look_needs_a_reason(tested: tuple[Chain, di
     assert records[0]["time"] <= records[1]["time"]
 
 
-def test_of_two_who_open_at_once_one_is_refused(chain: Chain) -> None:
-    openings.begin(chain.database, chain.confirmation, 0, {"time": "now"})
-    with pytest.raises(StorageError, match="by somebody else"):
-        openings.begin(chain.database, chain.confirmation, 0, {"time": "now"})
-    openings.withdraw(chain.database, chain.confirmation, 0)
-    assert openings.openings(chain.database, chain.confirmation) == []
+def test_of_two_who_open_at_once_one_is_refused(storage_url: str) -> None:
+    with create(storage_url) as database:
+        create_study(database, parse(SMALL, "small.toml"), "small")
+        study = load_study(database, "small")
+        openings.begin(database, study, 0, {"time": "now"})
+        with pytest.raises(StorageError, match="by somebody else"):
+            openings.begin(database, study, 0, {"time": "now"})
+        openings.begin(database, study, 1, {"time": "later"})
+        openings.complete(database, study, 1, {"time": "later", "results": []})
+        assert openings.openings(database, study) == [{"time": "now"}, {"time": "later", "results": []}]
+        openings.withdraw(database, study, 0)
+        assert openings.openings(database, study) == [{"time": "later", "results": []}]
 
 
 def test_without_kept_weights_the_winner_trains_again_to_the_same(tested: tuple[Chain, dict], tmp_path: Path) -> None:

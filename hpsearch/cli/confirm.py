@@ -60,15 +60,13 @@ def confirm(study: str, top: int | None, seeds: int | None, storage: str | None,
 def show(found: "Confirmation") -> None:
     """The table of candidates, and the sentence about luck."""
     print_table(
-        ["candidate", "seeds", "mean", "std", "95 % interval", "behind the best", "in search", "luck", ""],
+        ["candidate", "seeds", "mean, std", "95 % interval", "in search", "luck", ""],
         [
             [
                 one.label,
                 str(one.over_seeds.num),
-                number(one.over_seeds.mean),
-                number(one.over_seeds.std),
+                spread(one.over_seeds),
                 interval(one.over_seeds),
-                "-" if one.difference is None else f"{one.difference.mean:.4f} ({interval(one.difference)})",
                 number(one.origin.value),
                 "-" if one.luck is None else f"{one.luck.mean:+.4f}",
                 one.verdict,
@@ -95,8 +93,13 @@ def number(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
+def spread(found: "Estimate") -> str:
+    """Mean and standard deviation."""
+    return number(found.mean) if math.isnan(found.std) else f"{found.mean:.4f} ± {found.std:.4f}"
+
+
 def interval(found: "Estimate") -> str:
-    return "-" if math.isnan(found.low) else f"{found.low:.4f} to {found.high:.4f}"
+    return "-" if math.isnan(found.low) else f"{found.low:.3f} to {found.high:.3f}"
 
 
 def plain(value: object) -> object:

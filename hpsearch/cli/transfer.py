@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hpsearch.cli.confirm import interval, number, plain
+from hpsearch.cli.confirm import interval, plain, spread
 from hpsearch.cli.options import json_option, print_json, settings_from, storage_option
 from hpsearch.cli.tables import print_table
 
@@ -86,12 +86,11 @@ def show_arms(arms: "list[Arm]") -> None:
         [
             f"{arm.image_size} px, {arm.label}",
             str(len(arm.values)),
-            number(arm.over_seeds.mean),
-            number(arm.over_seeds.std),
+            spread(arm.over_seeds),
             interval(arm.over_seeds),
-            "-" if arm.over_scratch is None else f"{arm.over_scratch.mean:+.4f} ({interval(arm.over_scratch)})",
+            "-" if arm.over_scratch is None else f"{arm.over_scratch.mean:+.3f} ({interval(arm.over_scratch)})",
         ]
         for arm in arms
         if arm.values
     ]
-    print_table(["", "seeds", "mean", "std", "95 % interval", "lead over scratch, paired"], rows)
+    print_table(["", "seeds", "mean, std", "95 % interval", "lead over scratch, paired"], rows)

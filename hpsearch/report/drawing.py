@@ -106,6 +106,11 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
     return {"title": {"text": title}, **more}
 
 
+def epoch_axis(last: int) -> dict[str, Any]:
+    """The horizontal axis of epochs, with whole numbers on it."""
+    return axis("epoch", dtick=max(1, -(-last // 10)))
+
+
 def words(name: str) -> str:
     """A recorded name as a person reads it."""
     return name.replace("_", " ")

@@ -12,6 +12,7 @@ from hpsearch.report.drawing import (
     axis,
     band,
     colour,
+    epoch_axis,
     interval_dots,
     label_axis,
     line,
@@ -85,7 +86,7 @@ def over_seeds(study: Gathered, metrics: tuple[str, str], what: str) -> Figure:
         f"{what.capitalize()} while training (dotted) and on the validation part (solid): mean over seeds, and one "
         "standard deviation."
     )
-    layout = {"xaxis": axis("epoch"), "yaxis": axis(what)}
+    layout = {"xaxis": epoch_axis(study.spec.max_epochs), "yaxis": axis(what)}
     title = f"{what.capitalize()} over seeds"
     return Figure(f"{study.name}-{what}", title, caption, CURVE_COLUMNS, rows, traces, layout)
 

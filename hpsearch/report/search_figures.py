@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hpsearch.report.drawing import COLOURS, FAINT, Cell, Figure, axis, colour, line, short, words
+from hpsearch.report.drawing import COLOURS, FAINT, Cell, Figure, axis, colour, epoch_axis, line, short, words
 from hpsearch.report.gather import Gathered, Trial
 
 MANY = 200  # lines in one figure; beyond it only the best are drawn, and the CSV holds all
@@ -67,7 +67,11 @@ def survival(study: Gathered) -> Figure:
     rungs = ", ".join(map(str, study.rungs)) or "none"
     caption = f"Trials that trained at least so many epochs. Rungs of {study.spec.pruner.name} (in red): {rungs}."
     rows = [[epoch, count, int(epoch in study.rungs)] for epoch, count in zip(epochs, reached, strict=True)]
-    layout = {"xaxis": axis("epoch"), "yaxis": axis("trials", rangemode="tozero"), "showlegend": False}
+    layout = {
+        "xaxis": epoch_axis(study.spec.max_epochs),
+        "yaxis": axis("trials", rangemode="tozero"),
+        "showlegend": False,
+    }
     columns = ["epoch", "trials", "rung"]
     return Figure(f"{study.name}-survival", "Rung survival", caption, columns, rows, traces, layout)
 
@@ -92,7 +96,7 @@ def by_learning_rate(study: Gathered) -> Figure:
     ]
     columns = ["trial", "learning_rate", "epoch", study.metric]
     caption = "Every trial, coloured by its initial learning rate: blue is the lowest, orange the highest."
-    layout = {"xaxis": axis("epoch"), "yaxis": axis(words(study.metric))}
+    layout = {"xaxis": epoch_axis(study.spec.max_epochs), "yaxis": axis(words(study.metric))}
     return Figure(f"{study.name}-rates", "Learning rates compared", caption, columns, rows, traces, layout)
 
 
@@ -113,7 +117,7 @@ def best_curves(study: Gathered) -> Figure:
         CURVE_COLUMNS,
         [row for trial in shown for row in curve_rows(f"trial {trial.number}", trial)],
         traces,
-        {"xaxis": axis("epoch"), "yaxis": axis("accuracy")},
+        {"xaxis": epoch_axis(study.spec.max_epochs), "yaxis": axis("accuracy")},
     )
 
 
@@ -130,7 +134,10 @@ def schedules(study: Gathered) -> Figure:
         for epoch, rate in zip(*t.series("learning_rate"), strict=True)
     ]
     caption = "Learning rate at the last step of each epoch."
-    layout = {"xaxis": axis("epoch"), "yaxis": axis("learning rate", type="log", exponentformat="power")}
+    layout = {
+        "xaxis": epoch_axis(study.spec.max_epochs),
+        "yaxis": axis("learning rate", type="log", exponentformat="power"),
+    }
     columns = ["trial", "scheduler", "epoch", "learning_rate"]
     return Figure(f"{study.name}-schedules", "Schedules", caption, columns, rows, traces, layout)
 
