@@ -23,8 +23,8 @@ from hpsearch.storage.tables import TRIALS
 class View:
     """The trials of one study, as of the last `sync`.
 
-    `study` is an Optuna study over them. If `rungs` are given, nothing reads the values of other epochs: of trials that
-    had ended before the view was made, only those and the last one are kept.
+    `study` is an Optuna study over them. If `rungs` are given, nothing reads the values of other epochs: only those and
+    the last one at each `sync` are kept.
     """
 
     def __init__(self, database: Database, study: LoadedStudy, rungs: frozenset[int] | None = None) -> None:
@@ -84,7 +84,8 @@ class View:
     def _update(self, connection: Connection, rows: list[Any]) -> None:
         """Take in trials that are new, or had not ended when last seen."""
         bare = [row.trial_id for row in rows if not self._known_params(row.trial_id)]
-        behind = [row.trial_id for row in rows if self._last_epoch(row.trial_id) < (row.epoch or 0)]
+        behind = [row for row in rows if self._last_epoch(row.trial_id) < (row.epoch or 0)]
+        resumed = [row.trial_id for row in rows if _may_have_gone_back(row)]
         params: dict[int, snapshot.Params] = {}
         attributes: dict[int, dict[str, Any]] = {}
         objectives: dict[int, float] = {}
@@ -100,11 +101,14 @@ class View:
             elif row.trial_id in params:
                 self._trials[row.trial_id].params, self._trials[row.trial_id].distributions = params[row.trial_id]
             self._trials[row.trial_id].system_attrs.update(attributes.get(row.trial_id, {}))
-            self._cut_back(row)
             self._end(row, objectives)
-        for ids in snapshot.batches(behind):
+        for trial_id in resumed:
+            self._trials[trial_id].intermediate_values = {}
+        for ids in snapshot.batches(resumed):
+            self._take_values(connection, TRIALS.c.trial_id.in_(ids), 0, self._rungs)
+        for ids in snapshot.batches(row.trial_id for row in behind if not _may_have_gone_back(row)):
             after = min(self._last_epoch(trial_id) for trial_id in ids)
-            self._take_values(connection, TRIALS.c.trial_id.in_(ids), after, None)
+            self._take_values(connection, TRIALS.c.trial_id.in_(ids), after, self._rungs)
 
     def _add(self, row: Any, params: snapshot.Params | None, attrs: dict[str, Any]) -> None:
         values, kinds = params or ({}, {})
@@ -123,13 +127,6 @@ class View:
         if row.trial_id in objectives:
             trial.values = [objectives[row.trial_id]]
 
-    def _cut_back(self, row: Any) -> None:
-        """Forget epochs that were recorded and removed again, when the trial went back to a checkpoint."""
-        trial = self._trials[row.trial_id]
-        if row.epoch is not None and self._last_epoch(row.trial_id) > row.epoch:
-            kept = {step: value for step, value in trial.intermediate_values.items() if step <= row.epoch}
-            trial.intermediate_values = kept
-
     def _take_values(self, connection: Connection, of: Any, after: int, steps: frozenset[int] | None) -> None:
         for trial_id, step, value in snapshot.values(connection, of, after, steps):
             if trial_id in self._trials:
@@ -144,6 +141,11 @@ class View:
 
     def _needs_attributes(self, row: Any) -> bool:
         return row.trial_id not in self._trials or row.state.is_finished()
+
+
+def _may_have_gone_back(row: Any) -> bool:
+    """Whether epochs may have been removed, and recorded again: a second owner goes on from a checkpoint."""
+    return row.token is not None and (row.token > 1 or row.state == TrialState.WAITING)
 
 
 class Drafts:

@@ -31,7 +31,7 @@ _TRIAL = (TRIALS.c.trial_id, TRIALS.c.number, TRIALS.c.state, TRIALS.c.datetime_
 
 
 def open_trials(connection: Connection, study_id: int, first_number: int) -> Sequence[Any]:
-    """Trials that have not ended, and all from `first_number` on, by number; with the last recorded `epoch`."""
+    """Trials that have not ended, and all from `first_number` on, by number; with their leases' `token` and `epoch`."""
     wanted = or_(TRIALS.c.number >= first_number, TRIALS.c.state.in_(UNFINISHED))
     return _trials(connection, and_(TRIALS.c.study_id == study_id, wanted))
 
@@ -106,7 +106,9 @@ def batches(trial_ids: Iterable[int]) -> Iterator[list[int]]:
 
 
 def _trials(connection: Connection, of: ColumnElement[bool]) -> Sequence[Any]:
-    statement = select(*_TRIAL, LEASES.c.epoch).outerjoin(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id)
+    statement = select(*_TRIAL, LEASES.c.token, LEASES.c.epoch).outerjoin(
+        LEASES, LEASES.c.trial_id == TRIALS.c.trial_id
+    )
     return connection.execute(statement.where(of).order_by(TRIALS.c.number)).all()
 
 
