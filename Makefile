@@ -1,10 +1,10 @@
-# make demo | test | lint | docs: each installs what it needs into .venv first (Python 3.11 or newer as `python3`).
+# make demo | test | soak | lint | docs: each installs what it needs into .venv first (Python 3.11 or newer as `python3`).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := storage/demo
 
-.PHONY: demo test lint docs wheel clean
+.PHONY: demo test soak lint docs wheel clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,10 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest
+
+# 200 trials with 8 workers that are killed, stopped and restarted all the time; many minutes.
+soak: $(VENV)/ready
+	HPSEARCH_SOAK=1 $(BIN)/python -m pytest tests/test_chaos.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check

@@ -94,10 +94,19 @@ def plan_mistakes(draft: Draft, values: Mapping[str, Any]) -> Iterator[str]:
     epochs = highest("epochs", draft.training, draft.space)
     if pruner and epochs and (pruner.min_epochs or 1) > epochs:
         yield f"pruner.min_epochs = {pruner.min_epochs}: must be at most epochs = {epochs:g}"
+    yield from budget_mistakes(budget, epochs, values.get("objective"))
     yield from option_mistakes("sampler", SAMPLER_OPTIONS, values.get("sampler"))
     yield from option_mistakes("pruner", PRUNER_OPTIONS, pruner)
     if (sampler := values.get("sampler")) and sampler.name == "grid":
         yield from grid_mistakes(draft.space)
+
+
+def budget_mistakes(budget: Any, epochs: float | None, objective: Any) -> Iterator[str]:
+    if budget and epochs and budget.epochs is not None and budget.epochs < epochs:
+        yield f"budget.epochs = {budget.epochs}: must be at least epochs = {epochs:g}, or no trial can start"
+    fraction = objective is not None and objective.metric == "validation_accuracy"
+    if budget and budget.target is not None and fraction and budget.target > 1:
+        yield f"budget.target = {show(budget.target)}: must be at most 1, because an accuracy is a fraction"
 
 
 def option_mistakes(key: str, options: Mapping[str, tuple[str, ...]], section: Any) -> Iterator[str]:

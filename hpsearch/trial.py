@@ -21,9 +21,9 @@ from hpsearch.search.session import Assignment, Session
 from hpsearch.settings import Settings
 from hpsearch.storage import budget, ledger
 from hpsearch.storage.events import DIVERGED, FAILED, INFEASIBLE, Happening
-from hpsearch.storage.ledger import REASON_KEY, End, Report
+from hpsearch.storage.ledger import REASON_KEY, TRACEBACK_KEY, End, Report
 from hpsearch.storage.open import FAULTS
-from hpsearch.storage.studies import TRACEBACK_KEY, LoadedStudy, progress
+from hpsearch.storage.studies import LoadedStudy, progress
 from hpsearch.train.checkpoint import State, from_bytes, to_bytes
 from hpsearch.train.program import DeviceData, Program
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from optuna.trial import TrialState
 
-from hpsearch import catalogue
+from hpsearch import catalogue, crashes
 from hpsearch.data.load import load
 from hpsearch.errors import HpsearchError, StorageAway, UsageError
 from hpsearch.events import Event, StudyOpened, TrialEnded, WorkerLeft, WorkerWarned
@@ -38,7 +38,7 @@ IDLE_POLL_SECONDS = 1.0  # between looks for a study with trials left
 STORAGE_PAUSE_SECONDS = 0.5  # before the second attempt to reach a storage; doubles with each
 MAX_STORAGE_PAUSE_SECONDS = 15.0
 CALM_SECONDS = 30.0  # without a fault; then the next one is the first of a new row
-CRASHES_BEFORE_LEAVING = 3  # trials in a row that end by an exception: then the fault is not the trial's
+FAILURES_BEFORE_LEAVING = 3  # trials in a row that end by an exception: then the fault is not the trial's
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def run(
         now.best_number,
         now.best_value,
     )
-    crashes = done = 0
+    failures = done = 0
     patience = _Patience(bench.session.database, settings, interruption)
     cut_short: Lease | None = None  # of the trial during which the storage failed
     while done != max_trials_here and not interruption.requested:
@@ -99,10 +99,10 @@ def run(
             patience.wait()
             continue
         done += outcome.state != TrialState.WAITING
-        crashes = crashes + 1 if outcome.traceback else 0
-        if crashes == CRASHES_BEFORE_LEAVING:
+        failures = failures + 1 if outcome.traceback else 0
+        if failures == FAILURES_BEFORE_LEAVING:
             raise HpsearchError(
-                f"study {study.name}: {crashes} trials in a row failed, the last one with: {outcome.reason}; "
+                f"study {study.name}: {failures} trials in a row failed, the last one with: {outcome.reason}; "
                 f"see `hpsearch trials {study.name} --json` for the tracebacks, and create the study again once mended"
             )
 
@@ -133,9 +133,12 @@ class _Patience:
         while True:
             over = time.monotonic() + self._pause > self._since + self._settings.storage_wait_seconds
             if over or self._interruption.requested or is_read_only(self._database.engine.url):
+                what = (
+                    f"has not answered for {self._settings.storage_wait_seconds:.0f} s" if over else "does not answer"
+                )
                 raise StorageAway(
-                    f"the storage has failed for {time.monotonic() - self._since:.0f} s ({self._reason}); "
-                    f"what was trained is in {self._settings.checkpoints}; run the same command again once it is mended"
+                    f"the storage {what} ({self._reason}); what was trained is in {self._settings.checkpoints}; "
+                    "run the same command again once it is mended"
                 )
             time.sleep(self._pause * random.uniform(0.5, 1.0))  # noqa: S311 -- so that many workers do not come back at once
             self._pause = min(2 * self._pause, MAX_STORAGE_PAUSE_SECONDS)
@@ -176,14 +179,21 @@ def serve(
 
     Raises what `run` raises.
     """
+    with crashes.kept(settings.home / "crashes", OWNER):
+        yield from _serve(database, study_name, settings, interruption, limits)
+
+
+def _serve(
+    database: Database, study_name: str | None, settings: Settings, interruption: Interruption, limits: Limits
+) -> Iterator[Event]:
     left, idle = limits.max_trials, _Idle(database, settings, limits)
     patience = _Patience(database, settings, interruption)
     while not interruption.requested and left != 0:
         try:
-            name, reason = _next_study(database, study_name)
+            name, nothing = _next_study(database, study_name)
             if name is None:
-                if not idle.goes_on(reason):
-                    yield WorkerLeft(reason.sentence)
+                if not idle.goes_on(nothing):
+                    yield WorkerLeft(nothing.sentence)
                     break
                 continue
             for event in run(database, name, settings, interruption, left):
@@ -194,7 +204,6 @@ def serve(
             if warning := patience.begins(error):
                 yield warning
             patience.wait()
-            continue
         idle = _Idle(database, settings, limits)
     else:
         asked = interruption.requested
@@ -290,7 +299,13 @@ def _prepare(
         image_size=spec.data.image_size,
     )
     bench = Bench(
-        session=Session(database, study, myself(settings), settings.lease_seconds),
+        session=Session(
+            database,
+            study,
+            myself(settings),
+            settings.lease_seconds,
+            lambda owner: crashes.last_words(settings.home / "crashes", owner),
+        ),
         data=place(dataset, device),
         constructor=constructor,
         interruption=interruption,

@@ -29,10 +29,10 @@ from hpsearch.events import (
 from hpsearch.interrupt import Interruption
 from hpsearch.settings import Settings
 from hpsearch.spec import StudySpec, parse
-from hpsearch.storage import ledger
-from hpsearch.storage.ledger import REASON_KEY
+from hpsearch.storage import budget, fleet, ledger
+from hpsearch.storage.ledger import REASON_KEY, TRACEBACK_KEY
 from hpsearch.storage.open import Database, create
-from hpsearch.storage.studies import RECIPE_KEY, TRACEBACK_KEY, create_study, load_study, progress
+from hpsearch.storage.studies import RECIPE_KEY, create_study, load_study, progress
 from hpsearch.storage.tables import LEASES
 from hpsearch.train.program import Program
 from hpsearch.worker import Limits, run, serve
@@ -139,21 +139,57 @@ def test_a_diverged_trial_ends_with_that_reason_and_the_worker_goes_on(sqlite: D
 def test_an_exception_fails_the_trial_and_keeps_its_traceback(
     sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    fail_once(monkeypatch, RuntimeError("no way\nto go on"))
+    work(sqlite, tiny(), settings)
+    trials = load_study(sqlite, "tiny").optuna_study.trials
+    assert trials[0].state == TrialState.FAIL
+    assert trials[0].user_attrs[REASON_KEY] == "RuntimeError: no way to go on"
+    assert "sometimes" in trials[0].user_attrs[TRACEBACK_KEY]
+    assert all(trial.state != TrialState.FAIL for trial in trials[1:])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("DefaultCPUAllocator: not enough")],
+)
+def test_a_trial_that_does_not_fit_into_memory_is_infeasible(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    fail_once(monkeypatch, error)
+    work(sqlite, tiny(), settings)
+    study = load_study(sqlite, "tiny")
+    first, *others = study.optuna_study.trials
+    assert (first.state, first.value) == (TrialState.PRUNED, None)
+    assert first.constraints == {"memory": 1.0}  # what TPE takes as infeasible
+    assert first.user_attrs[REASON_KEY] == "out of memory with batch_size 64 and hidden_width 16"
+    assert len(others) == 5
+    assert all(not trial.constraints for trial in others)
+
+
+def test_a_broken_device_ends_the_worker_and_not_the_trial(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_once(monkeypatch, torch.AcceleratorError("CUDA error: device-side assert triggered"))
+    with pytest.raises(HpsearchError, match=r"trial 0: the device failed: CUDA error"):
+        work(sqlite, tiny(), settings)
+    assert load_study(sqlite, "tiny").optuna_study.trials[0].state == TrialState.RUNNING  # its lease runs out
+    with sqlite.engine.begin() as connection:
+        connection.execute(update(LEASES).values(expires=0.0))
+    work(sqlite, tiny(), settings)
+    assert len(load_study(sqlite, "tiny").optuna_study.trials) == 6
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Let the first epoch that is trained raise an error."""
     once = iter([True])
     original = Program.run_epoch
 
     def sometimes(program: Program) -> Any:
         if next(once, False):
-            raise torch.OutOfMemoryError("no room\non the device")
+            raise error
         return original(program)
 
     monkeypatch.setattr(Program, "run_epoch", sometimes)
-    work(sqlite, tiny(), settings)
-    trials = load_study(sqlite, "tiny").optuna_study.trials
-    assert trials[0].state == TrialState.FAIL
-    assert trials[0].user_attrs[REASON_KEY] == "OutOfMemoryError: no room on the device"
-    assert "sometimes" in trials[0].user_attrs[TRACEBACK_KEY]
-    assert all(trial.state != TrialState.FAIL for trial in trials[1:])
 
 
 def test_three_exceptions_in_a_row_end_the_worker(
@@ -221,8 +257,7 @@ def test_a_trial_that_kills_three_workers_fails(sqlite: Database, settings: Sett
     create_study(sqlite, tiny(), "tiny")
     study = load_study(sqlite, "tiny")
     for owner in ("a", "b", "c"):
-        lease = ledger.take_trial(sqlite, study.study_id, 6, owner, 0.0)
-        assert lease is not None
+        assert len(ledger.take(sqlite, study.study_id, 1, owner, 0.0, study.plan).leases) == 1
         assert study.optuna_study.trials[0].number == 0
         time.sleep(0.01)
     events = work(sqlite, tiny(), settings, max_trials_here=1)
@@ -293,7 +328,7 @@ def test_serve_takes_every_study_in_turn(sqlite: Database, settings: Settings) -
     assert events[-1] == WorkerLeft("no trials left to start")
     assert sum(isinstance(event, TrialStarted) for event in events) == 4
     assert list(serve(sqlite, "first", settings, Interruption(), Limits())) == [
-        WorkerLeft("no trials left to start in study first")
+        WorkerLeft("study first: all of its 2 trials have been started")
     ]
 
 
@@ -331,3 +366,62 @@ def test_optuna_itself_reads_the_study(database: Database, settings: Settings) -
     work(database, tiny(), settings)
     study = optuna.load_study(study_name="tiny", storage=database.storage)
     assert study.best_value == max(trial.value for trial in study.trials if trial.state == TrialState.COMPLETE)
+
+
+def test_pause_resume_and_stop_reach_a_worker_within_an_epoch(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpsearch.search.session.BEAT_SECONDS", 0.0)
+    monkeypatch.setattr("hpsearch.worker.IDLE_POLL_SECONDS", 0.01)
+    create_study(database, tiny(), "tiny")
+    study = load_study(database, "tiny")
+    seen: list[str] = []
+
+    def acknowledged(_seconds: float) -> None:
+        """In place of a worker's sleep: what the table of workers says, and then the study goes on."""
+        seen.extend(worker["state"] for worker in fleet.workers(database, study.study_id))
+        fleet.control(database, study.study_id, budget.RUNNING)
+
+    monkeypatch.setattr("hpsearch.worker.time.sleep", acknowledged)
+    events = []
+    for event in serve(database, "tiny", settings, Interruption(), Limits()):
+        events.append(event)
+        if isinstance(event, EpochDone) and (event.trial, event.epoch) == (0, 1):
+            fleet.control(database, study.study_id, budget.PAUSED)
+        if isinstance(event, EpochDone) and (event.trial, event.epoch) == (2, 1):
+            fleet.control(database, study.study_id, budget.STOPPED)
+    epochs = [(event.trial, event.epoch) for event in events if isinstance(event, EpochDone)]
+    assert epochs[:3] == [(0, 1), (0, 2), (0, 3)]  # given back after epoch 2, taken up again, nothing lost
+    assert TrialResumed(0, 2, 3) in events
+    assert seen == ["paused"]
+    assert events[-1] == WorkerLeft("study tiny: it is stopped")
+    now = progress(database, study)
+    assert (now.state, now.running) == (budget.STOPPED, 0)
+    assert list(serve(database, "tiny", settings, Interruption(), Limits())) == [
+        WorkerLeft("study tiny: it is stopped")
+    ]
+    assert fleet.workers(database, study.study_id) == []
+    fleet.control(database, study.study_id, budget.RUNNING)
+    list(serve(database, "tiny", settings, Interruption(), Limits()))
+    trials = study.optuna_study.trials
+    assert len(trials) == 6
+    assert all(trial.state.is_finished() for trial in trials)
+
+
+def test_a_worker_waits_for_trials_of_a_dead_one(sqlite: Database, settings: Settings) -> None:
+    create_study(sqlite, tiny(trials="trials = 2"), "tiny")
+    study = load_study(sqlite, "tiny")
+    dead = ledger.take(sqlite, study.study_id, 1, "dead", 2.0, study.plan)
+    assert len(dead.leases) == 1
+    events = list(serve(sqlite, "tiny", settings, Interruption(), Limits()))
+    assert [event.trial for event in events if isinstance(event, TrialEnded)] == [1, 0]
+    assert events[-1] == WorkerLeft("study tiny: all of its 2 trials have been started")
+
+
+def test_an_extended_study_goes_on(sqlite: Database, settings: Settings) -> None:
+    work(sqlite, tiny(trials="trials = 2"), settings)
+    study = load_study(sqlite, "tiny")
+    assert progress(sqlite, study).done
+    assert fleet.extend(sqlite, study.study_id, 3) == 5
+    work(sqlite, tiny(), settings)
+    assert len(study.optuna_study.trials) == 5

@@ -1,5 +1,6 @@
 """What a person sees while workers run: a live table in a terminal, plain lines elsewhere, the result at the end."""
 
+import contextlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from hpsearch.errors import EXIT_FAILED, EXIT_INTERRUPTED
+from hpsearch.cli.tables import duration
+from hpsearch.errors import EXIT_FAILED, EXIT_INTERRUPTED, StorageError
 from hpsearch.events import (
     EpochDone,
     Event,
@@ -87,7 +89,7 @@ class Watch:
         if not ended:
             return "time left unknown"
         seconds = (self.max_trials - self.finished) * (time.monotonic() - self.started) / ended
-        return f"about {_duration(seconds)} left"
+        return f"about {duration(seconds)} left"
 
     def summary(self) -> str:
         """Trials, best value and time left, in one line."""
@@ -135,7 +137,8 @@ def show(events: Iterable[tuple[int, Event | WorkerExited]], settings: Settings)
     for message in dict.fromkeys(failure.message for failure in watch.failures):
         click.echo(f"hpsearch: {message}", err=True)
     if watch.study:
-        _show_result(watch, settings)
+        with contextlib.suppress(StorageError):  # it is away: that has been said
+            _show_result(watch, settings)
     return watch.exit_code()
 
 
@@ -166,9 +169,3 @@ def _show_result(watch: Watch, settings: Settings) -> None:
     again = watch.interrupted or watch.finished < watch.max_trials
     click.echo(f"next: hpsearch {'worker' if again else 'best'} {watch.study}")
     click.echo("      hpsearch dashboard")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

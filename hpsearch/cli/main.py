@@ -1,6 +1,7 @@
 """The command `hpsearch`: finds the subcommand, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 a run failed, 2 what was given cannot be used, 75 interrupted (run the same command again).
+Exit codes: 0 done (budget used, or told to stop), 1 a run failed, 2 what was given cannot be used, 75 interrupted or
+the storage is away (run the same command again).
 """
 
 import importlib
@@ -16,6 +17,10 @@ from hpsearch.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, HpsearchE
 COMMANDS = {
     "create-study": ("hpsearch.cli.study:create_study", "Create a study by name or from a TOML file."),
     "worker": ("hpsearch.cli.worker:worker", "Train trials until the budget of the study is used."),
+    "pause": ("hpsearch.cli.control:pause", "Let the workers of a study wait until it is resumed."),
+    "resume": ("hpsearch.cli.control:resume", "Let a study go on after pause or stop."),
+    "stop": ("hpsearch.cli.control:stop", "Let the workers of a study keep a checkpoint and leave."),
+    "extend": ("hpsearch.cli.control:extend", "Allow a study more trials."),
     "list": ("hpsearch.cli.study:list_studies", "List the studies of the storage, and those that can be created."),
     "status": ("hpsearch.cli.study:status", "Show how far a study is."),
     "trials": ("hpsearch.cli.study:trials", "Show the trials of a study."),

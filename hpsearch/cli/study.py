@@ -14,7 +14,15 @@ from hpsearch.cli.options import (
     settings_from,
     storage_option,
 )
-from hpsearch.cli.tables import cell, configuration, print_best, print_table, trial_row
+from hpsearch.cli.tables import (
+    cell,
+    configuration,
+    event_rows,
+    print_best,
+    print_table,
+    trial_row,
+    worker_rows,
+)
 
 if TYPE_CHECKING:
     from hpsearch.storage.open import Database
@@ -25,10 +33,16 @@ if TYPE_CHECKING:
 @click.argument("study", metavar="NAME|FILE", shell_complete=complete_available)
 @click.option("--study-name", help="Record the study under another name than its file gives.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change the file: --set budget.trials=50.")
+@click.option("--trials", type=click.IntRange(1, 10**9), help="The same as --set budget.trials=N.")
 @click.option("--if-missing", is_flag=True, help="Do nothing if a study of that name exists.")
 @storage_option
 def create_study(
-    study: str, study_name: str | None, overrides: tuple[str, ...], if_missing: bool, storage: str | None
+    study: str,
+    study_name: str | None,
+    overrides: tuple[str, ...],
+    trials: int | None,
+    if_missing: bool,
+    storage: str | None,
 ) -> None:
     """Create a study, by the name of one that comes with hpsearch or from a TOML file.
 
@@ -40,7 +54,7 @@ def create_study(
     from hpsearch.storage import studies
     from hpsearch.storage.open import create
 
-    spec = catalogue.read(study, overrides)
+    spec = catalogue.read(study, (*overrides, *([f"budget.trials={trials}"] if trials else [])))
     name = study_name or spec.name
     settings = settings_from(storage)
     database = click.get_current_context().with_resource(create(settings.storage_url))
@@ -48,9 +62,9 @@ def create_study(
         click.echo(f"study {name} exists already in {redact(settings.storage_url)}")
         return
     studies.create_study(database, spec, name, max_trials(spec))
-    click.echo(
-        f"study {name}: {max_trials(spec)} trials of up to {spec.max_epochs} epochs, in {redact(settings.storage_url)}"
-    )
+    limit = max_trials(spec)
+    count = f"{limit} trials" if limit == spec.budget.trials else f"{limit} trials, all that there is to try,"
+    click.echo(f"study {name}: {count} of up to {spec.max_epochs} epochs, in {redact(settings.storage_url)}")
     click.echo(f"next: hpsearch worker {name}")
 
 
@@ -88,19 +102,22 @@ def list_studies(storage: str | None, as_json: bool) -> None:
 @json_option
 def status(study: str, storage: str | None, as_json: bool) -> None:
     """Show how far a study is."""
+    from hpsearch.storage import fleet
+    from hpsearch.storage.events import events
     from hpsearch.storage.studies import progress
 
     database, loaded = _load(study, storage)
     summary, now = _summary(database, study), progress(database, loaded)
+    workers, happened = fleet.workers(database, loaded.study_id), events(database, loaded.study_id, last=5)
     if as_json:
-        print_json(summary)
+        print_json(summary | {"workers": workers, "events": happened})
         return
     spec = loaded.spec
     abandoned = f" ({now.abandoned} abandoned: the next worker takes them)" if now.abandoned else ""
     print_table(
         ["study", "value"],
         [
-            ["state", summary["state"]],
+            ["state", summary["state"] + ("" if now.startable or now.state != "running" else f": {now.reason}")],
             [
                 "trials",
                 f"{now.finished} of {summary['budget']} ended, {now.running} running{abandoned}, {now.waiting} waiting",
@@ -113,6 +130,12 @@ def status(study: str, storage: str | None, as_json: bool) -> None:
             ["searched", ", ".join(spec.space) or f"nothing; {len(spec.seeds)} seeds"],
         ],
     )
+    if workers:
+        print_table(
+            ["worker", "device", "doing", "trials", "images/s", "waits for storage", "last sign"], worker_rows(workers)
+        )
+    if happened:
+        print_table(["when", "trial", "event", ""], event_rows(happened))
 
 
 @click.command()

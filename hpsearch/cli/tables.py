@@ -1,6 +1,9 @@
 """Tables for the terminal: configurations and trials, as plain values and as text."""
 
+import time
 from typing import TYPE_CHECKING, Any
+
+SHORT = 10  # characters: a column of such values is not broken in a narrow terminal
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -20,8 +23,8 @@ def print_best(loaded: "LoadedStudy", rows: list[dict[str, Any]]) -> None:
 def trial_row(loaded: "LoadedStudy", trial: "FrozenTrial") -> dict[str, Any]:
     """One trial as plain values; `searched` holds the hyperparameters that the study searches and this trial has."""
     from hpsearch.space import recorded_name
-    from hpsearch.storage.ledger import REASON_KEY
-    from hpsearch.storage.studies import RECIPE_KEY, TRACEBACK_KEY
+    from hpsearch.storage.ledger import REASON_KEY, TRACEBACK_KEY
+    from hpsearch.storage.studies import RECIPE_KEY
 
     recipe = trial.user_attrs.get(RECIPE_KEY, {})
     space = loaded.spec.space.items()
@@ -36,6 +39,37 @@ def trial_row(loaded: "LoadedStudy", trial: "FrozenTrial") -> dict[str, Any]:
         "reason": trial.user_attrs.get(REASON_KEY, ""),
         "traceback": trial.user_attrs.get(TRACEBACK_KEY, ""),
     }
+
+
+def worker_rows(workers: list[dict[str, Any]]) -> list[list[str]]:
+    """The table of workers: who, what, how fast, and how long since the last sign of life."""
+    return [
+        [
+            f"{worker['host']}:{worker['process']}",
+            worker["device"],
+            worker["state"],
+            str(worker["trials"]),
+            f"{worker['images_per_second']:,.0f}",
+            f"{worker['storage_share']:.1%}",
+            f"{duration(worker['silent_seconds'])} ago",
+        ]
+        for worker in workers
+    ]
+
+
+def event_rows(events: list[dict[str, Any]]) -> list[list[str]]:
+    """The last events of a study, each with its age."""
+    now = time.time()
+    return [
+        [f"{duration(now - event['at'])} ago", cell(event["number"]), event["kind"], event["text"]] for event in events
+    ]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them, in two units at most."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def configuration(row: dict[str, Any]) -> str:
@@ -58,7 +92,8 @@ def print_table(columns: list[str], rows: list[list[str]]) -> None:
 
     table = Table(box=box.SIMPLE_HEAD)
     for index, column in enumerate(columns):
-        table.add_column(column, no_wrap=index == 0, overflow="fold")
+        short = max((len(row[index]) for row in rows), default=0) <= SHORT
+        table.add_column(column, no_wrap=index == 0 or short, overflow="fold")
     for row in rows:
         table.add_row(*row)
     Console().print(table)

@@ -4,7 +4,7 @@ Each call is about many trials and costs a few statements, whatever their number
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -53,9 +53,16 @@ class Session:
     `wanted` is what people want of the study (budget.RUNNING, PAUSED or STOPPED), as of the last sign of life.
     """
 
-    def __init__(self, database: Database, study: LoadedStudy, worker: fleet.Worker, lease_seconds: float) -> None:
+    def __init__(
+        self,
+        database: Database,
+        study: LoadedStudy,
+        worker: fleet.Worker,
+        lease_seconds: float,
+        last_words: Callable[[str], str] = lambda _owner: "",
+    ) -> None:
         self.database, self.study, self.worker = database, study, worker
-        self._lease_seconds = lease_seconds
+        self._lease_seconds, self._last_words = lease_seconds, last_words
         self._pruner = make_pruner(study.spec)
         self._rungs = rungs(self._pruner)
         self._view = View(database, study, self._rungs)
@@ -72,7 +79,13 @@ class Session:
         """
         with self._waiting():
             taken = ledger.take(
-                self.database, self.study.study_id, num, self.worker.owner, self._lease_seconds, self.study.plan
+                self.database,
+                self.study.study_id,
+                num,
+                self.worker.owner,
+                self._lease_seconds,
+                self.study.plan,
+                self._last_words,
             )
         self.wanted = taken.state
         if not taken.leases:

@@ -51,7 +51,8 @@ def allowance(connection: Connection, study_id: int, plan: Plan) -> Allowance:
     left, reason = control.max_trials - started, f"all of its {control.max_trials} trials have been started"
     budget = plan.budget
     if budget.epochs is not None:
-        fitting = (budget.epochs - _epochs(connection, study_id, plan.max_epochs)) // plan.max_epochs
+        reserved, num_given_back = _epochs(connection, study_id, plan.max_epochs)
+        fitting = (budget.epochs - reserved) // plan.max_epochs + num_given_back
         if fitting < left:
             left, reason = fitting, f"its budget of {budget.epochs} epochs has no room for another trial"
     if left > 0 and (used_up := _used_up(connection, study_id, plan, control.started)):
@@ -65,20 +66,21 @@ def note_start(connection: Connection, study_id: int) -> None:
     connection.execute(update(CONTROL).where(first).values(started=clock(connection)))
 
 
-def extend(connection: Connection, study_id: int, num_trials: int, most: int | None) -> int:
-    """Allow `num_trials` more, up to `most` in all; the new number."""
-    known = connection.scalars(select(CONTROL.c.max_trials).where(CONTROL.c.study_id == study_id)).one()
-    total = known + num_trials if most is None else min(known + num_trials, most)
-    connection.execute(update(CONTROL).where(CONTROL.c.study_id == study_id).values(max_trials=total))
-    return int(total)
+def extend(connection: Connection, study_id: int, num_trials: int) -> int:
+    """Allow `num_trials` more; the new number."""
+    of_study = CONTROL.c.study_id == study_id
+    connection.execute(update(CONTROL).where(of_study).values(max_trials=CONTROL.c.max_trials + num_trials))
+    return int(connection.scalars(select(CONTROL.c.max_trials).where(of_study)).one())
 
 
-def _epochs(connection: Connection, study_id: int, max_epochs: int) -> int:
-    """Epochs recorded, with all that running trials may still need."""
-    reserved = case((TRIALS.c.state == TrialState.RUNNING, max_epochs), else_=func.coalesce(LEASES.c.epoch, 0))
-    joined = select(func.coalesce(func.sum(reserved), 0)).select_from(TRIALS)
-    joined = joined.outerjoin(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id)
-    return int(connection.scalars(joined.where(TRIALS.c.study_id == study_id)).one())
+def _epochs(connection: Connection, study_id: int, max_epochs: int) -> tuple[int, int]:
+    """Epochs recorded, with all that trials may still need that run or were given back; the number of the latter."""
+    given_back = TRIALS.c.state == TrialState.WAITING  # those that never ran have no lease
+    reserved = case((given_back | (TRIALS.c.state == TrialState.RUNNING), max_epochs), else_=LEASES.c.epoch)
+    columns = (func.coalesce(func.sum(reserved), 0), func.coalesce(func.sum(case((given_back, 1), else_=0)), 0))
+    joined = select(*columns).select_from(LEASES).join(TRIALS, TRIALS.c.trial_id == LEASES.c.trial_id)
+    epochs, num_given_back = connection.execute(joined.where(TRIALS.c.study_id == study_id)).one()
+    return int(epochs), int(num_given_back)
 
 
 def _used_up(connection: Connection, study_id: int, plan: Plan, started: float | None) -> str:

@@ -78,17 +78,18 @@ def control(database: Database, study_id: int, state: str) -> str:
     with database.engine.begin() as connection:
         of_study = CONTROL.c.study_id == study_id
         before = connection.scalars(select(CONTROL.c.state).where(of_study).with_for_update()).one()
-        connection.execute(update(CONTROL).where(of_study).values(state=state))
-        row = {"study_id": study_id, "at": leases.now(connection), "kind": events.CONTROL}
-        connection.execute(insert(EVENTS).values(**row, text=f"{state}, before that {before}"))
+        if before != state:
+            connection.execute(update(CONTROL).where(of_study).values(state=state))
+            row = {"study_id": study_id, "at": leases.now(connection), "kind": events.CONTROL}
+            connection.execute(insert(EVENTS).values(**row, text=f"{state}, before that {before}"))
     return str(before)
 
 
-def extend(database: Database, study_id: int, num_trials: int, most: int | None) -> int:
-    """Allow the study `num_trials` more, up to `most` in all; the new number."""
+def extend(database: Database, study_id: int, num_trials: int) -> int:
+    """Allow the study `num_trials` more; the new number."""
     with database.engine.begin() as connection:
         ledger.lock_study(connection, study_id)
-        return budget.extend(connection, study_id, num_trials, most)
+        return budget.extend(connection, study_id, num_trials)
 
 
 def _insert(connection: Connection) -> Any:

@@ -1,13 +1,13 @@
 """The ledger: what happens to trials, many of them in one transaction on Optuna's own tables.
 
 What it writes reads back through Optuna's public API as if Optuna had written it. Every write to a trial is guarded by
-its lease and by `state = 'RUNNING'`: who lost the lease, or whose trial was ended elsewhere, writes nothing about it and
-misses it in the set of those that were written. The lock of the study, where it is needed, comes first.
+its lease and by `state = 'RUNNING'`: of a trial whose lease was lost, or that was ended elsewhere, nothing is written,
+and its id is missing in the set that comes back. The lock of the study, where it is needed, comes first.
 """
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -27,6 +27,7 @@ from hpsearch.storage.tables import (
     CONFIGURATIONS,
     EPOCHS,
     INTERMEDIATE_VALUES,
+    LEASES,
     METRICS,
     PARAMS,
     STUDIES,
@@ -37,6 +38,7 @@ from hpsearch.storage.tables import (
 )
 
 REASON_KEY = "hpsearch:reason"  # trial attribute: why it ended before its last epoch
+TRACEBACK_KEY = "hpsearch:traceback"  # trial attribute: of an exception that ended it, or of its worker's crash
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,21 @@ class End:
     event: Happening | None = None
 
 
-def take(database: Database, study_id: int, num: int, owner: str, lease_seconds: float, plan: budget.Plan) -> Taken:
+def take(
+    database: Database,
+    study_id: int,
+    num: int,
+    owner: str,
+    lease_seconds: float,
+    plan: budget.Plan,
+    last_words: Callable[[str], str] = lambda _owner: "",
+) -> Taken:
     """Start or take over up to `num` trials of the study, as far as the budget goes.
 
     The count and the new rows are one transaction under the study's row lock, so any number of workers start exactly
-    what the budget allows. Trials whose lease has run out go first, then waiting ones (known good configurations, and
-    what was given back), then new ones.
+    what the budget allows. Trials whose lease has run out go first, then waiting ones (what was given back, and known
+    good configurations), then new ones. A trial that has cost too many workers ends as FAIL, with the `last_words` of
+    the last one.
 
     Raises:
         StorageError: the study has been deleted.
@@ -102,7 +113,8 @@ def take(database: Database, study_id: int, num: int, owner: str, lease_seconds:
     with database.engine.begin() as connection:
         lock_study(connection, study_id)
         allowed = budget.allowance(connection, study_id, plan)
-        adopted = _adopt(connection, study_id, num, owner, lease_seconds) if allowed.state == budget.RUNNING else []
+        running = allowed.state == budget.RUNNING
+        adopted = _adopt(connection, study_id, num, owner, lease_seconds, last_words) if running else []
         room = min(num - len(adopted), allowed.num_trials)
         started = _start(connection, study_id, room) if room > 0 else []
         fresh = leases.grant(connection, started, owner, lease_seconds)
@@ -190,7 +202,14 @@ def lock_study(connection: Connection, study_id: int) -> None:
         raise StorageError("the study has been deleted while this worker ran: create it again, or stop the worker")
 
 
-def _adopt(connection: Connection, study_id: int, num: int, owner: str, lease_seconds: float) -> list[Lease]:
+def _adopt(
+    connection: Connection,
+    study_id: int,
+    num: int,
+    owner: str,
+    lease_seconds: float,
+    last_words: Callable[[str], str],
+) -> list[Lease]:
     """Take over abandoned trials; those that have cost too many workers end here."""
     adopted: list[Lease] = []
     while len(adopted) < num:
@@ -199,21 +218,27 @@ def _adopt(connection: Connection, study_id: int, num: int, owner: str, lease_se
             break
         good = [(lease, last) for lease, last in found if lease.crashes < leases.MAX_CRASHES]
         record(connection, [(lease.trial_id, Happening(ADOPTED, f"from {last} by {owner}")) for lease, last in good])
-        _finish(connection, [_crashed(lease, last) for lease, last in found if lease.crashes >= leases.MAX_CRASHES])
+        bad = [(lease, last) for lease, last in found if lease.crashes >= leases.MAX_CRASHES]
+        _finish(connection, [_crashed(lease, last, last_words(last)) for lease, last in bad])
         adopted += [lease for lease, _ in good]
     return adopted
 
 
-def _crashed(lease: Lease, last_owner: str) -> End:
+def _crashed(lease: Lease, last_owner: str, trace: str) -> End:
     reason = f"{lease.crashes} workers in a row vanished while they trained it, the last of them {last_owner}"
-    return End(lease, TrialState.FAIL, None, {REASON_KEY: reason}, event=Happening(CRASHED, reason))
+    attributes = {REASON_KEY: reason} | ({TRACEBACK_KEY: trace} if trace else {})
+    return End(lease, TrialState.FAIL, None, attributes, event=Happening(CRASHED, reason))
 
 
 def _start(connection: Connection, study_id: int, num: int) -> list[tuple[int, int]]:
-    """Start waiting trials, then new ones; the caller holds the study's lock. (id, number) of each."""
+    """Start trials that were given back, then other waiting ones, then new ones; (id, number) of each.
+
+    The caller holds the study's lock. What was given back has its room in the budget of epochs already.
+    """
     of_study = TRIALS.c.study_id == study_id
     waiting = select(TRIALS.c.trial_id, TRIALS.c.number).where(of_study, TRIALS.c.state == TrialState.WAITING)
-    waiting = waiting.order_by(TRIALS.c.number).limit(num).with_for_update()
+    waiting = waiting.outerjoin(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id)
+    waiting = waiting.order_by(LEASES.c.trial_id.is_(None), TRIALS.c.number).limit(num).with_for_update(of=TRIALS)
     started = [(trial_id, number) for trial_id, number in connection.execute(waiting)]
     row = {"state": TrialState.RUNNING, "datetime_start": _now()}
     if started:

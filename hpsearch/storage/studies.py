@@ -23,7 +23,6 @@ from hpsearch.storage.tables import CONTROL, STUDIES, TRIALS
 SPEC_KEY = "hpsearch:spec"  # the study's user attribute that holds its specification as JSON
 CREATED_KEY = "hpsearch:created"  # when, in UTC, ISO 8601
 RECIPE_KEY = "hpsearch:recipe"  # trial attribute: every hyperparameter that the trial trained with
-TRACEBACK_KEY = "hpsearch:traceback"  # trial attribute: of an exception that ended it
 METRIC_NAMES_KEY = "study:metric_names"  # Optuna's own key: the dashboard labels the objective with it
 
 

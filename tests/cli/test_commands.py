@@ -62,7 +62,7 @@ def test_from_the_study_to_the_best_configuration(folder: Path) -> None:
     for text in (("list",), ("status", "tiny"), ("trials", "tiny"), ("best", "tiny")):
         assert hpsearch(folder, *text).stdout
     again = hpsearch(folder, "worker", "tiny").stdout
-    assert "no trials left to start in study tiny" in again
+    assert "all of its 6 trials have been started" in again
     assert states(folder).count("RUNNING") == 0
 
 

@@ -9,7 +9,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from hpsearch.search import SAMPLERS
-from hpsearch.search.samplers import at, corner, distribution, grid_points, make_sampler, max_trials, suggest
+from hpsearch.search.asking import suggest
+from hpsearch.search.samplers import at, corner, distribution, grid_points, make_sampler, max_trials
 from hpsearch.sections import SAMPLER_OPTIONS
 from hpsearch.space import Choice, Float, Int
 from hpsearch.spec import StudySpec, parse

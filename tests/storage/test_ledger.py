@@ -11,10 +11,13 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 from sqlalchemy import text
 
-from hpsearch.errors import LeaseLost, StorageError
+from hpsearch.errors import StorageError
+from hpsearch.sections import Budget
 from hpsearch.spec import parse
 from hpsearch.storage import ledger
+from hpsearch.storage.budget import Plan
 from hpsearch.storage.leases import Lease
+from hpsearch.storage.ledger import Drawn, End, Report
 from hpsearch.storage.open import Database, create
 from hpsearch.storage.studies import LoadedStudy, create_study, load_study, progress
 from hpsearch.storage.tables import METRICS
@@ -25,9 +28,9 @@ MEASURED = dict.fromkeys(METRICS, 0.5)
 
 @pytest.fixture
 def database(storage_url: str) -> Iterator[Database]:
-    """An open database with the study `tiny`."""
+    """An open database with the study `tiny`, which may have 100 trials."""
     with create(storage_url) as database:
-        create_study(database, parse(TINY, "tiny.toml"), "tiny")
+        create_study(database, parse(TINY, "tiny.toml"), "tiny", 100)
         yield database
 
 
@@ -37,33 +40,53 @@ def study(database: Database) -> LoadedStudy:
     return load_study(database, "tiny")
 
 
+def take_many(
+    database: Database, study: LoadedStudy, num: int, owner: str = "me", seconds: float = 60.0
+) -> tuple[Lease, ...]:
+    """More trials."""
+    return ledger.take(database, study.study_id, num, owner, seconds, study.plan).leases
+
+
 def take(database: Database, study: LoadedStudy, owner: str = "me", seconds: float = 60.0) -> Lease:
-    """One more trial, whatever the budget."""
-    lease = ledger.take_trial(database, study.study_id, 100, owner, seconds)
-    assert lease is not None
+    """One more trial."""
+    (lease,) = take_many(database, study, 1, owner, seconds)
     return lease
 
 
-def test_eight_threads_start_exactly_the_budget(database: Database, study: LoadedStudy) -> None:
+def report(database: Database, lease: Lease, epoch: int, value: float, seconds: float = 60.0) -> None:
+    """One epoch of one trial, which must be held."""
+    assert ledger.report(database, [Report(lease, epoch, value, MEASURED)], seconds) == {lease.trial_id}
+
+
+def drawn(lease: Lease, digest: str, **more: object) -> Drawn:
+    """A trial without parameters, told apart by its digest."""
+    return Drawn(lease, {}, {"a": 1}, {}, digest, **more)  # type: ignore[arg-type]
+
+
+def test_eight_threads_start_exactly_the_budget(database: Database) -> None:
+    create_study(database, parse(TINY, "tiny.toml"), "twenty", 20)
+    study = load_study(database, "twenty")
     started: list[int] = []
 
-    def take_all(owner: str) -> None:
-        while (lease := ledger.take_trial(database, study.study_id, 20, owner, 60.0)) is not None:
-            started.append(lease.trial_id)
+    def take_all(owner: str, num: int) -> None:
+        while leases := take_many(database, study, num, owner):
+            started.extend(lease.trial_id for lease in leases)
 
-    threads = [threading.Thread(target=take_all, args=(f"thread {number}",)) for number in range(8)]
+    threads = [threading.Thread(target=take_all, args=(f"thread {number}", 1 + number % 3)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(started) == len(set(started)) == 20
     assert [trial.number for trial in study.optuna_study.trials] == list(range(20))
-    assert ledger.take_trial(database, study.study_id, 20, "late", 60.0) is None
-    assert ledger.take_trial(database, study.study_id, 21, "late", 60.0) is not None
+    late = ledger.take(database, study.study_id, 3, "late", 60.0, study.plan)
+    assert (late.leases, late.reason) == ((), "all of its 20 trials have been started")
 
 
 def test_a_waiting_trial_goes_first(database: Database, study: LoadedStudy) -> None:
-    trial = optuna.Trial(study.optuna_study, take(database, study).trial_id)
+    lease = take(database, study)
+    study.optuna_study.get_trials()  # Optuna's cache refuses trials that it has not seen
+    trial = optuna.Trial(study.optuna_study, lease.trial_id)
     assert trial.number == 0
     assert trial.suggest_float("learning_rate", 1e-3, 1e-1, log=True) == 0.01
 
@@ -89,9 +112,10 @@ def test_parameters_read_back_as_optunas_own(database: Database, study: LoadedSt
     study.optuna_study.enqueue_trial(values)
     lease = take(database, study)
     internal = {name: (distributions[name].to_internal_repr(values[name]), distributions[name]) for name in values}
-    ledger.set_up(database, lease, internal, {"note": {"k": [1]}}, {"own": 1})
-    ledger.set_up(database, lease, internal, {"note": {"k": [1]}}, {"own": 1})  # once more changes nothing
-    ledger.finish(database, lease, TrialState.COMPLETE, 0.5, {})
+    one = Drawn(lease, internal, {"note": {"k": [1]}}, {"own": 1}, "digest")
+    for _ in range(2):  # once more changes nothing
+        assert ledger.set_up(database, study.study_id, [one]) == ({lease.trial_id}, set())
+    ledger.finish(database, [End(lease, TrialState.COMPLETE, 0.5)])
     theirs = study.optuna_study.ask(distributions)
     study.optuna_study.tell(theirs, 0.5)
     first, second = study.optuna_study.trials[:2]
@@ -106,7 +130,7 @@ def test_a_report_reads_back_as_optunas_own(database: Database, study: LoadedStu
     lease = take(database, study)
     theirs = study.optuna_study.ask()
     for epoch in (1, 2):
-        ledger.report(database, lease, epoch, value, MEASURED, 60.0)
+        report(database, lease, epoch, value)
         theirs.report(value, epoch)
     first, second = (study.optuna_study.trials[number].intermediate_values for number in (0, 1))
     assert repr(first) == repr(second)
@@ -129,9 +153,9 @@ def test_an_end_reads_back_as_optunas_own(
     lease = take(database, study)
     theirs = study.optuna_study.ask()
     if value is not None:
-        ledger.report(database, lease, 1, value, MEASURED, 60.0)
+        report(database, lease, 1, value)
         theirs.report(value, 1)
-    ledger.finish(database, lease, state, value, {"hpsearch:reason": "because"})
+    ledger.finish(database, [End(lease, state, value, {"hpsearch:reason": "because"})])
     study.optuna_study.tell(theirs, value if state == TrialState.COMPLETE else None, state=state)
     ours, other = study.optuna_study.trials
     for name in ("state", "values", "intermediate_values", "params", "distributions"):
@@ -142,8 +166,8 @@ def test_an_end_reads_back_as_optunas_own(
 
 def test_an_epoch_reported_again_replaces_itself(database: Database, study: LoadedStudy) -> None:
     lease = take(database, study)
-    for epoch, value in ((1, 0.1), (2, 0.2), (1, 0.3)):
-        ledger.report(database, lease, epoch, value, MEASURED | {"training_loss": value}, 60.0)
+    for value in (0.1, 0.3):
+        ledger.report(database, [Report(lease, 1, value, MEASURED | {"training_loss": value})], 60.0)
     assert study.optuna_study.trials[0].intermediate_values == {1: 0.3}
     assert [(row["epoch"], row["training_loss"]) for row in ledger.epochs(database, lease.trial_id)] == [(1, 0.3)]
 
@@ -151,53 +175,86 @@ def test_an_epoch_reported_again_replaces_itself(database: Database, study: Load
 def test_metrics_that_are_not_finite_are_null(database: Database, study: LoadedStudy) -> None:
     lease = take(database, study)
     metrics = MEASURED | {"training_loss": math.nan, "gradient_norm": math.inf}
-    ledger.report(database, lease, 1, math.nan, metrics, 60.0)
+    ledger.report(database, [Report(lease, 1, math.nan, metrics)], 60.0)
     row = ledger.epochs(database, lease.trial_id)[0]
     assert row["training_loss"] is row["gradient_norm"] is None
     assert row["validation_loss"] == 0.5
 
 
-def refused(database: Database, lease: Lease) -> None:
+def test_many_trials_are_written_at_once(database: Database, study: LoadedStudy) -> None:
+    leases = take_many(database, study, 64)
+    assert [lease.number for lease in leases] == list(range(64))
+    distributions = {"x": FloatDistribution(0.0, 1.0), "c": CategoricalDistribution(("a", "b"))}
+    everything = [
+        Drawn(lease, {name: (0.0, kind) for name, kind in distributions.items()}, {"n": i}, {}, f"digest {i}")
+        for i, lease in enumerate(leases)
+    ]
+    assert ledger.set_up(database, study.study_id, everything) == ({lease.trial_id for lease in leases}, set())
+    for epoch in (1, 2, 3):
+        reports = [Report(lease, epoch, lease.number + epoch / 10, MEASURED) for lease in leases]
+        assert ledger.report(database, reports, 60.0) == {lease.trial_id for lease in leases}
+    states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    ends = [End(lease, states[i % 3], None if i % 3 == 2 else float(i), {"why": i}) for i, lease in enumerate(leases)]
+    assert ledger.finish(database, ends) == {lease.trial_id for lease in leases}
+    for number, trial in enumerate(study.optuna_study.trials):
+        assert trial.state == states[number % 3]
+        assert trial.value == (None if number % 3 == 2 else float(number))
+        assert trial.intermediate_values == {epoch: number + epoch / 10 for epoch in (1, 2, 3)}
+        assert trial.params == {"x": 0.0, "c": "a"}
+        assert trial.user_attrs == {"n": number, "why": number}
+
+
+def refused(database: Database, study: LoadedStudy, lease: Lease) -> None:
     """Nothing may be written under this lease."""
-    for write in (
-        lambda: ledger.report(database, lease, 1, 0.1, MEASURED, 60.0),
-        lambda: ledger.set_up(database, lease, {}, {"a": 1}, {}),
-        lambda: ledger.cut_back(database, lease, 0),
-        lambda: ledger.release(database, lease, 0),
-        lambda: ledger.finish(database, lease, TrialState.COMPLETE, 0.9, {"a": 1}),
-    ):
-        with pytest.raises(LeaseLost):
-            write()
+    assert ledger.report(database, [Report(lease, 1, 0.1, MEASURED)], 60.0) == set()
+    assert ledger.set_up(database, study.study_id, [drawn(lease, "another")]) == (set(), set())
+    assert not ledger.cut_back(database, lease, 0)
+    assert ledger.release(database, [(lease, 0)], "test") == set()
+    assert ledger.finish(database, [End(lease, TrialState.COMPLETE, 0.9, {"a": 1})]) == set()
 
 
 @pytest.mark.parametrize("state", [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL])
 def test_an_ended_trial_is_never_touched(database: Database, study: LoadedStudy, state: TrialState) -> None:
     lease = take(database, study)
-    study.optuna_study.tell(0, 0.5 if state == TrialState.COMPLETE else None, state=state)
+    value = 0.5 if state == TrialState.COMPLETE else None
+    study.optuna_study.tell(0, value, state=state)  # by somebody else, through Optuna
     before = study.optuna_study.trials[0]
-    refused(database, lease)
+    refused(database, study, lease)
     assert study.optuna_study.trials[0] == before
     assert ledger.epochs(database, lease.trial_id) == []
 
 
 def test_who_lost_the_lease_writes_nothing(database: Database, study: LoadedStudy) -> None:
-    old = take(database, study, "old", seconds=0.0)
-    ledger.report(database, old, 1, 0.1, MEASURED, 0.0)
+    old, other = take_many(database, study, 2, "old", 0.0)
+    report(database, old, 1, 0.1, 0.0)
+    report(database, other, 1, 0.5)
     time.sleep(0.01)
     new = take(database, study, "new")
-    assert (new.trial_id, new.token, new.owner) == (old.trial_id, old.token + 1, "new")
+    assert (new.trial_id, new.token, new.owner, new.epoch) == (old.trial_id, old.token + 1, "new", 1)
     before = study.optuna_study.trials[0]
-    refused(database, old)
+    refused(database, study, old)
     assert study.optuna_study.trials[0] == before
-    ledger.report(database, new, 2, 0.2, MEASURED, 60.0)
+    both = [Report(old, 2, 0.9, MEASURED), Report(other, 2, 0.6, MEASURED)]
+    assert ledger.report(database, both, 60.0) == {other.trial_id}  # the rest of a batch is written
+    report(database, new, 2, 0.2)
     assert study.optuna_study.trials[0].intermediate_values == {1: 0.1, 2: 0.2}
+    assert study.optuna_study.trials[1].intermediate_values == {1: 0.5, 2: 0.6}
+
+
+def test_a_process_that_took_its_own_trial_again_cannot_use_the_old_lease(
+    database: Database, study: LoadedStudy
+) -> None:
+    old = take(database, study, "me", 0.0)
+    time.sleep(0.01)
+    assert take(database, study, "me").trial_id == old.trial_id
+    refused(database, study, old)
 
 
 def test_a_lease_that_is_renewed_is_not_adopted(database: Database, study: LoadedStudy) -> None:
-    first = take(database, study, "first", seconds=0.2)
+    first = take(database, study, "first", seconds=1.0)
     for epoch in range(1, 5):
-        time.sleep(0.1)
-        ledger.report(database, first, epoch, 0.1, MEASURED, 0.2)
+        time.sleep(0.4)
+        report(database, first, epoch, 0.1, 1.0)
         assert take(database, study, "second").trial_id != first.trial_id
     assert progress(database, study).abandoned == 0
 
@@ -208,7 +265,7 @@ def test_owners_that_vanish_without_an_epoch_are_counted(database: Database, stu
         time.sleep(0.01)
         lease = take(database, study, seconds=0.0)
         assert lease.crashes == crashes
-    ledger.report(database, lease, 1, 0.1, MEASURED, 0.0)  # it does get on: the count begins anew
+    report(database, lease, 1, 0.1, 0.0)  # it does get on: the count begins anew
     for crashes in (1, 2):
         time.sleep(0.01)
         assert take(database, study, seconds=0.0).crashes == crashes
@@ -220,28 +277,81 @@ def test_owners_that_vanish_without_an_epoch_are_counted(database: Database, stu
 
 def test_a_released_trial_is_taken_again_with_what_it_has(database: Database, study: LoadedStudy) -> None:
     lease = take(database, study)
-    value, distribution = 0.25, FloatDistribution(0.0, 1.0)
-    ledger.set_up(database, lease, {"x": (value, distribution)}, {}, {})
+    one = Drawn(lease, {"x": (0.25, FloatDistribution(0.0, 1.0))}, {}, {}, "digest")
+    ledger.set_up(database, study.study_id, [one])
     for epoch in (1, 2, 3):
-        ledger.report(database, lease, epoch, 0.1, MEASURED, 60.0)
-    ledger.release(database, lease, 2)
+        report(database, lease, epoch, 0.1)
+    assert ledger.release(database, [(lease, 2)], "a test") == {lease.trial_id}
     assert progress(database, study).started == 0
     trial = study.optuna_study.trials[0]
     assert (trial.state, trial.intermediate_values, trial.params) == (TrialState.WAITING, {1: 0.1, 2: 0.1}, {"x": 0.25})
     assert [row["epoch"] for row in ledger.epochs(database, lease.trial_id)] == [1, 2]
-    refused(database, lease)
+    refused(database, study, lease)
     again = take(database, study, "another")
-    assert (again.trial_id, again.token, again.crashes) == (lease.trial_id, lease.token + 1, 0)
+    assert (again.trial_id, again.token, again.crashes, again.epoch) == (lease.trial_id, lease.token + 1, 0, 2)
+
+
+def test_a_configuration_belongs_to_one_trial(database: Database, study: LoadedStudy) -> None:
+    first, second, third, fourth = take_many(database, study, 4)
+    assert ledger.set_up(database, study.study_id, [drawn(first, "x"), drawn(second, "x"), drawn(third, "y")]) == (
+        {first.trial_id, third.trial_id},
+        {second.trial_id},
+    )
+    assert "a" not in study.optuna_study.trials[1].user_attrs
+    assert ledger.set_up(database, study.study_id, [drawn(second, "z")]) == ({second.trial_id}, set())
+    assert ledger.set_up(database, study.study_id, [drawn(fourth, "y", ordered=True)]) == ({fourth.trial_id}, set())
+    create_study(database, parse(TINY, "tiny.toml"), "other", 100)
+    other = load_study(database, "other")
+    lease = take(database, other)
+    assert ledger.set_up(database, other.study_id, [drawn(lease, "x")]) == ({lease.trial_id}, set())
 
 
 def test_a_deleted_study_stops_the_worker(database: Database, study: LoadedStudy) -> None:
     lease = take(database, study)
-    ledger.report(database, lease, 1, 0.1, MEASURED, 60.0)
+    ledger.set_up(database, study.study_id, [drawn(lease, "x")])
+    report(database, lease, 1, 0.1)
+    ledger.release(database, [(lease, 1)], "a test")  # an event
     optuna.delete_study(study_name="tiny", storage=database.storage)
     with pytest.raises(StorageError, match="has been deleted"):
         take(database, study)
-    with pytest.raises(LeaseLost):
-        ledger.report(database, lease, 2, 0.1, MEASURED, 60.0)
+    assert ledger.report(database, [Report(lease, 2, 0.1, MEASURED)], 60.0) == set()
     with database.engine.connect() as connection:
-        for table in ("hpsearch_epochs", "hpsearch_leases"):
-            assert connection.scalar(text(f"SELECT count(*) FROM {table}")) == 0
+        for table in ("epochs", "leases", "control", "configurations", "events"):
+            assert connection.scalar(text(f"SELECT count(*) FROM hpsearch_{table}")) == 0, table
+
+
+def plan(study: LoadedStudy, **budget: float) -> Plan:
+    """A budget of 100 trials and these limits."""
+    return Plan(Budget(trials=100, **budget), study.spec.max_epochs, maximize=True)  # type: ignore[arg-type]
+
+
+def test_a_budget_of_epochs_is_never_exceeded(database: Database, study: LoadedStudy) -> None:
+    ten = plan(study, epochs=10)  # trials have three epochs: three fit
+    taken = ledger.take(database, study.study_id, 8, "me", 60.0, ten)
+    assert len(taken.leases) == 3
+    assert taken.reason == "its budget of 10 epochs has no room for another trial"
+    first, second, _ = taken.leases
+    report(database, first, 1, 0.1)
+    ledger.finish(database, [End(first, TrialState.PRUNED, 0.1)])  # two of its epochs become free: 9 - 2 + 3 = 10
+    assert len(ledger.take(database, study.study_id, 8, "me", 60.0, ten).leases) == 1
+    report(database, second, 1, 0.1)
+    ledger.release(database, [(second, 1)], "a test")  # it keeps its room
+    assert [lease.number for lease in ledger.take(database, study.study_id, 8, "me", 60.0, ten).leases] == [1]
+
+
+def test_hours_and_a_target_end_a_study(database: Database, study: LoadedStudy) -> None:
+    lease = take(database, study)
+    assert ledger.report(database, [Report(lease, 1, 0.1, MEASURED, seconds=1800.0)], 60.0)
+
+    def reason(**budget: float) -> str:
+        taken = ledger.take(database, study.study_id, 1, "me", 60.0, plan(study, **budget))
+        return "" if taken.leases else taken.reason
+
+    assert reason(gpu_hours=0.6) == ""
+    assert reason(gpu_hours=0.5) == "its 0.5 GPU-hours are used"
+    assert reason(wall_clock_hours=1.0) == ""
+    assert "hours of wall-clock time are over" in reason(wall_clock_hours=1e-9)
+    assert reason(target=0.9) == ""
+    ledger.finish(database, [End(lease, TrialState.COMPLETE, 0.91)])
+    assert reason(target=0.9) == "a trial has reached the target 0.9"
+    assert reason(target=0.92) == ""

@@ -1,0 +1,85 @@
+"""Commands that reach running workers: pause, resume and stop a study, and allow it more trials."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from hpsearch.cli.options import complete_recorded, open_database, storage_option
+
+if TYPE_CHECKING:
+    from hpsearch.storage.open import Database
+    from hpsearch.storage.studies import LoadedStudy
+
+
+@click.command()
+@click.argument("study", shell_complete=complete_recorded)
+@storage_option
+def pause(study: str, storage: str | None) -> None:
+    """Let the workers of STUDY give their trials back after this epoch, and wait until it is resumed."""
+    _set(study, storage, "paused", "workers keep a checkpoint and wait; go on with `hpsearch resume {study}`")
+
+
+@click.command()
+@click.argument("study", shell_complete=complete_recorded)
+@storage_option
+def resume(study: str, storage: str | None) -> None:
+    """Let STUDY go on after `pause` or `stop`."""
+    _set(study, storage, "running", "workers that wait go on; start others with `hpsearch worker {study}`")
+
+
+@click.command()
+@click.argument("study", shell_complete=complete_recorded)
+@storage_option
+def stop(study: str, storage: str | None) -> None:
+    """Let the workers of STUDY give their trials back after this epoch, and leave."""
+    _set(study, storage, "stopped", "workers keep a checkpoint and leave; go on with `hpsearch resume {study}`")
+
+
+@click.command()
+@click.argument("study", shell_complete=complete_recorded)
+@click.option("--trials", type=click.IntRange(1, 10**9), required=True, help="How many more.")
+@storage_option
+def extend(study: str, trials: int, storage: str | None) -> None:
+    """Allow STUDY more trials, also after it has finished."""
+    from hpsearch.errors import UsageError
+    from hpsearch.search.samplers import most_trials
+    from hpsearch.storage import fleet
+
+    database, loaded = _load(study, storage)
+    most = most_trials(loaded.spec)
+    before = _max_trials(database, loaded)
+    if most is not None and before + trials > most:
+        raise UsageError(
+            f"--trials {trials}: study {study} has {before} trials and {most} configurations in all; "
+            f"give at most {most - before}, or create a study with a larger space"
+            if most > before
+            else f"--trials {trials}: study {study} tries all of its {most} configurations already; "
+            "create a study with a larger space"
+        )
+    total = fleet.extend(database, loaded.study_id, trials)
+    click.echo(f"study {study}: {total} trials instead of {before}")
+    click.echo(f"next: hpsearch worker {study}")
+
+
+def _set(study: str, storage: str | None, state: str, sentence: str) -> None:
+    from hpsearch.storage import fleet
+
+    database, loaded = _load(study, storage)
+    before = fleet.control(database, loaded.study_id, state)
+    if before == state:
+        click.echo(f"study {study} is {state} already")
+    else:
+        click.echo(f"study {study}: {state}; {sentence.format(study=study)}")
+
+
+def _load(study: str, storage: str | None) -> "tuple[Database, LoadedStudy]":
+    from hpsearch.storage.studies import load_study
+
+    database = open_database(storage)
+    return database, load_study(database, study)
+
+
+def _max_trials(database: "Database", loaded: "LoadedStudy") -> int:
+    from hpsearch.storage.studies import progress
+
+    return progress(database, loaded).max_trials

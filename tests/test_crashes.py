@@ -1,0 +1,63 @@
+"""Last words: a worker that dies of a segmentation fault leaves its stack for the record of the trial."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from optuna.trial import TrialState
+
+from hpsearch import crashes
+from hpsearch.spec import parse
+from hpsearch.storage import ledger
+from hpsearch.storage.ledger import TRACEBACK_KEY
+from hpsearch.storage.open import create
+from hpsearch.storage.studies import create_study, load_study
+from tests.studies import TINY
+
+DYING = """
+import faulthandler, sys
+from pathlib import Path
+from hpsearch.crashes import kept
+
+def train_with_a_broken_library():
+    faulthandler._sigsegv()
+
+with kept(Path(sys.argv[1]), "host:7:ab"):
+    train_with_a_broken_library()
+"""
+
+
+def test_a_crash_leaves_its_stack_and_a_good_end_nothing(tmp_path: Path) -> None:
+    with crashes.kept(tmp_path, "host:1:cd"):
+        assert crashes.last_words(tmp_path, "host:1:cd") == ""
+    assert list(tmp_path.iterdir()) == []
+    done = subprocess.run([sys.executable, "-c", DYING, str(tmp_path)], capture_output=True, check=False)
+    assert done.returncode == -11
+    words = crashes.last_words(tmp_path, "host:7:ab")
+    assert "Segmentation fault" in words
+    assert "train_with_a_broken_library" in words
+    assert crashes.last_words(tmp_path, "another:7:ab") == ""
+
+
+def test_a_folder_that_cannot_be_made_stops_nobody(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with crashes.kept(tmp_path / "file" / "crashes", "me"):
+        pass
+
+
+def test_the_third_crash_keeps_the_stack(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", DYING, str(tmp_path)], capture_output=True, check=False)
+    with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
+        create_study(database, parse(TINY, "tiny.toml"), "tiny")
+        study = load_study(database, "tiny")
+        for _ in range(3):
+            ledger.take(database, study.study_id, 1, "host:7:ab", 0.0, study.plan)
+            time.sleep(0.01)
+        taken = ledger.take(
+            database, study.study_id, 1, "me", 60.0, study.plan, lambda owner: crashes.last_words(tmp_path, owner)
+        )
+        first = study.optuna_study.trials[0]
+        assert first.state == TrialState.FAIL
+        assert "train_with_a_broken_library" in first.user_attrs[TRACEBACK_KEY]
+        assert [lease.number for lease in taken.leases] == [1]
