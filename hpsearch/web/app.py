@@ -30,7 +30,8 @@ def make_app(source: Source, access: Access, sessions: Sessions) -> Flask:
     """The application; it answers under OWN."""
     app = Flask("hpsearch.web", static_url_path=f"{OWN}/static")
     app.jinja_env.filters |= {
-        name: getattr(words, name) for name in ("number", "metric", "share", "spoken", "duration", "moment", "plural")
+        name: getattr(words, name)
+        for name in ("number", "brief", "metric", "share", "spoken", "duration", "moment", "plural")
     }
     app.url_map.merge_slashes = False  # or a path with %2f in it would be sent elsewhere
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True

@@ -149,7 +149,7 @@ def parallel(
     titles = [spoken(key).replace(" ", "<br>") for key in (*space, name)]
     layout = {
         "showlegend": False,
-        "xaxis": {"tickvals": list(range(len(titles))), "ticktext": titles, "range": [-0.3, len(axes) + 0.3]},
+        "xaxis": {"tickvals": list(range(len(titles))), "ticktext": titles, "range": [-0.3, len(axes) + 0.6]},
         "yaxis": {"visible": False, "range": [-0.06, 1.06]},
         "scales": [*(scale.labels for _, scale in axes), ends],
     }

@@ -79,8 +79,7 @@ window.charts = (() => {
   function axes(scales, ink, soft, rule) {
     const shapes = scales.map((_, x) => ({ type: "line", x0: x, x1: x, y0: 0, y1: 1, line: { color: soft, width: 1 }, layer: "below" }));
     const annotations = scales.flatMap((labels, x) => labels.map(([y, text]) => ({
-      x, y, text, showarrow: false, xanchor: x === scales.length - 1 ? "right" : "left",
-      xshift: x === scales.length - 1 ? -5 : 5, font: { size: 11, color: ink }, bgcolor: colour("paper"), borderpad: 1, opacity: 0.9,
+      x, y, text, showarrow: false, xanchor: "left", xshift: 5, font: { size: 11, color: ink }, bgcolor: colour("paper"), borderpad: 1, opacity: 0.9,
     })));
     return { shapes, annotations };
   }
