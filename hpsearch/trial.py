@@ -6,14 +6,15 @@ import json
 import math
 import time
 import traceback
-from collections.abc import Generator
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Mapping
+from dataclasses import asdict, dataclass, field
 
 import torch
 from optuna.trial import TrialState
 from torch import nn
 
-from hpsearch.artifacts import Checkpoints
+from hpsearch.artifacts import Checkpoints, Pictures
+from hpsearch.confusion import MATRIX_FILE, confusion, pictures
 from hpsearch.errors import HpsearchError, LeaseLost
 from hpsearch.events import EpochDone, Event, TrialEnded, TrialResumed, TrialStarted, WorkerWarned
 from hpsearch.interrupt import Interrupted, Interruption
@@ -44,6 +45,7 @@ class Bench:
     fingerprint: str  # of the data and its split
     settings: Settings
     checkpoints: Checkpoints
+    classes: tuple[str, ...]
 
     @property
     def study(self) -> LoadedStudy:
@@ -65,6 +67,7 @@ class Outcome:
     traceback: str = ""
     kind: str = ""  # of the event that is noted, if any
     infeasible: bool = False
+    pictures: Mapping[str, str] = field(default_factory=dict)  # system attributes that lead to them
 
 
 def run_trial(bench: Bench, assignment: Assignment) -> Generator[Event, None, Outcome]:
@@ -127,8 +130,9 @@ def _finish(bench: Bench, assignment: Assignment, outcome: Outcome) -> None:
     given = {key: text for key, text in notes.items() if text}
     value = outcome.value if outcome.value is not None and math.isfinite(outcome.value) else None
     event = Happening(outcome.kind, outcome.reason) if outcome.kind else None
-    constraints = {MEMORY_CONSTRAINT: 1.0} if outcome.infeasible else {}
-    if not bench.session.finish([End(assignment.lease, outcome.state, value, given, constraints, event)]):
+    constraints: dict[str, object] = {MEMORY_CONSTRAINT: 1.0} if outcome.infeasible else {}
+    system = {**constraints, **outcome.pictures}
+    if not bench.session.finish([End(assignment.lease, outcome.state, value, given, system, event)]):
         raise LeaseLost
 
 
@@ -199,7 +203,22 @@ class Training:
                 yield warning
             if self.bench.session.wanted != budget.RUNNING and result.epoch < self.recipe.epochs:
                 return self._give_back(f"the study is {self.bench.session.wanted}")
-        return Outcome(TrialState.COMPLETE, self.program.epoch, value)
+        return Outcome(TrialState.COMPLETE, self.program.epoch, value, pictures=self._pictures(value))
+
+    def _pictures(self, value: float) -> dict[str, str]:
+        """What the trial mistakes for what, if it is the best so far; recorded with its end."""
+        best = progress(self.bench.session.database, self.bench.study).best_value
+        maximize = self.bench.study.plan.maximize
+        if best is not None and not (value > best if maximize else value < best):
+            return {}
+        predicted, data = self.program.predictions().cpu().numpy(), self.bench.data
+        labels, images = data.validation_labels.cpu().numpy(), data.validation_images.cpu().numpy()
+        found = confusion(self.bench.classes, labels, predicted)
+        files = {MATRIX_FILE: found.to_json(), **pictures(found, labels, predicted, images)}
+        place = Pictures(self.bench.settings.home / "artifacts")
+        with contextlib.suppress(OSError):  # a full disk: the result counts without them
+            return dict(place.save(name, content) for name, content in files.items())
+        return {}
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint that is not ahead of the record, and cut the record back to it."""

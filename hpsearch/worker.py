@@ -289,6 +289,7 @@ def _prepare(
         fingerprint=dataset.fingerprint,
         settings=settings,
         checkpoints=Checkpoints(settings.home / "checkpoints"),
+        classes=dataset.classes,
     )
     _try_model(bench, spec.recipe(corner(spec), 0, 0))
     return bench

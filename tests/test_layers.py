@@ -32,6 +32,7 @@ LAYERS = {
     "storage": 2,
     "search": 2,
     "artifacts": 2,
+    "confusion": 2,
     "crashes": 2,
     "trial": 3,
     "worker": 3,

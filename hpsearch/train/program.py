@@ -167,6 +167,14 @@ class Program:
         loss, hits = (totals / len(self.data.validation_labels)).tolist()
         return loss, hits
 
+    @torch.inference_mode()
+    def predictions(self) -> Tensor:
+        """The class (N,) that each validation image is taken for."""
+        self.model.eval()
+        batches = torch.split(self.data.validation_images, VALIDATION_BATCH)
+        found = [self.model(normalise(raw, self.data.mean, self.data.std)).argmax(1) for raw in batches]
+        return torch.cat(found)
+
 
 def _load(target: str) -> Any:
     module, _, attribute = target.partition(":")

@@ -96,7 +96,7 @@ class Pages:
             found = trial_pages.one_trial(self.source, listed, study, number, drawn)
             return found or abort(404, f"Study {listed.name} has no trial {number}.")
 
-        return self._respond("trial", ("trial", "configuration", "lineage"), make)
+        return self._respond("trial", ("trial", "configuration", "lineage", "confused"), make)
 
     def compare(self) -> AnyResponse:
         """Two to four trials side by side."""

@@ -38,6 +38,9 @@ window.charts = (() => {
     const paper = colour(role);
     const strong = !["faint", "plain"].includes(role);
     const painted = { ...trace };
+    if (role === "matrix") {
+      return { ...trace, colorscale: [[0, colour("raised")], [0.15, mix(colour("raised"), colour("best"), 0.55)], [1, colour("best")]] };
+    }
     if (trace.type === "bar") painted.marker = { color: paper };
     else if (trace.mode === "markers") painted.marker = { color: paper, size: role === "faint" ? 5 : 6 };
     else {
