@@ -1,4 +1,4 @@
-"""Takes the pictures of the dashboard's pages that the guide shows: wide and light, narrow and dark.
+"""Takes the pictures of the dashboard's pages that docs/dashboard.md shows: wide and light, narrow and dark.
 
 Run: python docs/screenshots.py STUDY [--storage URL]     on a study that has trials, best while it runs; needs Chromium
 """
@@ -58,6 +58,10 @@ def picture(driver: Chrome, address: str, size: tuple[int, int], scheme: str, pa
     time.sleep(PATIENCE_SECONDS)
     height = min(MAX_HEIGHT, int(driver.execute_script("return document.documentElement.scrollHeight")))
     look(driver, (size[0], max(height, size[1])), scheme)
+    # Images of data sets are not part of the project.
+    driver.execute_script(
+        "document.querySelectorAll('.samples').forEach((one) => { one.style.visibility = 'hidden'; })"
+    )
     time.sleep(1)
     with Image.open(io.BytesIO(driver.get_screenshot_as_png())) as image:
         image.convert("RGB").quantize(COLOURS).save(path, optimize=True)

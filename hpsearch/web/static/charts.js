@@ -42,7 +42,7 @@ window.charts = (() => {
       return { ...trace, colorscale: [[0, colour("raised")], [0.15, mix(colour("raised"), colour("best"), 0.55)], [1, colour("best")]] };
     }
     if (trace.type === "bar") painted.marker = { color: paper };
-    else if (trace.mode === "markers") painted.marker = { color: paper, size: role === "faint" ? 5 : 6 };
+    else if (trace.mode === "markers") painted.marker = { color: paper, size: role === "faint" ? 5 : strong ? 8 : 6 };
     else {
       painted.line = { ...trace.line, color: paper, width: strong ? 2.2 : role === "plain" ? 1.3 : 1 };
       painted.opacity = role === "plain" ? 0.65 : 1;
