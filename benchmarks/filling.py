@@ -26,6 +26,8 @@ LEASE_SECONDS = 3600.0
 BATCH = 500  # trials that train together
 OWNER = "made-up:1:0"
 
+Trials = list[tuple[Lease, dict[str, object]]]  # with what each trains
+
 STUDY = """
 name = "{name}"
 description = "A made-up study: how do these pages look?"
@@ -65,21 +67,18 @@ class MadeUp:
         self.database, self.study, self.random = database, study, random.Random(seed)
         self.rungs = sorted(rungs(make_pruner(study.spec)) or []) if prune else []
 
-    def fill(self, num: int, leave_running: int = 0) -> list[tuple[Lease, dict[str, object]]]:
+    def fill(self, num: int, leave_running: int = 0) -> Trials:
         """Train `num` trials; the last of them stay running, after half of their epochs."""
-        running: list[tuple[Lease, dict[str, object]]] = []
+        running: Trials = []
         while num > 0:
             drawn = self.start(min(num, BATCH))
             num -= len(drawn)
-            stay = drawn[len(drawn) - leave_running :] if num == 0 and leave_running else []
-            for lease, recipe in drawn[: len(drawn) - len(stay)]:
-                self._train(lease, recipe)
-            for lease, recipe in stay:
-                self.report(lease, recipe, range(1, self.study.spec.max_epochs // 2 + 1))
-            running += stay
+            stay = leave_running if num == 0 else 0
+            running += drawn[len(drawn) - stay :]
+            self._train(drawn, stay)
         return running
 
-    def start(self, num: int) -> list[tuple[Lease, dict[str, object]]]:
+    def start(self, num: int) -> Trials:
         """Start trials, and draw up what they train."""
         study = self.study
         taken = ledger.take(self.database, study.study_id, num, OWNER, LEASE_SECONDS, study.plan)
@@ -88,37 +87,41 @@ class MadeUp:
         ledger.set_up(self.database, study.study_id, rows)
         return drawn
 
-    def report(self, lease: Lease, recipe: dict[str, object], epochs: range) -> float:
-        """Record epochs of one trial; its last value."""
-        value = 0.0
+    def report(self, drawn: Trials, epoch: int) -> None:
+        """Record one epoch of trials."""
         reports = []
-        for epoch in epochs:
+        for lease, recipe in drawn:
             metrics = curve(recipe, epoch, self.study.spec.max_epochs, lease.number)
-            value = metrics[self.study.spec.objective.metric]
-            reports.append(ledger.Report(lease, epoch, value, metrics, 1.7))
+            reports.append(ledger.Report(lease, epoch, metrics[self.study.spec.objective.metric], metrics, 1.7))
         ledger.report(self.database, reports, LEASE_SECONDS)
-        return value
 
     def beat(self, state: str = fleet.TRAINING) -> str:
         """A sign of life of the made-up worker; what people want of the study."""
         worker = fleet.Worker(OWNER, "made-up", 1, "cpu")
         return fleet.beat(self.database, worker, fleet.Sign(self.study.study_id, state, 12_345.6, 0.012))
 
-    def _train(self, lease: Lease, recipe: dict[str, object]) -> None:
-        last = self.study.spec.max_epochs
-        for rung in self.rungs:
-            if self.random.random() < 0.55:
-                last = rung
-                break
-        value = self.report(lease, recipe, range(1, last + 1))
+    def _train(self, drawn: Trials, stay: int) -> None:
+        """Train trials to their last epochs and end them; the last `stay` go half way."""
+        longest = self.study.spec.max_epochs
+        last = {
+            lease.trial_id: next((rung for rung in self.rungs if self.random.random() < 0.55), longest)
+            for lease, _ in drawn
+        }
+        last |= {lease.trial_id: longest // 2 for lease, _ in drawn[len(drawn) - stay :]}
+        for epoch in range(1, longest + 1):
+            if alive := [(lease, recipe) for lease, recipe in drawn if epoch <= last[lease.trial_id]]:
+                self.report(alive, epoch)
+        ended = drawn[: len(drawn) - stay]
+        ledger.finish(self.database, [self._end(lease, recipe, last[lease.trial_id]) for lease, recipe in ended])
+
+    def _end(self, lease: Lease, recipe: dict[str, object], last: int) -> ledger.End:
+        value = curve(recipe, last, self.study.spec.max_epochs, lease.number)[self.study.spec.objective.metric]
         if lease.number % 97 == 41:
             event = Happening(FAILED, "RuntimeError: a made-up failure")
-            end = ledger.End(lease, TrialState.FAIL, None, {ledger.REASON_KEY: event.text}, event=event)
-        elif last < self.study.spec.max_epochs:
-            end = ledger.End(lease, TrialState.PRUNED, value, {ledger.REASON_KEY: "pruned by asha"})
-        else:
-            end = ledger.End(lease, TrialState.COMPLETE, value)
-        ledger.finish(self.database, [end])
+            return ledger.End(lease, TrialState.FAIL, None, {ledger.REASON_KEY: event.text}, event=event)
+        if last < self.study.spec.max_epochs:
+            return ledger.End(lease, TrialState.PRUNED, value, {ledger.REASON_KEY: "pruned by asha"})
+        return ledger.End(lease, TrialState.COMPLETE, value)
 
     def _recipe(self, number: int) -> dict[str, object]:
         drawn: dict[str, object] = {

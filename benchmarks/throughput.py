@@ -5,8 +5,8 @@ Run, in the repository's folder:
     python -m benchmarks.throughput --data-dir FOLDER --device cuda    a GPU: 1 to 256 lanes in one program
 
 Full CIFAR-100 with the `paper` augmentation, SGD with momentum, onecycle, clipping at 1, validation included. The sides
-alternate; the best epoch of each counts. A trial is 100 epochs. Not measured here yet: four processes that share a GPU, a
-CUDA graph of a single trial, and the same training vmapped in JAX.
+alternate; the best epoch of each counts. A trial is 100 epochs. Not measured here yet: four processes on one GPU, a CUDA
+graph of a single trial, and the same training vmapped in JAX.
 """
 
 import argparse

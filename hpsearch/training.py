@@ -188,6 +188,7 @@ class Training:
 
     def _finish(self, ended: Mapping[int, Outcome]) -> Generator[Event, None, None]:
         """Record how trials ended, all of them in one transaction."""
+        ended = yield from self._illustrated(ended)
         ends = [self.running[key].end(outcome) for key, outcome in ended.items() if outcome.state is not None]
         held: set[int] = set()
         if ends:
@@ -197,6 +198,21 @@ class Training:
             if outcome.state is not None:
                 self.running[key].forget(outcome, self.lanes.state(key))
         yield from self._leave(known)
+
+    def _illustrated(self, ended: Mapping[int, Outcome]) -> Generator[Event, None, dict[int, Outcome]]:
+        """The outcomes; a completed one that is the best so far comes with its confusion matrix."""
+        complete = {
+            key: one for key, one in ended.items() if one.state == TrialState.COMPLETE and one.value is not None
+        }
+        if not complete:
+            return dict(ended)
+        now = yield from self._patiently(lambda: progress(self.bench.session.database, self.bench.study))
+        sign = 1.0 if self.bench.study.plan.maximize else -1.0
+        best = max(complete, key=lambda key: sign * (complete[key].value or 0.0))
+        value, state = complete[best].value or 0.0, self.lanes.state(best)
+        if state is None or (now.best_value is not None and sign * value <= sign * now.best_value):
+            return dict(ended)
+        return {**ended, best: replace(complete[best], pictures=self.running[best].pictures(state))}
 
     def _leave(self, ended: Mapping[int, Outcome]) -> Generator[Event, None, None]:
         """Free the lanes of trials that have ended here, and say how."""

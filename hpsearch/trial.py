@@ -7,14 +7,16 @@ import contextlib
 import math
 import time
 import traceback
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
 import torch
 from optuna.trial import TrialState
 from torch import nn
 
 from hpsearch import weights
-from hpsearch.artifacts import Checkpoints, key_of, study_prefix, trial_key
+from hpsearch.artifacts import Checkpoints, Pictures, key_of, study_prefix, trial_key
+from hpsearch.confusion import MATRIX_FILE, confusion, pictures
 from hpsearch.events import WorkerWarned
 from hpsearch.interrupt import Interruption
 from hpsearch.models.build import Constructor, build_model
@@ -27,6 +29,7 @@ from hpsearch.storage.ledger import REASON_KEY, TRACEBACK_KEY, End, Report
 from hpsearch.storage.studies import LoadedStudy
 from hpsearch.train.checkpoint import State, from_bytes, to_bytes
 from hpsearch.train.device_data import DeviceData
+from hpsearch.train.metrics import predictions
 from hpsearch.train.program import EpochResult
 
 MEMORY_CONSTRAINT = "constraints:memory"  # Optuna's own key for constraint "memory": above 0 is infeasible
@@ -44,6 +47,7 @@ class Bench:
     fingerprint: str  # of the data and its split
     settings: Settings
     checkpoints: Checkpoints
+    classes: tuple[str, ...]
     start: Start | None = None  # the weights of the study's export
 
     @property
@@ -69,6 +73,7 @@ class Outcome:
     traceback: str = ""
     kind: str = ""  # of the event that is noted, if any
     infeasible: bool = False
+    pictures: Mapping[str, str] = field(default_factory=dict)  # system attributes that lead to them
 
 
 LOST = Outcome(None, 0, reason="another worker has it now, or it was ended")
@@ -132,8 +137,8 @@ class Run:
         given = {key: text for key, text in notes.items() if text}
         value = outcome.value if outcome.value is not None and math.isfinite(outcome.value) else None
         event = Happening(outcome.kind, outcome.reason) if outcome.kind else None
-        constraints = {MEMORY_CONSTRAINT: 1.0} if outcome.infeasible else {}
-        return End(self.lease, outcome.state, value, given, constraints, event)
+        constraints: dict[str, object] = {MEMORY_CONSTRAINT: 1.0} if outcome.infeasible else {}
+        return End(self.lease, outcome.state, value, given, {**constraints, **outcome.pictures}, event)
 
     def broken(self, error: Exception) -> Outcome:
         """How a trial ends whose network, or whose training, raised an exception."""
@@ -143,6 +148,21 @@ class Run:
             return Outcome(TrialState.FAIL, self.epoch, reason=reason, traceback=trace, kind=FAILED)
         reason = f"out of memory with batch_size {self.recipe.batch_size} and hidden_width {self.recipe.hidden_width}"
         return Outcome(TrialState.PRUNED, self.epoch, reason=reason, kind=INFEASIBLE, infeasible=True)
+
+    def pictures(self, state: State) -> dict[str, str]:
+        """What the trained network mistakes for what, kept as files; the system attributes that lead to them."""
+        model = self.bench.model(self.recipe)
+        own = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+        model.load_state_dict({name: torch.as_tensor(value) for name, value in own.items()})
+        predicted = predictions(model.to(self.bench.data.device), self.bench.data).cpu().numpy()
+        labels = self.bench.data.validation_labels.cpu().numpy()
+        found = confusion(self.bench.classes, labels, predicted)
+        images = self.bench.data.validation_images.cpu().numpy()
+        files = {MATRIX_FILE: found.to_json(), **pictures(found, labels, predicted, images)}
+        place = Pictures(self.bench.settings.home / "artifacts")
+        with contextlib.suppress(OSError):  # a full disk: the result counts without them
+            return dict(place.save(name, content) for name, content in files.items())
+        return {}
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint: who passes a rung is worth keeping, others are kept every so often."""

@@ -276,6 +276,7 @@ def _prepare(
         ),
         data=place(dataset, device),
         constructor=constructor,
+        classes=dataset.classes,
         interruption=interruption,
         fingerprint=dataset.fingerprint,
         settings=settings,

@@ -34,6 +34,7 @@ LAYERS = {
     "storage": 2,
     "search": 2,
     "artifacts": 2,
+    "confusion": 2,
     "crashes": 2,
     "weights": 2,
     "sealed": 2,

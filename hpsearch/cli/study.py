@@ -117,7 +117,7 @@ def status(study: str, watching: bool, storage: str | None, as_json: bool) -> No
             raise click.UsageError("--watch is for people and --json for machines: leave out one of them")
         from hpsearch.cli.watch import watch
 
-        watch(database, loaded)
+        watch(database, loaded, settings_from(storage).home)
         return
     summary, now = _summary(database, study), progress(database, loaded)
     workers, happened = fleet.workers(database, loaded.study_id), events(database, loaded.study_id, last=5)

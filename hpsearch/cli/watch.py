@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from hpsearch.artifacts import Pictures
 from hpsearch.web import study_pages
 from hpsearch.web.source import Source
 from hpsearch.web.words import duration, metric, moment, share, spoken
@@ -25,9 +27,9 @@ MAX_EVENTS = 4
 BAR_WIDTH = 40
 
 
-def watch(database: "Database", study: "LoadedStudy") -> None:
+def watch(database: "Database", study: "LoadedStudy", home: Path) -> None:
     """Show the study until it has finished, or Ctrl-C."""
-    source, console = Source(database), Console()
+    source, console = Source(database, Pictures(home / "artifacts")), Console()
     listed = source.find(study.study_id)
     assert listed is not None
     if not console.is_terminal:

@@ -24,7 +24,8 @@ from hpsearch.train.augment import normalise
 from hpsearch.train.device_data import DeviceData
 from hpsearch.train.dropout import SeededDropout, seed_of, seeded
 from hpsearch.train.lane_optimizers import LANE_OPTIMIZERS, Numbers
-from hpsearch.train.program import VALIDATION_BATCH, EpochResult, State, schedule_of
+from hpsearch.train.metrics import VALIDATION_BATCH
+from hpsearch.train.program import EpochResult, State, schedule_of
 from hpsearch.train.stream import Stream
 
 

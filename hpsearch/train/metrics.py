@@ -4,7 +4,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hpsearch.train.augment import normalise
+from hpsearch.train.device_data import DeviceData
+
 STEPS = 32  # whose logits are kept at most before they are reduced
+
+
+VALIDATION_BATCH = 500  # images; only speed depends on it
 
 
 class Sums:
@@ -41,3 +47,12 @@ def evaluate(model: torch.nn.Module, images: Tensor, labels: Tensor) -> tuple[Te
     """Sum of the losses () and number of hits () of images (B, C, H, W)."""
     logits = model(images)
     return functional.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == labels).sum()
+
+
+@torch.inference_mode()
+def predictions(model: torch.nn.Module, data: DeviceData) -> Tensor:
+    """The class (N,) that each validation image is taken for."""
+    model.eval()
+    batches = torch.split(data.validation_images, VALIDATION_BATCH)
+    found = [model(normalise(raw, data.mean, data.std)).argmax(1) for raw in batches]
+    return torch.cat(found)

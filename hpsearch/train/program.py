@@ -19,7 +19,7 @@ from hpsearch.train.augment import normalise
 from hpsearch.train.device_data import DeviceData, place
 from hpsearch.train.dropout import seed_of, seeded
 from hpsearch.train.freezing import Part, parts, rest
-from hpsearch.train.metrics import Sums, evaluate
+from hpsearch.train.metrics import VALIDATION_BATCH, Sums, evaluate
 from hpsearch.train.optimizers import SGD, FactoredSGD, Optimizer, Update, clip_divisor, factored_norm, gradient_norm
 from hpsearch.train.schedules import Schedule
 from hpsearch.train.stream import Stream
@@ -27,7 +27,6 @@ from hpsearch.train.stream import Stream
 __all__ = ["DeviceData", "EpochResult", "Program", "place"]
 
 FACTORED_WEIGHTS = 2**20  # from this size on a weight's gradient is kept as its factors (4 MB)
-VALIDATION_BATCH = 500  # images; only speed depends on it
 
 State = Mapping[str, Tensor | int]  # "epoch", "model.<name>", "optimizer.<buffer>.<parameter>"
 

@@ -30,7 +30,8 @@ def make_app(source: Source, access: Access, sessions: Sessions) -> Flask:
     """The application; it answers under OWN."""
     app = Flask("hpsearch.web", static_url_path=f"{OWN}/static")
     app.jinja_env.filters |= {
-        name: getattr(words, name) for name in ("number", "metric", "share", "spoken", "duration", "moment", "plural")
+        name: getattr(words, name)
+        for name in ("number", "brief", "metric", "share", "spoken", "duration", "moment", "plural")
     }
     app.url_map.merge_slashes = False  # or a path with %2f in it would be sent elsewhere
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
@@ -95,7 +96,7 @@ class Pages:
             found = trial_pages.one_trial(self.source, listed, study, number, drawn)
             return found or abort(404, f"Study {listed.name} has no trial {number}.")
 
-        return self._respond("trial", ("trial", "configuration", "lineage"), make)
+        return self._respond("trial", ("trial", "configuration", "lineage", "confused"), make)
 
     def compare(self) -> AnyResponse:
         """Two to four trials side by side."""

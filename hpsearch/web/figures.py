@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from hpsearch.confusion import Confusion
 from hpsearch.space import Choice, Float, Parameter
 from hpsearch.web.queries import TrialRow
 from hpsearch.web.words import metric as written
@@ -19,6 +20,7 @@ MAX_EPOCHS_DRAWN = 60  # points of one curve
 MAX_DOTS = 1500  # of the history
 SIDE_BY_SIDE = ("first", "second", "third", "fourth")
 CURVES = ("training_loss", "validation_loss", "training_accuracy", "validation_accuracy")
+MAX_NAMED_CLASSES = 20  # the names of more do not fit beside a matrix; a pointer shows them
 WHOLE, MAX_TICKS = ("epoch", "trial"), 10  # axes of whole numbers, and how many of them have a tick each
 SIGNIFICANT = 5  # digits of a curve's values: more cannot be seen and double what is sent
 
@@ -149,7 +151,7 @@ def parallel(
     titles = [spoken(key).replace(" ", "<br>") for key in (*space, name)]
     layout = {
         "showlegend": False,
-        "xaxis": {"tickvals": list(range(len(titles))), "ticktext": titles, "range": [-0.3, len(axes) + 0.3]},
+        "xaxis": {"tickvals": list(range(len(titles))), "ticktext": titles, "range": [-0.3, len(axes) + 0.6]},
         "yaxis": {"visible": False, "range": [-0.06, 1.06]},
         "scales": [*(scale.labels for _, scale in axes), ends],
     }
@@ -176,6 +178,44 @@ def of_trial(
     hover = {"hovertemplate": "epoch %{x}: %{y}<extra>%{fullData.name}</extra>"}
     single = {"showlegend": len(traces) > 1}
     return _figure([trace | hover for trace in traces], x="epoch", y=y, percent=percent, layout=single)
+
+
+def confusion_matrix(found: Confusion) -> Figure:
+    """Rows are classes, columns what they were taken for, as shares of the row; what is right lies on the diagonal."""
+    names = [plain(name) for name in found.classes]
+    shares = [[round(count / max(1, sum(row)), 3) for count in row] for row in found.counts]
+    hover = "%{y} taken for %{x}: %{z:.1%}, %{text} images<extra></extra>"
+    trace: dict[str, Any] = {
+        "type": "heatmap",
+        "x": names,
+        "y": names,
+        "z": shares,
+        "text": found.counts,
+        "hovertemplate": hover,
+    }
+    trace |= {"meta": {"role": "matrix"}, "showscale": False, "zmin": 0, "zmax": 1}
+    few = len(names) <= MAX_NAMED_CLASSES
+    axes = {"showticklabels": few, "type": "category", "constrain": "domain"}
+    layout = {"xaxis": axes, "yaxis": axes | {"autorange": "reversed", "scaleanchor": "x"}}
+    return _figure([trace], x="taken for", y="class", layout=layout)
+
+
+def class_accuracies(named: Sequence[tuple[str, Confusion]]) -> Figure:
+    """The accuracy on each class, one dot for each trial; classes in the order of the first trial's accuracies."""
+    classes = named[0][1].classes
+    first = [accuracy or 0.0 for accuracy in named[0][1].accuracies]
+    order = sorted(range(len(classes)), key=lambda index: -first[index])
+    traces = []
+    for role, (label, found) in zip(SIDE_BY_SIDE, named, strict=False):
+        if found.classes != classes:
+            continue
+        y = [None if (a := found.accuracies[index]) is None else round(a, 4) for index in order]
+        trace = _line(label, role, zip([plain(classes[index]) for index in order], y, strict=True))
+        hover = f"%{{x}}: %{{y:.1%}}<extra>{plain(label)}</extra>"
+        traces.append(trace | {"mode": "markers", "hovertemplate": hover})
+    few = len(classes) <= MAX_NAMED_CLASSES
+    layout = {"showlegend": False, "xaxis": {"type": "category", "showticklabels": few}}
+    return _figure(traces, x="" if few else "classes, the first trial's best first", y="", percent=True, layout=layout)
 
 
 def thinned(points: Sequence[tuple[Any, ...]]) -> Sequence[tuple[Any, ...]]:

@@ -1,5 +1,6 @@
 """What the pages show, read in bulk: a few statements for each, whatever the number of trials."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy import Connection, func, select
 
+from hpsearch.artifacts import ARTIFACT_KEY
 from hpsearch.storage import leases, snapshot
 from hpsearch.storage.ledger import REASON_KEY, TRACEBACK_KEY
 from hpsearch.storage.studies import CREATED_KEY, RECIPE_KEY
@@ -18,6 +20,7 @@ from hpsearch.storage.tables import (
     LEASES,
     STUDIES,
     STUDY_USER_ATTRIBUTES,
+    SYSTEM_ATTRIBUTES,
     TRIALS,
     VALUES,
     WORKERS,
@@ -150,6 +153,17 @@ def endings(connection: Connection, trial_ids: Iterable[int]) -> dict[int, tuple
     reasons = snapshot.user_attribute(connection, REASON_KEY, of_them)
     traces = snapshot.user_attribute(connection, TRACEBACK_KEY, of_them)
     return {trial_id: (reasons.get(trial_id, ""), traces.get(trial_id, "")) for trial_id in reasons | traces}
+
+
+def artifacts(connection: Connection, trial_id: int) -> dict[str, str]:
+    """The trial's files, as its worker recorded them: file name to id."""
+    table, key = SYSTEM_ATTRIBUTES, SYSTEM_ATTRIBUTES.c.key
+    of_trial = (table.c.trial_id == trial_id) & key.startswith(ARTIFACT_KEY)
+    found = {}
+    for text in connection.scalars(select(table.c.value_json).where(of_trial)):
+        known = json.loads(json.loads(text) or "null") or {}  # null: it was deleted
+        found[str(known.get("filename"))] = str(known.get("artifact_id"))
+    return found
 
 
 def times(connection: Connection, trial_id: int) -> tuple[Any, Any]:

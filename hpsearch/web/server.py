@@ -9,6 +9,7 @@ from optuna.artifacts import FileSystemArtifactStore
 from waitress.channel import HTTPChannel
 from waitress.server import create_server
 
+from hpsearch.artifacts import Pictures
 from hpsearch.errors import UsageError
 from hpsearch.settings import Settings
 from hpsearch.storage.open import connect
@@ -35,7 +36,7 @@ def application(settings: Settings, access: Access) -> Iterator[Application]:
     artifacts.mkdir(parents=True, exist_ok=True)
     store = FileSystemArtifactStore(str(artifacts))
     database = connect(settings.storage_url)
-    source = Source(database)
+    source = Source(database, Pictures(artifacts))
     own = make_app(source, access, sessions)
     theirs = OptunaDashboard(settings.storage_url, store, Notes(source), allow_write=access.allow_write)
 

@@ -3,8 +3,11 @@
 import contextlib
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hpsearch.artifacts import Pictures
+from hpsearch.confusion import MATRIX_FILE, Confusion
 from hpsearch.errors import StorageError, StudyFileError
 from hpsearch.search.importance import Importances, importances
 from hpsearch.search.pruners import make_pruner, rungs
@@ -33,8 +36,8 @@ class _Mattering:
 class Source:
     """The database, with what the pages keep of it between requests; used by several threads."""
 
-    def __init__(self, database: Database) -> None:
-        self.database = database
+    def __init__(self, database: Database, pictures: Pictures) -> None:
+        self.database, self._pictures = database, pictures
         self._studies: dict[Listed, LoadedStudy | None] = {}
         self._mattering: dict[Listed, _Mattering] = {}
         self._lock = threading.Lock()
@@ -61,6 +64,13 @@ class Source:
                 except (StorageError, StudyFileError):
                     return None
             return self._studies[listed]
+
+    def confusion(self, files: Mapping[str, str]) -> Confusion | None:
+        """The confusion matrix among a trial's files, if there is one here."""
+        content = self._pictures.load(files.get(MATRIX_FILE, ""))
+        with contextlib.suppress(ValueError):
+            return None if content is None else Confusion.from_json(content)
+        return None
 
     def importances(self, listed: Listed, study: LoadedStudy, num_complete: int) -> Importances | None:
         """What mattered; computed beside the request if that takes long, so that it may be a little old, or None."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from hpsearch.confusion import SAMPLES_PICTURE, Confusion
 from hpsearch.recipe import RULES
 from hpsearch.storage.studies import LoadedStudy
 from hpsearch.storage.tables import METRICS
@@ -41,6 +42,7 @@ class Picked:
     trial: TrialRow
     recipe: dict[str, Any]
     points: list[tuple[Any, ...]]
+    confusion: Confusion | None
 
     @property
     def label(self) -> str:
@@ -64,6 +66,8 @@ def one_trial(
         reason, trace = queries.endings(connection, [trial.trial_id]).get(trial.trial_id, ("", ""))
         start, end = queries.times(connection, trial.trial_id)
         happened = queries.trial_events(connection, trial.trial_id)
+        files = queries.artifacts(connection, trial.trial_id)
+    found = source.confusion(files)
     context = {
         "listed": listed,
         "study": study,
@@ -79,11 +83,13 @@ def one_trial(
         "end": end,
         "happened": happened,
         "num_trials": len(trials),
+        "confusion": found,
+        "samples": files.get(SAMPLES_PICTURE) if found is not None else None,
     }
-    return context, trial_figures(points) if with_figures else {}
+    return context, trial_figures(points, found) if with_figures else {}
 
 
-def trial_figures(points: list[tuple[Any, ...]]) -> Context:
+def trial_figures(points: list[tuple[Any, ...]], found: Confusion | None) -> Context:
     """Every metric over epochs, training and validation together."""
     column = {name: index for index, name in enumerate(METRICS, start=1)}
     pairs = {
@@ -104,7 +110,8 @@ def trial_figures(points: list[tuple[Any, ...]]) -> Context:
         "gradient_norm": ([(column["gradient_norm"], "gradient norm", "best")], "gradient norm", False),
         "images_per_second": ([(column["images_per_second"], "images per second", "best")], "images per second", False),
     }
-    return {name: figures.of_trial(points, *what) for name, what in pairs.items()}
+    drawn = {name: figures.of_trial(points, *what) for name, what in pairs.items()}
+    return drawn | ({"confusion": figures.confusion_matrix(found)} if found is not None else {})
 
 
 def compared(source: Source, wanted: list[tuple[int, int]], with_figures: bool) -> tuple[Context, Context]:
@@ -122,7 +129,14 @@ def compared(source: Source, wanted: list[tuple[int, int]], with_figures: bool) 
     if not with_figures or not picked:
         return context, {}
     named = [(one.label, one.points) for one in picked]
-    return context, {name: figures.side_by_side(named, columns[name], name) for name in COMPARED}
+    drawn = {name: figures.side_by_side(named, columns[name], name) for name in COMPARED}
+    matrices = [(one.label, one.confusion) for one in picked if one.confusion is not None]
+    if matrices:
+        drawn["classes"] = figures.class_accuracies(matrices)
+    for index, one in enumerate(picked):
+        if one.confusion is not None:
+            drawn[f"confusion-{index}"] = figures.confusion_matrix(one.confusion)
+    return context, drawn
 
 
 def configuration(recipes: list[dict[str, Any]], *studies: LoadedStudy) -> list[Line]:
@@ -154,4 +168,5 @@ def _pick(source: Source, study_id: int, number: int) -> Picked | None:
         trial = trials[number]
         recipe = queries.recipes(connection, [trial.trial_id]).get(trial.trial_id, {})
         points = queries.epochs(connection, [trial.trial_id], METRICS).get(trial.trial_id, [])
-    return Picked(listed, study, trial, recipe, points)
+        files = queries.artifacts(connection, trial.trial_id)
+    return Picked(listed, study, trial, recipe, points, source.confusion(files))

@@ -23,6 +23,11 @@ def number(value: object) -> str:
     return f"{mantissa}e{int(exponent)}".replace("-", MINUS) if exponent else mantissa
 
 
+def brief(value: object) -> str:
+    """As `number`, with only the end of a seed of many digits."""
+    return f"…{value % 10**6:06}" if isinstance(value, int) and value >= 10**9 else number(value)
+
+
 def metric(value: float | None, name: str) -> str:
     """A measured value: accuracies in per cent with two decimals, losses with four."""
     if value is None or not math.isfinite(value):

@@ -28,7 +28,8 @@ PAGES = {
     "best": f"/hpsearch/study/{MADE_UP}/best",
     "running trial": f"/hpsearch/study/{TRAINING}/trial/0",
     "failed trial": f"/hpsearch/study/{MADE_UP}/trial/1",
-    "compare": f"/hpsearch/compare?t={MADE_UP}-1&t={MADE_UP}-2&t={TRAINING}-0",
+    "trial with confusions": f"/hpsearch/study/{MADE_UP}/trial/0",
+    "compare": f"/hpsearch/compare?t={MADE_UP}-0&t={MADE_UP}-2&t={TRAINING}-0",
     "workers": "/hpsearch/workers",
     "missing": "/hpsearch/study/77",
 }

@@ -18,6 +18,7 @@ from optuna_dashboard import wsgi
 from werkzeug.test import Client, TestResponse
 
 from benchmarks.filling import made_up
+from hpsearch.artifacts import Pictures
 from hpsearch.cli.main import main
 from hpsearch.errors import UsageError
 from hpsearch.settings import Settings
@@ -43,7 +44,11 @@ def ask(asker: Client, method: str, path: str, headers: dict[str, str] | None = 
 def own_paths(settings: Settings) -> list[str]:
     """A path for every route of hpsearch's pages."""
     with create(settings.storage_url) as database:
-        rules = list(make_app(Source(database), local(), Sessions(None)).url_map.iter_rules())
+        rules = list(
+            make_app(
+                Source(database, Pictures(settings.home / "artifacts")), local(), Sessions(None)
+            ).url_map.iter_rules()
+        )
     fill = {"study_id": "1", "number": "0", "filename": "live.js"}
     return sorted({re.sub(r"<(?:\w+:)?(\w+)>", lambda found: fill[found[1]], rule.rule) for rule in rules})
 

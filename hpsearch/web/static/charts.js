@@ -38,8 +38,11 @@ window.charts = (() => {
     const paper = colour(role);
     const strong = !["faint", "plain"].includes(role);
     const painted = { ...trace };
+    if (role === "matrix") {
+      return { ...trace, colorscale: [[0, colour("raised")], [0.15, mix(colour("raised"), colour("best"), 0.55)], [1, colour("best")]] };
+    }
     if (trace.type === "bar") painted.marker = { color: paper };
-    else if (trace.mode === "markers") painted.marker = { color: paper, size: role === "faint" ? 5 : 6 };
+    else if (trace.mode === "markers") painted.marker = { color: paper, size: role === "faint" ? 5 : strong ? 8 : 6 };
     else {
       painted.line = { ...trace.line, color: paper, width: strong ? 2.2 : role === "plain" ? 1.3 : 1 };
       painted.opacity = role === "plain" ? 0.65 : 1;
@@ -79,8 +82,7 @@ window.charts = (() => {
   function axes(scales, ink, soft, rule) {
     const shapes = scales.map((_, x) => ({ type: "line", x0: x, x1: x, y0: 0, y1: 1, line: { color: soft, width: 1 }, layer: "below" }));
     const annotations = scales.flatMap((labels, x) => labels.map(([y, text]) => ({
-      x, y, text, showarrow: false, xanchor: x === scales.length - 1 ? "right" : "left",
-      xshift: x === scales.length - 1 ? -5 : 5, font: { size: 11, color: ink }, bgcolor: colour("paper"), borderpad: 1, opacity: 0.9,
+      x, y, text, showarrow: false, xanchor: "left", xshift: 5, font: { size: 11, color: ink }, bgcolor: colour("paper"), borderpad: 1, opacity: 0.9,
     })));
     return { shapes, annotations };
   }
