@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
+from hpsearch.candidates import candidate_mistakes, read_candidates
 from hpsearch.errors import StudyFileError
 from hpsearch.recipe import RULES
-from hpsearch.relations import Draft, draft_mistakes, first_mistakes, plan_mistakes, read_candidates, read_first
+from hpsearch.relations import Draft, draft_mistakes, first_mistakes, plan_mistakes, read_first
 from hpsearch.sections import SECTIONS, Section
 from hpsearch.space import (
     Choice,
@@ -61,7 +62,7 @@ def read_study(tables: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     candidates, found = read_candidates(tables.get("candidate", []), draft, values.get("model"))
     mistakes += found
     values["candidates"] = candidates
-    mistakes += [*plan_mistakes(draft, values), *draft_mistakes(draft)]
+    mistakes += [*plan_mistakes(draft, values), *candidate_mistakes(draft, values), *draft_mistakes(draft)]
     final = draft.applied()
     first, found = read_first(tables.get("first", []), final)
     mistakes += first_mistakes(first, values.get("budget"))

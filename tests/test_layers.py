@@ -24,6 +24,7 @@ LAYERS = {
     "settings": 1,
     "sections": 1,
     "relations": 1,
+    "candidates": 1,
     "form": 1,
     "spec": 1,
     "models": 1,
