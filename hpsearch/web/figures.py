@@ -70,7 +70,7 @@ def history(trials: Sequence[TrialRow], name: str, maximize: bool) -> Figure:
 
 def curves(drawn: Sequence[TrialRow], best: TrialRow | None, values: Curves, column: int, name: str) -> Figure:
     """One metric over epochs: the best strongest, those that run, complete ones, and faint those that were stopped."""
-    groups = {"faint": "stopped early", "plain": "complete", "running": "running", "best": ""}
+    groups = {"faint": "stopped early or failed", "plain": "complete", "running": "running", "best": ""}
     members: dict[str, list[TrialRow]] = {role: [] for role in groups}
     for trial in drawn:
         members[_role(trial, best)].append(trial)

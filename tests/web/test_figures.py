@@ -134,11 +134,11 @@ def test_an_answer_is_sent_once_to_who_has_it(client: Opener, tmp_path: Path) ->
         with database.engine.connect() as connection:
             assert len(queries.trials(connection, 1)) == 600
     assert (context["num_drawn"], context["num_with_epochs"]) == (figures.MAX_CURVES, 600)
-    assert len(drawn["validation_loss"]["traces"]) == 3  # no pruned ones
+    assert len(drawn["validation_loss"]["traces"]) == 4  # failed, complete, running, the best
     asker: Client = client(settings, local())
     first = asker.get("/hpsearch/study/1?live=1", headers={"Host": HOST})
     assert len(first.data) < 1_000_000
     news = json.loads(gzip.decompress(first.data))
-    assert set(news["figures"]) == set(drawn)
+    assert set(news["figures"]) >= set(drawn)
     again = asker.get("/hpsearch/study/1?live=1", headers={"Host": HOST, "If-None-Match": first.headers["ETag"]})
     assert (again.status_code, again.data) == (304, b"")
