@@ -13,12 +13,13 @@ import torch
 from optuna.trial import TrialState
 from torch import nn
 
-from hpsearch.artifacts import Checkpoints, Pictures
+from hpsearch.artifacts import Checkpoints
 from hpsearch.confusion import MATRIX_FILE, confusion, pictures
 from hpsearch.errors import HpsearchError, LeaseLost
 from hpsearch.events import EpochDone, Event, TrialEnded, TrialResumed, TrialStarted, WorkerWarned
 from hpsearch.interrupt import Interrupted, Interruption
 from hpsearch.models.build import Constructor, build_model
+from hpsearch.pictures import Pictures
 from hpsearch.recipe import Recipe
 from hpsearch.search.session import Assignment, Session
 from hpsearch.settings import Settings

@@ -33,6 +33,7 @@ LAYERS = {
     "search": 2,
     "artifacts": 2,
     "confusion": 2,
+    "pictures": 2,
     "crashes": 2,
     "trial": 3,
     "worker": 3,

@@ -12,8 +12,8 @@ from sqlalchemy import insert, select
 from waitress import wasyncore
 from werkzeug.test import Client
 
-from hpsearch.artifacts import Pictures
 from hpsearch.confusion import MATRIX_FILE, confusion, pictures
+from hpsearch.pictures import Pictures
 from hpsearch.settings import Settings
 from hpsearch.storage.open import Database
 from hpsearch.storage.tables import SYSTEM_ATTRIBUTES, TRIALS

@@ -10,7 +10,7 @@ import pytest
 from werkzeug.test import Client
 
 from benchmarks.filling import made_up
-from hpsearch.artifacts import Pictures
+from hpsearch.pictures import Pictures
 from hpsearch.space import Choice, Float
 from hpsearch.storage.open import create
 from hpsearch.storage.studies import Progress

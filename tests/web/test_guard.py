@@ -18,9 +18,9 @@ from optuna_dashboard import wsgi
 from werkzeug.test import Client, TestResponse
 
 from benchmarks.filling import made_up
-from hpsearch.artifacts import Pictures
 from hpsearch.cli.main import main
 from hpsearch.errors import UsageError
+from hpsearch.pictures import Pictures
 from hpsearch.settings import Settings
 from hpsearch.storage.open import create
 from hpsearch.storage.studies import study_names
