@@ -4,9 +4,9 @@ Run, in the repository's folder:
     python -m benchmarks.throughput --data-dir FOLDER                  two CPU cores: four lanes, and four single runs
     python -m benchmarks.throughput --data-dir FOLDER --device cuda    a GPU: 1 to 256 lanes in one program
 
-Full CIFAR-100, the `paper` augmentation, SGD with momentum, onecycle, clipping at 1, validation included. Sides alternate;
-the best epoch of each counts. A trial is 100 epochs. Not measured here yet: four processes on one GPU, a CUDA graph of a
-single trial, and the same training vmapped in JAX.
+Full CIFAR-100, the `paper` augmentation, SGD with momentum, onecycle, clipping at 1, validation included. The sides
+alternate; the best epoch of each counts. A trial is 100 epochs. Not measured here yet: four processes on one GPU, a
+CUDA graph of a single trial, and the same training vmapped in JAX.
 """
 
 import argparse

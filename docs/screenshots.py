@@ -40,13 +40,13 @@ def pages(settings: Settings, name: str) -> dict[str, str]:
     best = figures.ranked(trials, study.spec.objective.direction == "maximize")[:3]
     here, numbers = f"/hpsearch/study/{study.study_id}", ",".join(str(trial.number) for trial in best)
     return {
-        "studies": "/hpsearch/",
         "study": here,
+        "workers": "/hpsearch/workers",
+        "studies": "/hpsearch/",
         "trials": f"{here}/trials?sort=value",
         "best": f"{here}/best",
         "trial": f"{here}/trial/{best[1].number}",
         "compare": f"/hpsearch/compare?study={study.study_id}&t={numbers}",
-        "workers": "/hpsearch/workers",
         "optuna-dashboard": f"/dashboard/studies/{study.study_id}/note",
     }
 
@@ -73,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study")
     parser.add_argument("--storage")
+    parser.add_argument("--pages", nargs="*", help="take these alone, such as study workers")
     arguments = parser.parse_args()
     if missing():
         sys.exit(missing())
@@ -84,6 +85,8 @@ def main() -> None:
     with application(settings, access) as both, browser() as driver:
         threading.Thread(target=make_server(both, listener, access).run, daemon=True).start()
         for name, path in pages(settings, arguments.study).items():
+            if arguments.pages and name not in arguments.pages:
+                continue
             address = f"http://127.0.0.1:{access.port}{path}"
             picture(driver, address, WIDE, "light", FOLDER / f"{name}.png")
             if name != "optuna-dashboard":

@@ -2,18 +2,15 @@
 
 A checkpoint is written whole or not at all, carries a hash of its content, and is verified when it is read; of each
 trial the last two are kept. In a folder, a file is called `<epoch>-<hash>.safetensors`: one that is damaged, cut off or
-renamed does not match its name. Beside them: pictures of trials, as optuna-dashboard shows them.
+renamed does not match its name.
 """
 
 import contextlib
 import hashlib
 import json
-import mimetypes
 import os
-import re
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +18,6 @@ from typing import Any, Protocol
 
 KEPT = 2  # the newest, and the one before it in case that is damaged
 SUFFIX = ".safetensors"
-ARTIFACT_KEY = "artifacts:"  # Optuna's own: a trial's system attribute that names one of its files
-ARTIFACT_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-MAX_ARTIFACT_BYTES = 4 * 1024 * 1024
 
 
 def key_of(recipe: Mapping[str, Any], fingerprint: str, created: str) -> str:
@@ -108,7 +102,18 @@ class FolderCheckpoints:
         place = self.folder / key
         place.mkdir(parents=True, exist_ok=True)
         name = f"{epoch:06d}-{digest(content)}{SUFFIX}"
-        _write_whole(place / name, content)
+        handle, temporary = tempfile.mkstemp(dir=place, prefix=".", suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, place / name)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        _sync_folder(place)
         for old in self._files(key)[KEPT:]:
             old.unlink(missing_ok=True)
 
@@ -146,54 +151,9 @@ def _matches(path: Path, content: bytes) -> bool:
     return path.stem.partition("-")[2] == digest(content)
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    _sync_folder(path.parent)
-
-
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)  # else the new name may not survive a loss of power
     finally:
         os.close(handle)
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Files that belong to trials, below `folder`, as optuna-dashboard finds them: named by random ids."""
-
-    folder: Path
-
-    def save(self, name: str, content: bytes) -> tuple[str, str]:
-        """Write one file whole; the key and the value of the trial's system attribute that leads to it.
-
-        Raises:
-            OSError: the folder is full or cannot be written.
-        """
-        artifact_id = str(uuid.uuid4())
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(self.folder / artifact_id, content)
-        kind, encoding = mimetypes.guess_type(name)
-        known = {"artifact_id": artifact_id, "filename": name, "mimetype": kind or "", "encoding": encoding}
-        return f"{ARTIFACT_KEY}{artifact_id}", json.dumps(known)
-
-    def load(self, artifact_id: str) -> bytes | None:
-        """The file of that id, if it is there and no larger than it should be."""
-        if not ARTIFACT_ID.fullmatch(artifact_id):
-            return None
-        with contextlib.suppress(OSError):
-            path = self.folder / artifact_id
-            if path.stat().st_size <= MAX_ARTIFACT_BYTES:
-                return path.read_bytes()
-        return None

@@ -15,12 +15,13 @@ from optuna.trial import TrialState
 from torch import nn
 
 from hpsearch import weights
-from hpsearch.artifacts import Checkpoints, Pictures, key_of, study_prefix, trial_key
+from hpsearch.artifacts import Checkpoints, key_of, study_prefix, trial_key
 from hpsearch.confusion import MATRIX_FILE, confusion, pictures
 from hpsearch.events import WorkerWarned
 from hpsearch.interrupt import Interruption
 from hpsearch.models.build import Constructor, build_model
 from hpsearch.models.takeover import Start, take_over
+from hpsearch.pictures import Pictures
 from hpsearch.recipe import Recipe
 from hpsearch.search.session import Assignment, Session
 from hpsearch.settings import Settings

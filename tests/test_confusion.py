@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
-from hpsearch.artifacts import Pictures
 from hpsearch.confusion import MATRIX_FILE, MATRIX_PICTURE, SAMPLES_PICTURE, Confusion, confusion, pictures
+from hpsearch.pictures import Pictures
 from tests.cli.running import hpsearch
 from tests.studies import TINY
 

@@ -36,6 +36,7 @@ LAYERS = {
     "search": 2,
     "artifacts": 2,
     "confusion": 2,
+    "pictures": 2,
     "crashes": 2,
     "weights": 2,
     "sealed": 2,

@@ -82,7 +82,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
 
 
 def test_what_the_wheel_holds(wheel: Path) -> None:
-    """All studies, the mark of a typed package, every module; no tests, no data, nothing of the checkout besides."""
+    """All studies, pages, modules, the mark of a typed package; no tests, no data, nothing of the checkout besides."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     version = PROJECT["version"]
@@ -92,7 +92,10 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hpsearch").rglob("*.py")}
     studies = {f"hpsearch/_studies/{path.name}" for path in (ROOT / "studies").glob("*.toml")}
     assert "hpsearch/_studies/quickstart.toml" in studies
-    assert inside == modules | studies | {"hpsearch/py.typed", "hpsearch/report/page.html"}
+    folders = [ROOT / "hpsearch" / "web" / name for name in ("static", "templates")]
+    pages = {path.relative_to(ROOT).as_posix() for folder in folders for path in folder.rglob("*") if path.is_file()}
+    assert "hpsearch/web/templates/study.html" in pages
+    assert inside == modules | studies | pages | {"hpsearch/py.typed", "hpsearch/report/page.html"}
 
 
 def test_the_metadata(wheel: Path) -> None:

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from hpsearch.artifacts import Pictures
+from hpsearch.pictures import Pictures
 from hpsearch.web import study_pages
 from hpsearch.web.source import Source
 from hpsearch.web.words import duration, metric, moment, share, spoken

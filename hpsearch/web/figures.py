@@ -22,7 +22,8 @@ SIDE_BY_SIDE = ("first", "second", "third", "fourth")
 CURVES = ("training_loss", "validation_loss", "training_accuracy", "validation_accuracy")
 MAX_NAMED_CLASSES = 20  # the names of more do not fit beside a matrix; a pointer shows them
 WHOLE, MAX_TICKS = ("epoch", "trial"), 10  # axes of whole numbers, and how many of them have a tick each
-SIGNIFICANT = 5  # digits of a curve's values: more cannot be seen and double what is sent
+DECIMALS = 4  # of losses and accuracies of many trials: more cannot be seen, and doubles what is sent
+SIGNIFICANT = 5  # digits of other values
 
 Curves = Mapping[int, Sequence[tuple[Any, ...]]]
 Figure = dict[str, Any]
@@ -69,7 +70,7 @@ def history(trials: Sequence[TrialRow], name: str, maximize: bool) -> Figure:
 
 def curves(drawn: Sequence[TrialRow], best: TrialRow | None, values: Curves, column: int, name: str) -> Figure:
     """One metric over epochs: the best strongest, those that run, complete ones, and faint those that were stopped."""
-    groups = {"faint": "stopped early", "plain": "complete", "running": "running", "best": ""}
+    groups = {"faint": "stopped early or failed", "plain": "complete", "running": "running", "best": ""}
     members: dict[str, list[TrialRow]] = {role: [] for role in groups}
     for trial in drawn:
         members[_role(trial, best)].append(trial)
@@ -81,7 +82,7 @@ def curves(drawn: Sequence[TrialRow], best: TrialRow | None, values: Curves, col
         for trial in members[role]:
             points = thinned(values.get(trial.trial_id, ()))
             x += [*(point[0] for point in points), None]
-            y += [*(_rounded(point[column]) for point in points), None]
+            y += [*(None if (at := point[column]) is None else round(at, DECIMALS) for point in points), None]
             numbers += [*(trial.number for _ in points), None]
         if x:
             label = title or f"best: trial {best.number}" if best else title

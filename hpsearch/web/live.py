@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MIN_PERIOD_SECONDS = 2.0  # between two looks of one browser
-SHARE = 0.05  # of one core that making one page anew may take, whoever looks
+SHARE = 0.02  # of one core that making one page anew may take, whoever looks
+MAX_PERIOD_SECONDS = 30.0  # however long it takes
 MAX_KEPT = 64  # answers
 
 
@@ -67,16 +68,18 @@ class Live:
 
 
 def _pack(content: Content, now: float, began: float) -> Answer:
-    parts = {name: {"html": text, "digest": _digest(text)} for name, text in content.parts.items()}
-    figures = {}
-    for name, figure in content.figures.items():
-        text = json.dumps(figure, separators=(",", ":"), allow_nan=False)
-        figures[name] = {"figure": figure, "digest": _digest(text)}
-    tag = _digest("".join(one["digest"] for one in (*parts.values(), *figures.values())))
-    period = max(MIN_PERIOD_SECONDS, (now - began) / SHARE)
-    body = {"parts": parts, "figures": figures, "period_seconds": round(period, 1)}
-    packed = gzip.compress(json.dumps(body, separators=(",", ":")).encode(), compresslevel=4)
-    return Answer(packed, tag, now, period)
+    parts = {name: json.dumps(text) for name, text in content.parts.items()}
+    figures = {name: json.dumps(one, separators=(",", ":"), allow_nan=False) for name, one in content.figures.items()}
+    period = min(MAX_PERIOD_SECONDS, max(MIN_PERIOD_SECONDS, (now - began) / SHARE))
+    body = f'{{"parts":{_digested(parts)},"figures":{_digested(figures)},"period_seconds":{period:.1f}}}'
+    tag = _digest("".join((*parts.values(), *figures.values())))
+    return Answer(gzip.compress(body.encode(), compresslevel=4), tag, now, period)
+
+
+def _digested(texts: dict[str, str]) -> str:
+    """JSON of each text, which is JSON itself, with its digest."""
+    rows = [f'{json.dumps(name)}:{{"content":{text},"digest":"{_digest(text)}"}}' for name, text in texts.items()]
+    return f"{{{','.join(rows)}}}"
 
 
 def _digest(text: str) -> str:

@@ -9,7 +9,7 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy import Connection, func, select
 
-from hpsearch.artifacts import ARTIFACT_KEY
+from hpsearch.pictures import ARTIFACT_KEY
 from hpsearch.storage import leases, snapshot
 from hpsearch.storage.ledger import REASON_KEY, TRACEBACK_KEY
 from hpsearch.storage.studies import CREATED_KEY, RECIPE_KEY

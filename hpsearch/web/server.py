@@ -9,8 +9,8 @@ from optuna.artifacts import FileSystemArtifactStore
 from waitress.channel import HTTPChannel
 from waitress.server import create_server
 
-from hpsearch.artifacts import Pictures
 from hpsearch.errors import UsageError
+from hpsearch.pictures import Pictures
 from hpsearch.settings import Settings
 from hpsearch.storage.open import connect
 from hpsearch.web.access import Access, Sessions

@@ -6,9 +6,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hpsearch.artifacts import Pictures
 from hpsearch.confusion import MATRIX_FILE, Confusion
 from hpsearch.errors import StorageError, StudyFileError
+from hpsearch.pictures import Pictures
 from hpsearch.search.importance import Importances, importances
 from hpsearch.search.pruners import make_pruner, rungs
 from hpsearch.search.view import View

@@ -20,7 +20,7 @@ def number(value: object) -> str:
     if 1e-3 <= abs(value) < 1e5:
         return f"{value:.4g}".replace("-", MINUS)
     mantissa, _, exponent = f"{value:.3g}".partition("e")
-    return f"{mantissa}e{int(exponent)}".replace("-", MINUS) if exponent else mantissa
+    return (f"{mantissa}e{int(exponent)}" if exponent else mantissa).replace("-", MINUS)
 
 
 def brief(value: object) -> str:

@@ -1,15 +1,22 @@
 """A dashboard for tests: over a made-up study, behind its guard, in this process or at a real socket."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from sqlalchemy import insert, select
 from waitress import wasyncore
 from werkzeug.test import Client
 
+from hpsearch.confusion import MATRIX_FILE, confusion, pictures
+from hpsearch.pictures import Pictures
 from hpsearch.settings import Settings
+from hpsearch.storage.open import Database
+from hpsearch.storage.tables import SYSTEM_ATTRIBUTES, TRIALS
 from hpsearch.web.access import Access
 from hpsearch.web.server import application, listen, make_server
 
@@ -46,3 +53,18 @@ def serving(settings: Settings, **options: Any) -> Iterator[str]:
             thread.join(30)
             server.task_dispatcher.shutdown()
             assert not thread.is_alive()
+
+
+def confuse(database: Database, folder: Path, study_id: int, name: str) -> None:
+    """Give trial 0 of the study the files of a best trial."""
+    random = np.random.default_rng(0)
+    labels, predicted = random.integers(0, 30, 900), random.integers(0, 30, 900)
+    images = random.integers(0, 256, (900, 3, 8, 8), dtype=np.uint8)
+    found = confusion([f"{name} {index}" for index in range(30)], labels, predicted)
+    files = {MATRIX_FILE: found.to_json(), **pictures(found, labels, predicted, images)}
+    with database.engine.begin() as connection:
+        first = connection.scalars(select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)).first()
+        for name, content in files.items():
+            key, value = Pictures(folder / "artifacts").save(name, content)
+            row = {"trial_id": first, "key": key, "value_json": json.dumps(value)}
+            connection.execute(insert(SYSTEM_ATTRIBUTES).values(row))

@@ -18,9 +18,9 @@ from optuna_dashboard import wsgi
 from werkzeug.test import Client, TestResponse
 
 from benchmarks.filling import made_up
-from hpsearch.artifacts import Pictures
 from hpsearch.cli.main import main
 from hpsearch.errors import UsageError
+from hpsearch.pictures import Pictures
 from hpsearch.settings import Settings
 from hpsearch.storage.open import create
 from hpsearch.storage.studies import study_names
@@ -29,7 +29,7 @@ from hpsearch.web.access import Access, Sessions, choose_token
 from hpsearch.web.app import make_app
 from hpsearch.web.source import Source
 from tests.postgres import PostgresServer
-from tests.web.serving import HOST, TOKEN, Opener, local, serving, settings_for
+from tests.web.serving import HOST, TOKEN, Opener, confuse, local, serving, settings_for
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 OPEN = {"/hpsearch/sign-in", "/hpsearch/static/style.css"}
@@ -359,12 +359,13 @@ def test_sql_and_script_in_names_and_notes(client: Opener, tmp_path: Path) -> No
     settings = settings_for(tmp_path)
     with create(settings.storage_url) as database:
         made_up(database, NASTY, 3, 2, prune=False).fill(3)
+        confuse(database, tmp_path, 1, NASTY)
         other = optuna.create_study(storage=database.storage, study_name=f"foreign {NASTY}")
         other.set_user_attr(NASTY, NASTY)
     asker = client(settings, local(allow_write=True))
     noted = ask(asker, "PUT", "/api/studies/1/note", SAME, json={"version": 1, "body": NASTY})
     assert noted.status_code == 204
-    pages = ["/", "/study/1", "/study/2", "/study/1/trials", "/study/1/best", "/study/1/trial/1", "/workers"]
+    pages = ["/", "/study/1", "/study/2", "/study/1/trials", "/study/1/best", "/study/1/trial/0", "/workers"]
     for path in [
         *pages,
         "/compare?study=1&t=0,1",

@@ -31,12 +31,12 @@ async function look() {
 function take(news) {
   known.period = news.period_seconds;
   for (const [name, part] of Object.entries(news.parts)) {
-    if (known.parts[name] !== part.digest && replace(name, part.html)) known.parts[name] = part.digest;
+    if (known.parts[name] !== part.digest && replace(name, part.content)) known.parts[name] = part.digest;
   }
-  for (const [name, { figure, digest }] of Object.entries(news.figures)) {
+  for (const [name, { content, digest }] of Object.entries(news.figures)) {
     const place = document.querySelector(`[data-figure="${name}"]`);
     if (place && known.figures[name] !== digest && window.charts) {
-      window.charts.draw(place, figure);
+      window.charts.draw(place, content);
       known.figures[name] = digest;
     }
   }

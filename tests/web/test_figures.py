@@ -1,0 +1,144 @@
+"""What pages draw and say, over made-up trials: counts against their definitions, and how much is sent."""
+
+import gzip
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from werkzeug.test import Client
+
+from benchmarks.filling import made_up
+from hpsearch.pictures import Pictures
+from hpsearch.space import Choice, Float
+from hpsearch.storage.open import create
+from hpsearch.storage.studies import Progress
+from hpsearch.web import figures, queries, standing, study_pages, words
+from hpsearch.web.live import MAX_PERIOD_SECONDS, Content, Live
+from hpsearch.web.queries import TrialRow
+from hpsearch.web.source import Source
+from tests.web.serving import HOST, Opener, local, settings_for
+
+
+def row(number: int, state: str, value: float | None, epoch: int, seconds: float = 10.0) -> TrialRow:
+    return TrialRow(100 + number, number, state, value, epoch, seconds, "host:1:a", 1, 0)
+
+
+def progress(**known: int | float | str | None) -> Progress:
+    given = {"complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 0, "abandoned": 0, "max_trials": 10}
+    rest = {"state": "running", "startable": 5, "reason": "", "best_number": None, "best_value": None}
+    return Progress(**(given | rest | known))  # type: ignore[arg-type]
+
+
+def test_many_trials_are_thinned_and_none_that_matters_is_lost() -> None:
+    trials = [row(n, "COMPLETE" if n % 3 == 0 else "PRUNED", (n * 37 % 101) / 100, 5) for n in range(5000)]
+    trials += [row(n, "RUNNING", None, 3) for n in range(5000, 5010)]
+    drawn, best = figures.chosen(trials, True)
+    numbers = {trial.number for trial in drawn}
+    assert len(drawn) == figures.MAX_CURVES
+    assert best is not None
+    assert best.value == 1.0
+    assert {trial.number for trial in figures.ranked(trials, True)[:50]} <= numbers
+    assert set(range(5000, 5010)) <= numbers
+    assert figures.evenly(range(1000), 3) == [0, 500, 999]
+    assert len(figures.thinned([(n, 0.0) for n in range(999)])) == figures.MAX_EPOCHS_DRAWN
+
+
+def test_rungs_count_who_reached_them_and_who_went_on() -> None:
+    trials = [
+        row(0, "COMPLETE", 0.5, 9),
+        row(1, "PRUNED", 0.1, 1),
+        row(2, "PRUNED", 0.2, 3),
+        row(3, "RUNNING", None, 3),
+    ]
+    drawn = figures.rungs(trials, {1, 3}, 9)
+    went_on, stopped = drawn["traces"][0]["y"], drawn["traces"][1]["y"]
+    assert went_on == [3, 1, 1]
+    assert stopped == [1, 2, 0]
+
+
+def test_the_best_so_far_follows_the_direction() -> None:
+    trials = [row(n, "COMPLETE", value, 1) for n, value in enumerate([0.3, 0.1, 0.5, 0.4, 0.05])]
+    assert figures.history(trials, "validation_accuracy", True)["traces"][-1]["y"] == [0.3, 0.5, 0.5]
+    assert figures.history(trials, "validation_loss", False)["traces"][-1]["y"] == [0.3, 0.1, 0.05, 0.05]
+
+
+def test_parallel_coordinates_place_values_on_their_axes() -> None:
+    space = {"rate": Float(1e-4, 1e-2, log=True), "kind": Choice(("a", "b", "c")), "other": Float(0.0, 1.0)}
+    trials = [row(0, "COMPLETE", 0.2, 1), row(1, "COMPLETE", 0.4, 1)]
+    recipes = {100: {"rate": 1e-3, "kind": "c", "other": None}, 101: {"rate": 1e-2, "kind": "a", "other": 0.25}}
+    worst, best = figures.parallel(trials, recipes, space, "validation_accuracy", True)["traces"]
+    assert worst["x"] == [0, 1, 3]
+    assert worst["y"] == pytest.approx([0.5, 1.0, 0.0])
+    assert best["y"] == pytest.approx([1.0, 0.0, 0.25, 1.0])
+    assert (worst["meta"]["at"], best["meta"]["at"]) == (0.0, 1.0)
+
+
+def test_time_left() -> None:
+    trials = [row(n, "COMPLETE", 0.1, 5, 30.0) for n in range(4)] + [row(n, "RUNNING", None, 2, 10.0) for n in (4, 5)]
+    assert standing.seconds_left(trials, progress(complete=4, running=2)) == (6 * 30 - 20) / 2
+    assert standing.seconds_left(trials, progress(complete=4)) is None
+    assert standing.seconds_left(trials[:2], progress(complete=2, running=2)) is None
+    assert standing.state(progress(running=2, abandoned=2)) == "waiting for workers"
+    assert standing.state(progress(running=2, state="paused")) == "paused"
+    assert standing.state(progress(complete=10, startable=0)) == "finished"
+
+
+def test_values_are_written_for_people() -> None:
+    values = [0, 64, 1234567, 1e-6, -0.00012345, 0.3333333, 123456.0, None, float("nan"), "sgd", 6882589630618588308]
+    written = ["0", "64", "1,234,567", "1e-6", "-0.000123", "0.3333", "1.23e5", "", "", "sgd", "6882589630618588308"]
+    read = [words.number(value).replace(words.MINUS, "-").replace(words.DASH, "") for value in values]
+    assert read == written
+    assert words.brief(6882589630618588308) == "…588308"
+    assert [words.metric(0.23456, "validation_accuracy"), words.metric(3.14159, "training_loss")] == [
+        "23.46 %",
+        "3.1416",
+    ]
+    spans = [0.04, 59.6, 3599, 86_399, 200_000]
+    assert [words.duration(s) for s in spans] == ["0.0 s", "1 min 0 s", "59 min 59 s", "23 h 59 min", "2 d 7 h"]
+
+
+def test_all_who_look_get_one_answer() -> None:
+    made, clock = [], [0.0]
+
+    def make() -> Content:
+        made.append(1)
+        time.sleep(0.05)
+        return Content({"part": f"made {len(made)} times"})
+
+    live = Live(lambda: clock[0])
+    threads = [threading.Thread(target=live.answer, args=("page", make)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    clock[0] += 1.0
+    assert live.answer("page", make).tag == live.answer("page", make).tag
+    clock[0] += 1.0
+    assert live.answer("page", make).period_seconds <= MAX_PERIOD_SECONDS
+    assert len(made) == 2
+
+
+def test_an_answer_is_sent_once_to_who_has_it(client: Opener, tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    with create(settings.storage_url) as database:
+        made_up(database, "large", 600, 20, prune=False).fill(600, leave_running=4)
+        source = Source(database, Pictures(tmp_path))
+        listed = source.find(1)
+        assert listed is not None
+        study = source.load(listed)
+        assert study is not None
+        context, drawn = study_pages.one_study(source, listed, study, True)
+        with database.engine.connect() as connection:
+            assert len(queries.trials(connection, 1)) == 600
+    assert (context["num_drawn"], context["num_with_epochs"]) == (figures.MAX_CURVES, 600)
+    assert len(drawn["validation_loss"]["traces"]) == 4  # failed, complete, running, the best
+    asker: Client = client(settings, local())
+    first = asker.get("/hpsearch/study/1?live=1", headers={"Host": HOST})
+    assert len(first.data) < 1_000_000
+    news = json.loads(gzip.decompress(first.data))
+    assert set(news["figures"]) >= set(drawn)
+    again = asker.get("/hpsearch/study/1?live=1", headers={"Host": HOST, "If-None-Match": first.headers["ETag"]})
+    assert (again.status_code, again.data) == (304, b"")
