@@ -75,12 +75,13 @@ class Lanes:
         self._waiting[key] = Waiting(recipe, model, state)
 
     def state(self, key: int) -> State | None:
-        """The trial's state after its last whole epoch; None before the first."""
+        """The trial's state after its last whole epoch; None before the first, and of a trial that has no lane."""
         if key in self._waiting:
             return self._waiting[key].state
         if key in self._single:
             return self._states[key]
-        return next(group for group in self._fused if key in group.keys).state(key)
+        group = next((group for group in self._fused if key in group.keys), None)
+        return group.state(key) if group is not None else None
 
     def drop(self, key: int) -> None:
         """Free the trial's lane."""
