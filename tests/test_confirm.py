@@ -78,6 +78,14 @@ def test_of_a_loss_the_lowest_is_best_and_luck_is_still_what_was_promised_too_mu
         assert first.luck.mean == pytest.approx(first.over_seeds.mean - (first.origin.value or 0.0))
 
 
+def test_on_both_storages(storage_url: str, tmp_path: Path) -> None:
+    from tests.chain import make
+
+    with create(storage_url) as database:
+        made = make(database, tmp_path, [("epochs = 3", "epochs = 1"), ("trials = 4", "trials = 2")])
+        assert confirm.result(made.confirmation).finished
+
+
 def test_a_result_before_the_end(chain: Chain, tmp_path: Path) -> None:
     with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
         create_study(database, chain.confirmation.spec, "small-confirm")

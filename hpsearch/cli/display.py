@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import click
 from rich import box
@@ -27,6 +28,9 @@ from hpsearch.events import (
 )
 from hpsearch.processes import WorkerExited
 from hpsearch.settings import Settings
+
+if TYPE_CHECKING:
+    from hpsearch.storage.studies import LoadedStudy
 
 MAX_ROWS = 16  # of the live table; a worker may have hundreds of lanes
 
@@ -172,5 +176,15 @@ def _show_result(watch: Watch, settings: Settings) -> None:
             print_best(study, [trial_row(study, trial) for trial in best])
             click.echo(importances(study.optuna_study).sentence())
     again = watch.interrupted or watch.finished < watch.max_trials
-    click.echo(f"next: hpsearch {'worker' if again else 'best'} {watch.study}")
+    click.echo(f"next: hpsearch {'worker ' + watch.study if again else _after(study)}")
     click.echo("      hpsearch dashboard")
+
+
+def _after(study: "LoadedStudy") -> str:
+    """The command that says what a finished study has found."""
+    from hpsearch.confirm import CONFIRM, link_of
+
+    link = link_of(study)
+    if link.get("kind") == CONFIRM:
+        return f"confirm {link['study']}"
+    return f"{'final-test' if study.spec.candidates else 'best'} {study.name}"
