@@ -58,13 +58,16 @@ class Live:
             began = self._clock()
             content = make()
             answer = _pack(content, self._clock(), began)
+            self._keep(page, answer)
+        return answer
+
+    def _keep(self, page: str, answer: Answer) -> None:
         with self._lock:
             self._answers[page] = answer
             self._answers.move_to_end(page)
             while len(self._answers) > MAX_KEPT:
                 old, _ = self._answers.popitem(last=False)
                 self._locks.pop(old, None)
-        return answer
 
 
 def _pack(content: Content, now: float, began: float) -> Answer:
