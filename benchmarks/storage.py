@@ -45,7 +45,7 @@ LANES, EPOCHS, TRIALS, LEASE = 64, 100, 1_000, 600.0
 STUDY = ("training.epochs=100", "pruner.min_epochs=1")  # rungs at 1, 3, 9, 27 and 81
 OPTUNAS_EPOCHS = (1, 50, 100)  # at which Optuna is measured; between them its cost is taken to be linear
 WORKERS, EMPTY_REPORTS = 4, 5
-OPTUNAS_TRIALS, OUR_TRIALS = 256, 512  # trials that train nothing
+OPTUNAS_TRIALS, OUR_TRIALS = 256, 1_024  # trials that train nothing
 
 Result = TypeVar("Result")
 New = Callable[[], str]  # the URL of a new, empty database
@@ -149,16 +149,20 @@ def suggestions(new: New) -> None:
     print(f"\n{LANES} trials with TPE's suggestions (space of studies/lenet.toml) at {TRIALS} finished trials")
     for sampler in ("tpe", "random"):
         spec = lenet(*STUDY, f"sampler={{name='{sampler}'}}")
-        with study_of(new, spec, TRIALS) as (database, study):
-            mine = session(database, study)
-            first, _ = timed(mine.take, 1)
-            ours, _ = timed(mine.take, LANES)
+        first, ours = our_suggestions(new, spec)
         with study_of(new, spec, TRIALS) as (_, study):
             theirs = study.optuna_study
             theirs.sampler = optunas_sampler(spec)
             ask_optuna(theirs, spec, 1)
             once, _ = timed(ask_optuna, theirs, spec, LANES)
         compare(sampler, once, ours, f"hpsearch's first trial, with the reading of the study: {first:.2f} s")
+
+
+def our_suggestions(new: New, spec: StudySpec) -> tuple[float, float]:
+    """The first trial, with the reading of the study, and 64 more."""
+    with study_of(new, spec, TRIALS) as (database, study):
+        mine = session(database, study)
+        return timed(mine.take, 1)[0], timed(mine.take, LANES)[0]
 
 
 def ask_optuna(study: optuna.Study, spec: StudySpec, num: int) -> None:
@@ -203,10 +207,9 @@ def per_second(new: New, spec: StudySpec, work: Callable[..., None], num_trials:
         for worker in workers:
             worker.start()
         ready.wait()
-        started = time.perf_counter()
+        took, _ = timed(ready.wait)  # until all are done
         for worker in workers:
             worker.join()
-        took = time.perf_counter() - started
         ended = study.optuna_study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     assert all(worker.exitcode == 0 for worker in workers)
     assert len(ended) >= num_trials
@@ -227,6 +230,7 @@ def optimize(url: str, spec: StudySpec, num_trials: int, _lanes: int, ready: Any
 
         ready.wait()
         study.optimize(objective, n_trials=num_trials)
+        ready.wait()
 
 
 def empty_lanes(url: str, _spec: StudySpec, num_trials: int, lanes: int, ready: Any) -> None:
@@ -240,6 +244,7 @@ def empty_lanes(url: str, _spec: StudySpec, num_trials: int, lanes: int, ready: 
                 mine.report(reports(leases, epoch), LEASE, 1.0)
             ends = [End(lease, TrialState.COMPLETE, quality(lease.number, EMPTY_REPORTS)) for lease in leases]
             done += len(mine.finish(ends))
+        ready.wait()
 
 
 # The start of a worker
@@ -278,11 +283,11 @@ def start(new: New) -> None:
     compare("resident memory at the most", theirs[1], ours[1], f"with `import torch` {both[1]:.0f} MB", "MB")
 
 
-def fresh(program: str, url: str) -> tuple[float, float]:
-    """Seconds and MB of a process of its own; the better of two."""
+def fresh(program: str, url: str, times: int = 2) -> tuple[float, float]:
+    """Seconds and MB of a process of its own; the best of so many."""
     code = f"URL, NAME = {url!r}, {NAME!r}\n{program}\n{REPORT}"
     found = []
-    for _ in range(2):
+    for _ in range(times):
         started = time.perf_counter()
         done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
         found.append((time.perf_counter() - started, float(done.stdout)))
@@ -325,7 +330,23 @@ def parts(new: New, num_trials: int) -> dict[str, float]:
     return found
 
 
-PARTS = {part.__name__: part for part in (rungs, suggestions, throughput, start, growth)}
+# The marks of the design
+
+
+def marks(new: New) -> None:
+    """What must hold whatever Optuna needs; the best of five, because the machine may be shared."""
+    print(f"\nhpsearch alone, the best of five, load {os.getloadavg()[0]:.1f}")
+    spec = lenet(*STUDY)
+    epochs = min(our_epochs(new, spec) for _ in range(5))
+    print(f"  {LANES} lanes x {EPOCHS} epochs with their rungs at {TRIALS} trials{epochs:20.2f} s")
+    print(f"  {LANES} trials with TPE at {TRIALS} trials{min(our_suggestions(new, spec)[1] for _ in range(5)):36.2f} s")
+    url = new()
+    with study_of(lambda: url, spec, 10_000):
+        seconds, memory = fresh(OURS, url, 5)
+    print(f"  start at 10000 trials{seconds:49.2f} s, {memory:.0f} MB", flush=True)
+
+
+PARTS = {part.__name__: part for part in (marks, rungs, suggestions, throughput, start, growth)}
 
 
 @contextmanager
