@@ -49,10 +49,17 @@ def serving(settings: Settings, **options: Any) -> Iterator[str]:
         try:
             yield f"http://127.0.0.1:{access.port}"
         finally:
-            server.trigger.pull_trigger(lambda: wasyncore.close_all(server._map))  # without connections its loop ends
+            server.trigger.pull_trigger(lambda: hang_up(server))
             thread.join(30)
             server.task_dispatcher.shutdown()
             assert not thread.is_alive()
+
+
+def hang_up(server: Any) -> None:
+    """Close every connection and the listener: then the server's loop ends."""
+    for channel in list(server.active_channels.values()):
+        channel.handle_close()  # with the files that large answers wait in
+    wasyncore.close_all(server._map)
 
 
 def confuse(database: Database, folder: Path, study_id: int, name: str) -> None:
