@@ -28,9 +28,8 @@ def dashboard(
     settings = settings_from(storage)
     token = choose_token(host, public_url, settings.dashboard_token)
     access = Access(host, port, token, allow_write, public_url)
-    listener = listen(host, port)
     both = click.get_current_context().with_resource(application(settings, access))
-    server = make_server(both, listener, access)
+    server = make_server(both, listen(host, port), access)
     address = public_url or f"http://{f'[{host}]' if ':' in host else host}:{port}"
     what = "changes allowed" if allow_write else "read-only"
     click.echo(f"{address.rstrip('/')}/hpsearch/ ({what}; optuna-dashboard at {address.rstrip('/')}/; Ctrl-C ends it)")

@@ -32,10 +32,10 @@ MAX_CONNECTIONS = 200
 def application(settings: Settings, access: Access) -> Iterator[Application]:
     """Both applications behind the guard, as one for any WSGI server; at its end, their databases are closed."""
     sessions = Sessions(access.token)
+    database = connect(settings.storage_url)
     artifacts = settings.home / "artifacts"
     artifacts.mkdir(parents=True, exist_ok=True)
     store = FileSystemArtifactStore(str(artifacts))
-    database = connect(settings.storage_url)
     source = Source(database, Pictures(artifacts))
     own = make_app(source, access, sessions)
     theirs = OptunaDashboard(settings.storage_url, store, Notes(source), allow_write=access.allow_write)
