@@ -157,6 +157,9 @@ class Fused:
         rates, momenta, first_steps = self._settings(num_steps)
         sums = torch.zeros(3, self.num_lanes, device=self.data.device)  # loss * images, hits, norms
         self._module.train()
+        for name, layer in self._module.named_modules():
+            if isinstance(layer, SeededDropout):
+                layer.idle = not bool(self._rows.others[f"{name}.rate"].any())
         position = self.position
         assert position is not None, "every lane is free"
         for step, (images, labels) in enumerate(self.stream.batches(self.data, position)):
