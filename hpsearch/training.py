@@ -47,18 +47,19 @@ class Training:
         self._unreported: dict[int, EpochResult] = {}  # trained, and not recorded yet
         self._refused: set[str] = set()
 
-    def fill(self, at_most: int | None) -> Generator[Event, None, None]:
-        """Take trials for the free lanes, `at_most` so many."""
+    def fill(self, at_most: int | None) -> Generator[Event, None, bool]:
+        """Take trials for the free lanes, `at_most` so many; whether there were any. Some may end at once."""
         free = self.count.number - len(self.running)
         free = free if at_most is None else min(free, at_most - len(self.running))
         patient = not self.running or time.monotonic() - self._asked_in_vain >= ASK_AGAIN_SECONDS
         if free <= 0 or not patient or self.bench.interruption.requested:
-            return
+            return False
         hand = yield from self._patiently(lambda: self.bench.session.take(free, self._placed))
         if len(hand.assignments) < free:
             self._asked_in_vain = time.monotonic()
         for assignment in hand.assignments:
             yield from self._start(assignment)
+        return bool(hand.assignments)
 
     def round(self) -> Generator[Event, None, None]:
         """One epoch of every trial; those that end make room.

@@ -82,8 +82,8 @@ def run(
     training = Training(bench, lanes, lane_count(settings, study, device), Patience(database, settings, interruption))
     try:
         while training.done != max_trials_here:
-            yield from training.fill(None if max_trials_here is None else max_trials_here - training.done)
-            if not training.running:
+            found = yield from training.fill(None if max_trials_here is None else max_trials_here - training.done)
+            if not training.running and not found:
                 return
             yield from training.round()
             _stop_if_all_fail(study, training)
