@@ -28,7 +28,7 @@ from hpsearch.storage.open import create
 from hpsearch.storage.tables import WORKERS
 
 EPOCHS = 50
-LOOKS = 5  # after the first
+LOOKS = 3  # after the first
 PAGES = {
     "Studies": "/hpsearch/",
     "Study": "/hpsearch/study/1",
@@ -112,7 +112,7 @@ def workers(folder: Path, seconds: float, rounds: int) -> None:
     home = {"HPSEARCH_HOME": str(folder), "HPSEARCH_STORAGE": f"sqlite:///{folder}/w.db", "OMP_NUM_THREADS": "1"}
     place = {**os.environ, **home, "PYTHONPATH": str(Path(__file__).parent.parent)}
     run = [sys.executable, "-m", "hpsearch"]
-    study = ["create-study", "quickstart", "--set", "training.epochs=100000", "--set", "pruner.name=none"]
+    study = ["create-study", "quickstart", "--set", "training.epochs=100000", "--set", "pruner.min_epochs=99999"]
     subprocess.run([*run, *study], env=place, check=True, stdout=subprocess.DEVNULL)
     processes = [
         subprocess.Popen([*run, "worker", "quickstart"], env=place, stdout=subprocess.DEVNULL) for _ in range(2)
