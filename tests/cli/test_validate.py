@@ -6,7 +6,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from hpsearch.cli.validate import validate
+from hpsearch.cli.main import cli
 
 STUDY = """
 name = "mine"
@@ -28,7 +28,7 @@ def file(tmp_path):
 
 
 def run(*arguments):
-    return CliRunner().invoke(validate, arguments)
+    return CliRunner().invoke(cli, ["validate", *arguments])
 
 
 def test_ok(file):

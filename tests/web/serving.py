@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ def serving(settings: Settings, **options: Any) -> Iterator[str]:
         try:
             yield f"http://127.0.0.1:{access.port}"
         finally:
-            server.trigger.pull_trigger(lambda: hang_up(server))
+            with suppress(OSError):  # the loop, awake for something else, hung up before the trigger was pulled
+                server.trigger.pull_trigger(lambda: hang_up(server))
             thread.join(30)
             server.task_dispatcher.shutdown()
             assert not thread.is_alive()
