@@ -23,7 +23,7 @@ class Sums:
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor, norm: Tensor) -> None:
         """One batch: its mean loss (), logits (B, k), labels (B,), gradient norm ()."""
-        self._steps.append((loss.detach() * len(labels), logits.detach(), labels, norm))
+        self._steps.append((loss.detach(), logits.detach(), labels, norm))
         self.num_images += len(labels)
         self.num_steps += 1
         if len(self._steps) == STEPS:
@@ -31,8 +31,9 @@ class Sums:
 
     def _reduce(self) -> None:
         losses, logits, labels, norms = zip(*self._steps, strict=True)
+        sizes = torch.tensor([float(len(batch)) for batch in labels]).to(norms[0].device)
         hits = (torch.cat(logits).argmax(1) == torch.cat(labels)).sum()
-        self._totals += torch.stack([torch.stack(losses).sum(), hits, torch.stack(norms).sum()])
+        self._totals += torch.stack([torch.stack(losses) @ sizes, hits, torch.stack(norms).sum()])
         self._steps.clear()
 
     def means(self) -> tuple[float, float, float]:

@@ -57,7 +57,7 @@ class Program:
 
     def __init__(self, recipe: Recipe, model: nn.Module, data: DeviceData) -> None:
         self.recipe = recipe
-        self._dropouts = seeded(model)
+        self._dropouts = [layer for layer in seeded(model) if not layer.idle]
         self.model = model.to(data.device)
         self.data = data
         self.epoch = 0
