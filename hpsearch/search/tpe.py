@@ -24,7 +24,15 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)  # the trials that TPE learn
 
 Space = dict[str, BaseDistribution]
 Observations = dict[str, np.ndarray[Any, Any]]
-Running = Sequence[tuple[int, Mapping[str, Any]]]  # number and parameters of each
+Key = tuple[tuple[str, BaseDistribution], ...]  # a search space, as a key
+Row = list[float] | None  # the values of a search space's parameters; None if one of them is missing
+
+
+class _Running:
+    """What TPE takes a running trial to have: also what was drawn for parameters that it then did not need."""
+
+    def __init__(self, number: int, own: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+        self.number, self.own, self.size, self.params = number, own, len(own), params
 
 
 class BatchTPESampler(TPESampler):
@@ -32,7 +40,7 @@ class BatchTPESampler(TPESampler):
 
     def __init__(self, *, startup_trials: int, group: bool, seed: int) -> None:
         super().__init__(n_startup_trials=startup_trials, group=group, seed=seed)
-        self._asked: tuple[int, Running] = (-1, [])
+        self._asked: tuple[int, list[_Running]] = (-1, [])
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> Space:
         """As Optuna's, from what is known of the study already."""
@@ -45,18 +53,25 @@ class BatchTPESampler(TPESampler):
         past = _memory(study).past(study)
         below = past.below(self, study, search_space)
         numbers, others = past.above(self, study, search_space)
-        above = self._estimator(_with(numbers, others, self._running(study, trial), search_space), search_space)
+        rows = _memory(study).rows_of(self._running(study, trial), search_space)
+        above = self._estimator(_with(numbers, others, rows, search_space), search_space)
         samples = below.sample(self._rng.rng, self._n_ei_candidates)
         chosen = self._compare(samples, self._compute_acquisition_func(samples, below, above))
         return {name: kind.to_external_repr(chosen[name]) for name, kind in search_space.items()}
 
-    def _running(self, study: Study, trial: FrozenTrial) -> Running:
-        """Number and parameters of the other running trials; they stay as they are while one trial is drawn up."""
+    def _running(self, study: Study, trial: FrozenTrial) -> list[_Running]:
+        """The other running trials; they stay as they are while one trial is drawn up."""
         if self._asked[0] != trial.number:
-            running = study._get_trials(deepcopy=False, states=(TrialState.RUNNING,), use_cache=False)
-            found: Running = [
-                (one.number, self._get_params(one, study)) for one in running if one.number != trial.number
-            ]
+            known = _memory(study).running
+            found = []
+            for one in study._get_trials(deepcopy=False, states=(TrialState.RUNNING,), use_cache=False):
+                if one.number == trial.number:
+                    continue
+                entry = known.get(one.number)
+                if entry is None or entry.own is not one.params or entry.size != len(one.params):
+                    entry = _Running(one.number, one.params, self._get_params(one, study))
+                found.append(entry)
+            _memory(study).running = {entry.number: entry for entry in found}
             self._asked = (trial.number, found)
         return self._asked[1]
 
@@ -110,6 +125,8 @@ class _Memory:
 
     def __init__(self) -> None:
         self.intersection = IntersectionSearchSpace(include_pruned=True)
+        self.running: dict[int, _Running] = {}  # by number
+        self._rows: dict[Key, dict[int, tuple[_Running, Row]]] = {}  # by number, for each search space
         self._past: _Past | None = None
 
     def past(self, study: Study) -> _Past:
@@ -117,6 +134,16 @@ class _Memory:
         if self._past is None or len(self._past.finished) != len(finished):  # they never change, and never go
             self._past = _Past(study, finished)
         return self._past
+
+    def rows_of(self, running: Sequence[_Running], search_space: Space) -> list[tuple[int, Row]]:
+        """Number and row of each running trial that has all parameters of the space."""
+        key = tuple(search_space.items())
+        old = self._rows.get(key, {})
+        new = self._rows[key] = {}
+        for one in running:
+            entry = old.get(one.number)
+            new[one.number] = entry if entry and entry[0] is one else (one, _row(one.params, search_space))
+        return [(number, row) for number, (_, row) in new.items() if row]
 
 
 _MEMORIES: WeakKeyDictionary[Study, _Memory] = WeakKeyDictionary()
@@ -131,18 +158,20 @@ class _Groups(_GroupDecomposedSearchSpace):
         return _memory(study).past(study).groups
 
 
+def _row(params: Mapping[str, Any], search_space: Space) -> Row:
+    if not search_space.keys() <= params.keys():
+        return None
+    return [kind.to_internal_repr(params[name]) for name, kind in search_space.items()]
+
+
 def _with(
-    numbers: np.ndarray[Any, Any],
-    others: Observations,
-    running: Running,
-    search_space: Space,
+    numbers: np.ndarray[Any, Any], others: Observations, running: Sequence[tuple[int, Row]], search_space: Space
 ) -> Observations:
     """The observations with those of running trials between them, by number: old trials weigh less."""
-    having = [(number, params) for number, params in running if search_space.keys() <= params.keys()]
-    if not having:
+    if not running:
         return others
-    order = np.argsort(np.concatenate([numbers, [number for number, _ in having]]), kind="stable")
+    order = np.argsort(np.concatenate([numbers, [number for number, _ in running]]), kind="stable")
+    columns = np.asarray([row for _, row in running], dtype=float).T  # (parameters, running trials)
     return {
-        name: np.concatenate([others[name], [kind.to_internal_repr(params[name]) for _, params in having]])[order]
-        for name, kind in search_space.items()
+        name: np.concatenate([others[name], column])[order] for name, column in zip(search_space, columns, strict=True)
     }
