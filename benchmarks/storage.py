@@ -45,7 +45,7 @@ LANES, EPOCHS, TRIALS, LEASE = 64, 100, 1_000, 600.0
 STUDY = ("training.epochs=100", "pruner.min_epochs=1")  # rungs at 1, 3, 9, 27 and 81
 OPTUNAS_EPOCHS = (1, 50, 100)  # at which Optuna is measured; between them its cost is taken to be linear
 WORKERS, EMPTY_REPORTS = 4, 5
-OPTUNAS_TRIALS, OUR_TRIALS = 256, 1_024  # trials that train nothing
+EMPTY_TRIALS = {"tpe": 512, "random": 2_048}  # that train nothing, on either side
 
 Result = TypeVar("Result")
 New = Callable[[], str]  # the URL of a new, empty database
@@ -184,17 +184,12 @@ def optunas_sampler(spec: StudySpec) -> optuna.samplers.BaseSampler:
 def throughput(new: New) -> None:
     """Trials per second of four processes; each trial reports five values and ends."""
     print(f"\ntrials that train nothing: {EMPTY_REPORTS} reports each, {WORKERS} worker processes, from an empty study")
-    for sampler in ("tpe", "random"):
+    for sampler, num_trials in EMPTY_TRIALS.items():
         spec = lenet("training.epochs=5", "pruner={name='none'}", f"sampler={{name='{sampler}'}}")
-        theirs = per_second(new, spec, optimize, OPTUNAS_TRIALS, 1)
+        theirs = per_second(new, spec, optimize, num_trials, 1)
         for lanes in (LANES, 1):
-            ours = per_second(new, spec, empty_lanes, OUR_TRIALS if lanes > 1 else OPTUNAS_TRIALS, lanes)
-            compare(
-                f"{sampler}, {lanes} lanes per worker" if lanes > 1 else f"{sampler}, one lane per worker",
-                theirs,
-                ours,
-                unit="trials/s",
-            )
+            ours = per_second(new, spec, empty_lanes, num_trials, lanes)
+            compare(f"{sampler}, {num_trials} trials, lanes per worker: {lanes}", theirs, ours, unit="trials/s")
 
 
 def per_second(new: New, spec: StudySpec, work: Callable[..., None], num_trials: int, lanes: int) -> float:
@@ -315,7 +310,9 @@ def parts(new: New, num_trials: int) -> dict[str, float]:
         found["take"], taken = timed(ledger.take, database, study.study_id, LANES, "me", LEASE, study.plan)
         leases = taken.leases
         found["sync, 64 new trials"], _ = timed(mine._view.sync)
-        found["suggestions (TPE)"], drawn = timed(lambda: [ask(mine._view, spec, lease, 0, None) for lease in leases])
+        found["suggestions (TPE)"], drawn = timed(
+            lambda: [ask(mine._view, spec, lease, 0, None)[0] for lease in leases]
+        )
         found["set up"], _ = timed(ledger.set_up, database, study.study_id, drawn)
         epochs = [reports(leases, epoch) for epoch in range(1, 10)]
         found["report, one epoch"] = min([timed(ledger.report, database, epoch, LEASE)[0] for epoch in epochs])

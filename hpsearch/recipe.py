@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from hpsearch.errors import UsageError
@@ -114,7 +114,7 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as plain JSON values."""
-        return asdict(self)
+        return dict(vars(self))
 
 
 ABSENT = ("peak_learning_rate", "hidden_width", "dropout", "native_size")  # may be None: not set

@@ -47,6 +47,10 @@ class StudySpec:
         """Recorded name to parameter, in the order in which a trial asks; those not `space.active` are left out."""
         return asked(self.space)
 
+    @cached_property
+    def _order(self) -> tuple[str, ...]:
+        return order(self.space)
+
     @property
     def max_epochs(self) -> int:
         """The epochs of the longest trial."""
@@ -77,7 +81,7 @@ class StudySpec:
             raise UsageError(f"study {self.name}: {', '.join(sorted(foreign))} is no hyperparameter of its space")
         values: dict[str, Any] = {"seed": seed, "stream_seed": stream_seed, **self.training}
         values |= self.candidates[candidate][1] if self.candidates else {}
-        for name in order(self.space):
+        for name in self._order:
             parameter = self.space[name]
             if (recorded := recorded_name(name, parameter)) in params:
                 factor_of = parameter.times if isinstance(parameter, Float) else None

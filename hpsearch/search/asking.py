@@ -30,10 +30,10 @@ def ask(
     attempt: int,
     points: Points,
     placed: Callable[[Recipe], Recipe] = lambda recipe: recipe,
-) -> Drawn:
-    """Draw up the trial in the view; `attempt` counts how often its configuration turned out to be another trial's.
+) -> tuple[Drawn, Recipe]:
+    """Draw up the trial in the view, and say what it trains.
 
-    `placed` says with which recipe it begins.
+    `attempt` counts how often its configuration was another trial's; `placed` says with which recipe it begins.
     """
     seed = fold(spec.seed, lease.number, attempt)
     view.study.sampler = make_sampler(spec, lease.number, attempt) if attempt < ATTEMPTS else random(spec, seed % 2**32)
@@ -46,7 +46,8 @@ def ask(
     compared = {"candidate": spec.place(lease.number)[0]} if spec.candidates else {}
     digest = digest_of({**params, **compared}, chosen.seed if not spec.space else None)
     attributes = {RECIPE_KEY: chosen.as_dict()}
-    return Drawn(lease, drafts.params, attributes, drafts.system_attrs, digest, bool(given) or attempt >= MAX_ATTEMPTS)
+    ordered = bool(given) or attempt >= MAX_ATTEMPTS
+    return Drawn(lease, drafts.params, attributes, drafts.system_attrs, digest, ordered), chosen
 
 
 def suggest(trial: optuna.Trial, spec: StudySpec) -> dict[str, Any]:

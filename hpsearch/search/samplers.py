@@ -8,9 +8,11 @@ import importlib
 import math
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import optuna
+from optuna._transform import _SearchSpaceTransform
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
@@ -81,7 +83,7 @@ def tpe(spec: StudySpec, seed: int, *, startup_trials: int = 10) -> BaseSampler:
 
 def random(spec: StudySpec, seed: int) -> BaseSampler:
     """Independent draws."""
-    return optuna.samplers.RandomSampler(seed=seed)
+    return _RandomSampler(seed=seed)
 
 
 def gp(spec: StudySpec, seed: int, *, startup_trials: int = 10) -> BaseSampler:
@@ -175,6 +177,22 @@ class _NumberedSampler(BaseSampler):
         # Reached only by a known good configuration that leaves a condition open which its own point does not meet.
         sampler = optuna.samplers.RandomSampler(seed=trial.number)
         return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+
+class _RandomSampler(optuna.samplers.RandomSampler):
+    """Optuna's, draw for draw, without making each parameter's transformation anew: half of the time."""
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        transform = _transform(param_name, param_distribution)
+        low, high = transform.bounds.T
+        return transform.untransform(self._rng.rng.uniform(low, high))[param_name]
+
+
+@lru_cache(maxsize=256)
+def _transform(name: str, kind: BaseDistribution) -> _SearchSpaceTransform:
+    return _SearchSpaceTransform({name: kind})
 
 
 class _ReplayedCmaEsSampler(optuna.samplers.CmaEsSampler):

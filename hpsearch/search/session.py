@@ -154,12 +154,8 @@ class Session:
         bare, attempt = list(leases), 0
         while bare:
             drawn = [ask(self._view, self.study.spec, lease, attempt, self._points, placed) for lease in bare]
-            accepted, doubles = self._record(drawn)
-            recipes |= {
-                one.lease.trial_id: Recipe(**one.user_attrs[RECIPE_KEY])
-                for one in drawn
-                if one.lease.trial_id in accepted
-            }
+            accepted, doubles = self._record([one for one, _ in drawn])
+            recipes |= {one.lease.trial_id: recipe for one, recipe in drawn if one.lease.trial_id in accepted}
             bare = [lease for lease in bare if lease.trial_id in doubles]
             attempt += 1
         return recipes

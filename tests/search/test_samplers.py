@@ -8,6 +8,7 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from hpsearch.recipe import fold
 from hpsearch.search import SAMPLERS
 from hpsearch.search.asking import suggest
 from hpsearch.search.samplers import at, corner, distribution, grid_points, make_sampler, max_trials
@@ -152,3 +153,12 @@ def test_options_of_the_study_file_are_those_of_the_functions() -> None:
         module, function = target.split(":")
         taken = list(inspect.signature(getattr(import_module(module), function)).parameters)[2:]
         assert sorted([*taken, "seed"]) == sorted(SAMPLER_OPTIONS[name])
+
+
+def test_random_draws_are_optunas() -> None:
+    spec = study_of("random", CONTINUOUS + CONDITIONAL)
+    ours, theirs = optuna.create_study(sampler=make_sampler(spec, 3)), optuna.create_study()
+    seed = fold(spec.seed, 3) % 2**32
+    theirs.sampler = optuna.samplers.RandomSampler(seed=seed)
+    for _ in range(5):
+        assert suggest(ours.ask(), spec) == suggest(theirs.ask(), spec)

@@ -55,7 +55,7 @@ class Bench:
     def draw_up(self, leases: list[Lease]) -> None:
         view = View(self.database, self.study, self.rungs)  # of another worker
         view.sync()
-        drawn = [ask(view, self.spec, lease, 0, None) for lease in leases]
+        drawn = [ask(view, self.spec, lease, 0, None)[0] for lease in leases]
         accepted, doubles = ledger.set_up(self.database, self.study.study_id, drawn)
         assert (len(accepted), doubles) == (len(leases), set())
 
@@ -277,7 +277,7 @@ def test_a_long_history_in_any_order(storage_url: str, pruner: str) -> None:
 def test_what_samplers_write_stays_in_the_view(bench: Bench) -> None:
     leases = bench.take(2)
     bench.view.sync()
-    drawn = ask(bench.view, bench.spec, leases[1], 0, None)
+    drawn = ask(bench.view, bench.spec, leases[1], 0, None)[0]
     assert drawn.params.keys() == bench.view.trial(leases[1].trial_id).params.keys()
     bench.study.optuna_study._storage.remove_session()
     assert bench.study.optuna_study.trials[1].params == {}
@@ -309,7 +309,7 @@ def populate(bench: Bench, num_trials: int) -> None:
     leases = bench.take(num_trials)
     view = View(bench.database, bench.study, bench.rungs)
     view.sync()
-    drawn = [ask(view, bench.spec, lease, 0, None) for lease in leases]  # nobody has learnt anything yet
+    drawn = [ask(view, bench.spec, lease, 0, None)[0] for lease in leases]  # nobody has learnt anything yet
     accepted, _ = ledger.set_up(bench.database, bench.study.study_id, drawn)
     assert len(accepted) == num_trials
     for lease in leases:
@@ -334,7 +334,7 @@ def test_samplers_suggest_on_the_view_what_they_suggest_on_optunas_storage(stora
         populate(bench, 14)
         leases = bench.take(4)
         bench.view.sync()
-        ours = [ask(bench.view, bench.spec, lease, 0, None) for lease in leases]
+        ours = [ask(bench.view, bench.spec, lease, 0, None)[0] for lease in leases]
         theirs = [on_optunas_storage(bench.study, bench.spec, lease) for lease in leases]
     for mine, params in zip(ours, theirs, strict=True):
         assert {n: kind.to_external_repr(value) for n, (value, kind) in mine.params.items()} == params
