@@ -12,7 +12,6 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from hpsearch.pictures import Pictures
 from hpsearch.web import study_pages
 from hpsearch.web.source import Source
 from hpsearch.web.words import duration, metric, moment, share, spoken
@@ -29,7 +28,7 @@ BAR_WIDTH = 40
 
 def watch(database: "Database", study: "LoadedStudy", home: Path) -> None:
     """Show the study until it has finished, or Ctrl-C."""
-    source, console = Source(database, Pictures(home / "artifacts")), Console()
+    source, console = Source(database, home), Console()
     listed = source.find(study.study_id)
     assert listed is not None
     if not console.is_terminal:

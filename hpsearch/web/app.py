@@ -7,14 +7,14 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from flask import Flask, Response, abort, redirect, render_template, request, url_for
+from flask import Flask, Response, abort, redirect, render_template, request, send_file, url_for
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
 from hpsearch.storage import fleet
 from hpsearch.storage.open import FAULTS
 from hpsearch.storage.studies import LoadedStudy
-from hpsearch.web import study_pages, trial_pages, words
+from hpsearch.web import evidence, study_pages, trial_pages, words
 from hpsearch.web.access import SESSION_SECONDS, Access, Sessions
 from hpsearch.web.guard import OWN, SIGN_IN
 from hpsearch.web.live import Content, Live
@@ -31,8 +31,9 @@ def make_app(source: Source, access: Access, sessions: Sessions) -> Flask:
     app = Flask("hpsearch.web", static_url_path=f"{OWN}/static")
     app.jinja_env.filters |= {
         name: getattr(words, name)
-        for name in ("number", "brief", "metric", "share", "spoken", "duration", "moment", "plural")
+        for name in ("number", "brief", "metric", "share", "spoken", "duration", "moment", "plural", "size")
     }
+    app.jinja_env.filters["interval"] = evidence.interval
     app.url_map.merge_slashes = False  # or a path with %2f in it would be sent elsewhere
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     pages = Pages(source, Live())
@@ -41,6 +42,7 @@ def make_app(source: Source, access: Access, sessions: Sessions) -> Flask:
         "/study/<int:study_id>": pages.study,
         "/study/<int:study_id>/trials": pages.trials,
         "/study/<int:study_id>/best": pages.best,
+        "/study/<int:study_id>/export.zip": pages.export,
         "/study/<int:study_id>/trial/<int:number>": pages.trial,
         "/compare": pages.compare,
         "/workers": pages.workers,
@@ -87,6 +89,16 @@ class Pages:
         """The best configurations of a study."""
         listed, study = self.ours(study_id)
         return self._respond("best", ("best",), lambda _: (study_pages.best_of(self.source, listed, study), {}))
+
+    def export(self, study_id: int) -> AnyResponse:
+        """The study's export as a ZIP archive, if `hpsearch export` has put one where the page says."""
+        _, study = self.ours(study_id)
+        folder = evidence.export_folder(self.source.home, study)
+        if evidence.export_size(folder) is None:
+            abort(404, f"There is no export of {study.name} yet; the page Best names the command that writes one.")
+        return send_file(
+            evidence.packed(folder), "application/zip", as_attachment=True, download_name=f"{study.name}.zip"
+        )
 
     def trial(self, study_id: int, number: int) -> AnyResponse:
         """One trial."""

@@ -10,7 +10,6 @@ from waitress.channel import HTTPChannel
 from waitress.server import create_server
 
 from hpsearch.errors import UsageError
-from hpsearch.pictures import Pictures
 from hpsearch.settings import Settings
 from hpsearch.storage.open import connect
 from hpsearch.web.access import Access, Sessions
@@ -36,7 +35,7 @@ def application(settings: Settings, access: Access) -> Iterator[Application]:
     artifacts = settings.home / "artifacts"
     artifacts.mkdir(parents=True, exist_ok=True)
     store = FileSystemArtifactStore(str(artifacts))
-    source = Source(database, Pictures(artifacts))
+    source = Source(database, settings.home)
     own = make_app(source, access, sessions)
     theirs = OptunaDashboard(settings.storage_url, store, Notes(source), allow_write=access.allow_write)
 

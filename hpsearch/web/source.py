@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from hpsearch.confusion import MATRIX_FILE, Confusion
 from hpsearch.errors import StorageError, StudyFileError
@@ -34,10 +35,11 @@ class _Mattering:
 
 
 class Source:
-    """The database, with what the pages keep of it between requests; used by several threads."""
+    """The database and its home folder, with what the pages keep between requests; used by several threads."""
 
-    def __init__(self, database: Database, pictures: Pictures) -> None:
-        self.database, self._pictures = database, pictures
+    def __init__(self, database: Database, home: Path) -> None:
+        self.database, self.home = database, home
+        self._pictures = Pictures(home / "artifacts")
         self._studies: dict[Listed, LoadedStudy | None] = {}
         self._mattering: dict[Listed, _Mattering] = {}
         self._lock = threading.Lock()

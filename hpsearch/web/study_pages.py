@@ -5,7 +5,7 @@ from typing import Any
 from hpsearch.storage import budget
 from hpsearch.storage.events import events
 from hpsearch.storage.studies import LoadedStudy, progress
-from hpsearch.web import figures, queries, standing
+from hpsearch.web import evidence, figures, queries, standing
 from hpsearch.web.queries import Listed, TrialRow
 from hpsearch.web.source import Source, rungs_of
 
@@ -26,10 +26,11 @@ def all_studies(source: Source) -> Context:
     """Studies: one row for each."""
     with source.database.engine.connect() as connection:
         workers = queries.workers(connection)
-    rows = []
-    for listed in source.listed():
+    rows, everything = [], source.listed()
+    for listed in everything:
         study = source.load(listed)
-        rows.append({"listed": listed} if study is None else _study_row(source, listed, study, workers))
+        row = {"listed": listed} if study is None else _study_row(source, listed, study, workers)
+        rows.append(row | ({"confirmed": evidence.confirmation(source, everything, study)} if study else {}))
     return {"rows": rows, "num_workers": sum(worker.alive for worker in workers)}
 
 
@@ -143,6 +144,10 @@ def best_of(source: Source, listed: Listed, study: LoadedStudy) -> Context:
             name for name in study.spec.space if any(recipes[i].get(name) is not None for i in ids if i in recipes)
         ],
         "importances": source.importances(listed, study, now.complete) if study.spec.space else None,
+        "confirmed": evidence.confirmation(source, source.listed(), study),
+        "tested": evidence.tested(source, study),
+        "export_folder": evidence.export_folder(source.home, study),
+        "export_size": evidence.export_size(evidence.export_folder(source.home, study)),
     }
 
 

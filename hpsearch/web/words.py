@@ -64,6 +64,11 @@ def moment(seconds: float | None) -> str:
     return DASH if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
+def size(num_bytes: int) -> str:
+    """Bytes in kB or MB of a thousand."""
+    return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:.0f} kB"
+
+
 def plural(count: int, noun: str) -> str:
     """1 trial, 2 trials."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -10,7 +10,6 @@ import pytest
 from werkzeug.test import Client
 
 from benchmarks.filling import made_up
-from hpsearch.pictures import Pictures
 from hpsearch.space import Choice, Float
 from hpsearch.storage.open import create
 from hpsearch.storage.studies import Progress
@@ -125,7 +124,7 @@ def test_an_answer_is_sent_once_to_who_has_it(client: Opener, tmp_path: Path) ->
     settings = settings_for(tmp_path)
     with create(settings.storage_url) as database:
         made_up(database, "large", 600, 20, prune=False).fill(600, leave_running=4)
-        source = Source(database, Pictures(tmp_path))
+        source = Source(database, tmp_path)
         listed = source.find(1)
         assert listed is not None
         study = source.load(listed)

@@ -20,7 +20,6 @@ from werkzeug.test import Client, TestResponse
 from benchmarks.filling import made_up
 from hpsearch.cli.main import main
 from hpsearch.errors import UsageError
-from hpsearch.pictures import Pictures
 from hpsearch.settings import Settings
 from hpsearch.storage.open import create
 from hpsearch.storage.studies import study_names
@@ -44,11 +43,7 @@ def ask(asker: Client, method: str, path: str, headers: dict[str, str] | None = 
 def own_paths(settings: Settings) -> list[str]:
     """A path for every route of hpsearch's pages."""
     with create(settings.storage_url) as database:
-        rules = list(
-            make_app(
-                Source(database, Pictures(settings.home / "artifacts")), local(), Sessions(None)
-            ).url_map.iter_rules()
-        )
+        rules = list(make_app(Source(database, settings.home), local(), Sessions(None)).url_map.iter_rules())
     fill = {"study_id": "1", "number": "0", "filename": "live.js"}
     return sorted({re.sub(r"<(?:\w+:)?(\w+)>", lambda found: fill[found[1]], rule.rule) for rule in rules})
 

@@ -1,0 +1,95 @@
+"""What a study's best configuration rests on besides the search: confirmation over seeds, final tests, an export."""
+
+import contextlib
+import math
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any
+
+from hpsearch import confirm
+from hpsearch.confirm import Confirmation
+from hpsearch.errors import StorageError
+from hpsearch.statistics import Estimate
+from hpsearch.storage.openings import openings
+from hpsearch.storage.studies import LoadedStudy
+from hpsearch.web.queries import Listed
+from hpsearch.web.source import Source
+from hpsearch.web.words import DASH, metric
+
+# What hpsearch.export writes; its own module needs torch, which the dashboard never loads.
+EXPORT_FILES = ("config.toml", "model.safetensors", "metrics.json", "README.md", "SHA256SUMS")
+IN_MEMORY = 2**24  # bytes of a download; larger ones go through a temporary file
+
+
+@dataclass(frozen=True)
+class Tested:
+    """One configuration on the test split, as it was recorded."""
+
+    time: str
+    data: str
+    again: str | None
+    label: str
+    num_seeds: int
+    accuracy: Estimate
+
+
+def confirmation(source: Source, listed: list[Listed], study: LoadedStudy) -> Confirmation | None:
+    """What new seeds say so far: of the study that confirms this one, or of one that compares candidates itself."""
+    if study.spec.candidates:
+        return confirm.result(study)
+    found = next((one for one in listed if one.name == confirm.name_of(study.name)), None)
+    confirming = source.load(found) if found else None
+    link = confirm.link_of(confirming) if confirming else {}
+    if confirming is None or link.get("kind") != confirm.CONFIRM or link.get("created") != study.created:
+        return None
+    return confirm.result(confirming)
+
+
+def tested(source: Source, study: LoadedStudy) -> list[Tested]:
+    """Every result on the test split, the first opening first."""
+    rows = []
+    with contextlib.suppress(StorageError):
+        for record in openings(source.database, study):
+            for one in record.get("results", []):
+                accuracy = _estimate(len(one["seeds"]), one["accuracy"])
+                again = record["again"] or None
+                rows.append(Tested(record["time"], record["data"], again, one["label"], len(one["seeds"]), accuracy))
+    return rows
+
+
+def interval(found: Estimate, name: str) -> str:
+    """An interval in words, a dash where one seed gives none."""
+    return DASH if math.isnan(found.low) else f"{metric(found.low, name)} to {metric(found.high, name)}"
+
+
+def export_folder(home: Path, study: LoadedStudy) -> Path:
+    """Where the page's command puts the study's export, and where its download comes from."""
+    return home / "exports" / study.name
+
+
+def export_size(folder: Path) -> int | None:
+    """Bytes of the export in a folder; None if there is none, or something that is no plain file stands in it."""
+    files = [folder / name for name in EXPORT_FILES]
+    try:
+        if any(path.is_symlink() or not path.is_file() for path in files) or folder.is_symlink():
+            return None
+        return sum(path.stat().st_size for path in files)
+    except OSError:
+        return None
+
+
+def packed(folder: Path) -> IO[bytes]:
+    """The export as a ZIP archive, at its beginning; nothing but the five files of an export is in it."""
+    archive: Any = SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 -- whoever sends it closes it
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as writer:
+        for name in EXPORT_FILES:
+            writer.write(folder / name, f"{folder.name}/{name}")
+    archive.seek(0)
+    return archive  # type: ignore[no-any-return]
+
+
+def _estimate(num: int, given: dict[str, Any]) -> Estimate:
+    low, high = (math.nan if given[key] is None else given[key] for key in ("low", "high"))
+    return Estimate(num, given["mean"], math.nan, low, high)
