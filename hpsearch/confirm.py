@@ -115,13 +115,18 @@ def find(database: Database, study: LoadedStudy) -> LoadedStudy | None:
     if name_of(study.name) not in study_names(database):
         return None
     found = load_study(database, name_of(study.name))
-    link = link_of(found)
-    if link.get("kind") != CONFIRM or link.get("created") != study.created:
+    if not confirms(found, study):
         raise StorageError(
             f"study {found.name}: does not confirm this study {study.name}, but an earlier one of that name; create "
             "the study again under another name with --study-name"
         )
     return found
+
+
+def confirms(other: LoadedStudy, study: LoadedStudy) -> bool:
+    """Whether the other study confirms this one, and not an earlier one of the same name."""
+    link = link_of(other)
+    return link.get("kind") == CONFIRM and link.get("created") == study.created
 
 
 def link_of(study: LoadedStudy) -> dict[str, Any]:

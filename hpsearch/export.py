@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from hpsearch import catalogue, confirm, weights
 from hpsearch.data.load import DataSet
 from hpsearch.errors import HpsearchError, UsageError
-from hpsearch.export_schema import SCHEMA_VERSION, Metrics
+from hpsearch.export_schema import CARD, CONFIG, FILES, METRICS, MODEL, SCHEMA_VERSION, SUMS, Metrics
 from hpsearch.model_card import card, config
 from hpsearch.models.build import HYPERPARAMETERS, build_model
 from hpsearch.recipe import Recipe
@@ -43,8 +43,6 @@ from hpsearch.train.freezing import layers
 from hpsearch.train.program import Program, place
 from hpsearch.trained import Chosen, Say, choose, dataset_of, network, recipe_of
 
-CONFIG, MODEL, METRICS, CARD, SUMS = "config.toml", "model.safetensors", "metrics.json", "README.md", "SHA256SUMS"
-FILES = (CONFIG, MODEL, METRICS, CARD)
 LARGEST = 2**30  # bytes of a file that is read: a claim of more is no export of a small network
 
 

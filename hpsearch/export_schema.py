@@ -1,8 +1,14 @@
-"""What metrics.json of an export may say. `docs/export.schema.json` is made from it; `hpsearch verify` checks by it."""
+"""What an export consists of, and what its metrics.json may say: `hpsearch verify` checks by it.
+
+`docs/export.schema.json` is made from it. Nothing here needs torch, so that the dashboard can read exports.
+"""
 
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+CONFIG, MODEL, METRICS, CARD, SUMS = "config.toml", "model.safetensors", "metrics.json", "README.md", "SHA256SUMS"
+FILES = (CONFIG, MODEL, METRICS, CARD)  # SUMS has the sums of these
 
 SCHEMA_VERSION = 1  # higher numbers are refused: an older hpsearch cannot know what they mean
 

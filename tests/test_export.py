@@ -17,7 +17,8 @@ from PIL import Image
 import hpsearch
 from hpsearch import catalogue, export_schema
 from hpsearch.errors import HpsearchError, UsageError
-from hpsearch.export import FILES, SUMS, export, pinned, read, verify
+from hpsearch.export import export, pinned, read, verify
+from hpsearch.export_schema import FILES, SUMS
 from hpsearch.storage.open import create
 from hpsearch.storage.studies import create_study, load_study, ranked
 from hpsearch.trained import choose

@@ -180,7 +180,7 @@ class _NumberedSampler(BaseSampler):
 
 
 class _RandomSampler(optuna.samplers.RandomSampler):
-    """Optuna's, draw for draw, without making each parameter's transformation anew: half of the time."""
+    """Optuna's, draw for draw, without making each parameter's transformation anew."""
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -1,6 +1,5 @@
 """What a study's best configuration rests on besides the search: confirmation over seeds, final tests, an export."""
 
-import contextlib
 import math
 import zipfile
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import IO, Any
 
 from hpsearch import confirm
 from hpsearch.confirm import Confirmation
-from hpsearch.errors import StorageError
+from hpsearch.export_schema import FILES, SUMS
 from hpsearch.statistics import Estimate
 from hpsearch.storage.openings import openings
 from hpsearch.storage.studies import LoadedStudy
@@ -18,8 +17,6 @@ from hpsearch.web.queries import Listed
 from hpsearch.web.source import Source
 from hpsearch.web.words import DASH, metric
 
-# What hpsearch.export writes; its own module needs torch, which the dashboard never loads.
-EXPORT_FILES = ("config.toml", "model.safetensors", "metrics.json", "README.md", "SHA256SUMS")
 IN_MEMORY = 2**24  # bytes of a download; larger ones go through a temporary file
 
 
@@ -31,7 +28,6 @@ class Tested:
     data: str
     again: str | None
     label: str
-    num_seeds: int
     accuracy: Estimate
 
 
@@ -41,22 +37,22 @@ def confirmation(source: Source, listed: list[Listed], study: LoadedStudy) -> Co
         return confirm.result(study)
     found = next((one for one in listed if one.name == confirm.name_of(study.name)), None)
     confirming = source.load(found) if found else None
-    link = confirm.link_of(confirming) if confirming else {}
-    if confirming is None or link.get("kind") != confirm.CONFIRM or link.get("created") != study.created:
-        return None
-    return confirm.result(confirming)
+    return confirm.result(confirming) if confirming and confirm.confirms(confirming, study) else None
 
 
 def tested(source: Source, study: LoadedStudy) -> list[Tested]:
     """Every result on the test split, the first opening first."""
-    rows = []
-    with contextlib.suppress(StorageError):
-        for record in openings(source.database, study):
-            for one in record.get("results", []):
-                accuracy = _estimate(len(one["seeds"]), one["accuracy"])
-                again = record["again"] or None
-                rows.append(Tested(record["time"], record["data"], again, one["label"], len(one["seeds"]), accuracy))
-    return rows
+    return [
+        Tested(
+            time=record["time"],
+            data=record["data"],
+            again=record["again"],
+            label=one["label"],
+            accuracy=_estimate(len(one["seeds"]), one["accuracy"]),
+        )
+        for record in openings(source.database, study)
+        for one in record.get("results", [])  # none if the process ended while the split was open
+    ]
 
 
 def interval(found: Estimate, name: str) -> str:
@@ -71,7 +67,7 @@ def export_folder(home: Path, study: LoadedStudy) -> Path:
 
 def export_size(folder: Path) -> int | None:
     """Bytes of the export in a folder; None if there is none, or something that is no plain file stands in it."""
-    files = [folder / name for name in EXPORT_FILES]
+    files = [folder / name for name in (*FILES, SUMS)]
     try:
         if any(path.is_symlink() or not path.is_file() for path in files) or folder.is_symlink():
             return None
@@ -84,7 +80,7 @@ def packed(folder: Path) -> IO[bytes]:
     """The export as a ZIP archive, at its beginning; nothing but the five files of an export is in it."""
     archive: Any = SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 -- whoever sends it closes it
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as writer:
-        for name in EXPORT_FILES:
+        for name in (*FILES, SUMS):
             writer.write(folder / name, f"{folder.name}/{name}")
     archive.seek(0)
     return archive  # type: ignore[no-any-return]

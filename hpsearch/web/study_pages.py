@@ -1,5 +1,6 @@
 """What the pages Studies, Study, Trials, Best and Workers say: plain values for their templates, and figures."""
 
+import shlex
 from typing import Any
 
 from hpsearch.storage import budget
@@ -133,7 +134,7 @@ def best_of(source: Source, listed: Listed, study: LoadedStudy) -> Context:
         top = figures.ranked(trials, _maximize(study))[:TOP]
         ids = [trial.trial_id for trial in top]
         recipes, last = queries.recipes(connection, ids), queries.last_epochs(connection, ids)
-    now = progress(source.database, study)
+    now, folder = progress(source.database, study), evidence.export_folder(source.home, study)
     return {
         "listed": listed,
         "study": study,
@@ -146,8 +147,8 @@ def best_of(source: Source, listed: Listed, study: LoadedStudy) -> Context:
         "importances": source.importances(listed, study, now.complete) if study.spec.space else None,
         "confirmed": evidence.confirmation(source, source.listed(), study),
         "tested": evidence.tested(source, study),
-        "export_folder": evidence.export_folder(source.home, study),
-        "export_size": evidence.export_size(evidence.export_folder(source.home, study)),
+        "export_folder": shlex.quote(str(folder)),
+        "export_size": evidence.export_size(folder),
     }
 
 

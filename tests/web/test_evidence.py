@@ -10,10 +10,11 @@ from werkzeug.test import Client
 
 from hpsearch import confirm
 from hpsearch.export import export
+from hpsearch.export_schema import FILES, SUMS
 from hpsearch.final_test import final_test
 from hpsearch.settings import Settings
 from hpsearch.storage.open import create
-from hpsearch.web.evidence import EXPORT_FILES, export_folder, interval
+from hpsearch.web.evidence import export_folder, interval
 from hpsearch.web.words import metric
 from tests.chain import Chain, make, silent
 from tests.web.serving import HOST, Opener, local, settings_for
@@ -74,7 +75,7 @@ def test_the_download_is_the_export_and_nothing_else(finished: tuple[Chain, Sett
     assert answer.headers["Content-Disposition"] == "attachment; filename=small.zip"
     with zipfile.ZipFile(io.BytesIO(answer.data)) as archive:
         content = {name: archive.read(name) for name in archive.namelist()}
-    assert content == {f"small/{name}": (folder / name).read_bytes() for name in EXPORT_FILES}
+    assert content == {f"small/{name}": (folder / name).read_bytes() for name in (*FILES, SUMS)}
     (folder / "private.txt").unlink()
 
 
