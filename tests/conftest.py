@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from hpsearch.settings import Settings
+    from hpsearch.storage.open import Database
     from tests.chain import Chain
 
 from tests.postgres import PostgresServer, running_server
@@ -37,3 +39,29 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Chain"]:
     folder = tmp_path_factory.mktemp("chain")
     with create(f"sqlite:///{folder / 'study.db'}") as database:
         yield make(database, folder)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> "Settings":
+    """Settings whose folders are all temporary."""
+    from hpsearch.settings import Settings
+
+    return Settings(storage_url="", home=tmp_path, data_dir=None, device="cpu")
+
+
+@pytest.fixture
+def database(storage_url: str) -> Iterator["Database"]:
+    """An empty open database."""
+    from hpsearch.storage.open import create
+
+    with create(storage_url) as database:
+        yield database
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Iterator["Database"]:
+    """An empty open database, for what does not depend on the kind of storage."""
+    from hpsearch.storage.open import create
+
+    with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
+        yield database

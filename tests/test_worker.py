@@ -1,8 +1,5 @@
 """The worker: real searches on the digits, in this process; every way in which a trial and a worker can end."""
 
-import errno
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +11,7 @@ from optuna.trial import TrialState
 from sqlalchemy import update
 
 from hpsearch import worker
-from hpsearch.data.load import load
-from hpsearch.errors import DataError, HpsearchError, UsageError
+from hpsearch.errors import DataError, UsageError
 from hpsearch.events import (
     EpochDone,
     StudyOpened,
@@ -23,61 +19,20 @@ from hpsearch.events import (
     TrialResumed,
     TrialStarted,
     WorkerLeft,
-    WorkerWarned,
     from_json,
     to_json,
 )
 from hpsearch.interrupt import Interruption
-from hpsearch.models.build import build_model
-from hpsearch.recipe import Recipe
 from hpsearch.settings import Settings
 from hpsearch.spec import StudySpec, parse
 from hpsearch.storage import budget, fleet, ledger
-from hpsearch.storage.ledger import REASON_KEY, TRACEBACK_KEY
+from hpsearch.storage.ledger import REASON_KEY
 from hpsearch.storage.open import Database, create
 from hpsearch.storage.studies import RECIPE_KEY, create_study, load_study, progress
 from hpsearch.storage.tables import LEASES
-from hpsearch.train.device_data import place
-from hpsearch.train.fused import Fused
-from hpsearch.train.lanes import Lanes
-from hpsearch.train.program import Program
 from hpsearch.worker import Limits, run, serve
 from tests.studies import TINY
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    """Settings whose folders are all temporary."""
-    return Settings(storage_url="", home=tmp_path, data_dir=None, device="cpu")
-
-
-@pytest.fixture
-def database(storage_url: str) -> Iterator[Database]:
-    """An empty open database."""
-    with create(storage_url) as database:
-        yield database
-
-
-@pytest.fixture
-def sqlite(tmp_path: Path) -> Iterator[Database]:
-    """An empty open database, for what does not depend on the kind of storage."""
-    with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
-        yield database
-
-
-def tiny(text: str = TINY, **replaced: str) -> StudySpec:
-    """The tiny study, with lines replaced."""
-    for old, new in replaced.items():
-        line = next(line for line in text.splitlines() if line.startswith(old))
-        text = text.replace(line, new)
-    return parse(text, "tiny.toml")
-
-
-def work(database: Database, spec: StudySpec, settings: Settings, **limits: Any) -> list[Any]:
-    """Create the study if it is new and run one worker to its end; the events."""
-    if not database.storage.get_all_studies():
-        create_study(database, spec, "tiny")
-    return list(run(database, "tiny", settings, Interruption(), **limits))
+from tests.working import curve, tiny, work
 
 
 def test_a_study_runs_to_its_budget(database: Database, settings: Settings) -> None:
@@ -127,89 +82,6 @@ def test_seeds_are_trials_of_one_recipe(sqlite: Database, settings: Settings) ->
     assert len({tuple(trial.intermediate_values.values()) for trial in trials}) == 3
 
 
-def test_a_diverged_trial_ends_with_that_reason_and_the_worker_goes_on(sqlite: Database, settings: Settings) -> None:
-    text = TINY.split("[[first]]")[0].replace("low = 1e-3, high = 1e-1, log = true", "choices = [1e30, 0.01]")
-    spec = parse(text, "tiny.toml")
-    work(sqlite, spec, settings)
-    trials = load_study(sqlite, "tiny").optuna_study.trials
-    assert len(trials) == 6
-    diverged = [trial for trial in trials if "diverged" in trial.user_attrs.get(REASON_KEY, "")]
-    assert diverged
-    for trial in diverged:
-        assert trial.params["learning_rate"] == 1e30
-        assert trial.state == TrialState.PRUNED
-        assert trial.value is None
-    assert any(trial.state == TrialState.COMPLETE for trial in trials)
-
-
-def test_an_exception_fails_the_trial_and_keeps_its_traceback(
-    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fail_once(monkeypatch, RuntimeError("no way\nto go on"))
-    work(sqlite, tiny(), settings)
-    trials = load_study(sqlite, "tiny").optuna_study.trials
-    assert trials[0].state == TrialState.FAIL
-    assert trials[0].user_attrs[REASON_KEY] == "RuntimeError: no way to go on"
-    assert "sometimes" in trials[0].user_attrs[TRACEBACK_KEY]
-    assert all(trial.state != TrialState.FAIL for trial in trials[1:])
-
-
-@pytest.mark.parametrize(
-    "error",
-    [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("DefaultCPUAllocator: not enough")],
-)
-def test_a_trial_that_does_not_fit_into_memory_is_infeasible(
-    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    fail_once(monkeypatch, error)
-    work(sqlite, tiny(), settings)
-    study = load_study(sqlite, "tiny")
-    first, *others = study.optuna_study.trials
-    assert (first.state, first.value) == (TrialState.PRUNED, None)
-    assert first.constraints == {"memory": 1.0}  # what TPE takes as infeasible
-    assert first.user_attrs[REASON_KEY] == "out of memory with batch_size 64 and hidden_width 16"
-    assert len(others) == 5
-    assert all(not trial.constraints for trial in others)
-
-
-def test_a_broken_device_ends_the_worker_and_not_the_trial(
-    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fail_once(monkeypatch, torch.AcceleratorError("CUDA error: device-side assert triggered"))
-    with pytest.raises(HpsearchError, match=r"the device failed: CUDA error"):
-        work(sqlite, tiny(), settings)
-    assert load_study(sqlite, "tiny").optuna_study.trials[0].state == TrialState.RUNNING  # its lease runs out
-    with sqlite.engine.begin() as connection:
-        connection.execute(update(LEASES).values(expires=0.0))
-    work(sqlite, tiny(), settings)
-    assert len(load_study(sqlite, "tiny").optuna_study.trials) == 6
-
-
-def fail_once(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """Let the first epoch that is trained raise an error."""
-    once = iter([True])
-    original = Program.train_block
-
-    def sometimes(program: Program, images: Any, labels: Any) -> None:
-        if next(once, False):
-            raise error
-        original(program, images, labels)
-
-    monkeypatch.setattr(Program, "train_block", sometimes)
-
-
-def test_three_exceptions_in_a_row_end_the_worker(
-    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def always(_program: Program, _images: Any, _labels: Any) -> None:
-        raise RuntimeError("broken")
-
-    monkeypatch.setattr(Program, "train_block", always)
-    with pytest.raises(HpsearchError, match=r"3 trials in a row failed.*RuntimeError: broken"):
-        work(sqlite, tiny(), settings)
-    assert len(load_study(sqlite, "tiny").optuna_study.trials) == 3
-
-
 def test_an_interrupted_trial_goes_on_where_it_was(database: Database, settings: Settings) -> None:
     create_study(database, tiny(), "tiny")
     interruption = Interruption()
@@ -242,7 +114,7 @@ def test_a_reader_who_goes_away_loses_nothing(sqlite: Database, settings: Settin
 
 
 def test_an_abandoned_trial_is_adopted_and_the_old_owner_drops_it(database: Database, settings: Settings) -> None:
-    undisturbed = _values(settings)
+    undisturbed = curve(settings)
     create_study(database, tiny(), "tiny")
     slow = run(database, "tiny", replace(settings, lease_seconds=0.0, checkpoint_seconds=0.0), Interruption())
     while not (isinstance(event := next(slow), EpochDone) and event.epoch == 2):
@@ -257,63 +129,6 @@ def test_an_abandoned_trial_is_adopted_and_the_old_owner_drops_it(database: Data
     trials = load_study(database, "tiny").optuna_study.trials
     assert len(trials) == 6
     assert trials[0].intermediate_values == undisturbed
-
-
-def test_a_trial_that_kills_three_workers_fails(sqlite: Database, settings: Settings) -> None:
-    create_study(sqlite, tiny(), "tiny")
-    study = load_study(sqlite, "tiny")
-    for owner in ("a", "b", "c"):
-        assert len(ledger.take(sqlite, study.study_id, 1, owner, 0.0, study.plan).leases) == 1
-        assert study.optuna_study.trials[0].number == 0
-        time.sleep(0.01)
-    events = work(sqlite, tiny(), settings, max_trials_here=1)
-    trials = study.optuna_study.trials
-    assert trials[0].state == TrialState.FAIL
-    assert "3 workers in a row vanished" in trials[0].user_attrs[REASON_KEY]
-    assert [event.trial for event in events if isinstance(event, TrialStarted)] == [1]
-
-
-@pytest.mark.parametrize("damage", ["cut off", "altered", "gone", "both"])
-def test_a_damaged_checkpoint_falls_back(sqlite: Database, settings: Settings, damage: str) -> None:
-    undisturbed = _values(settings)
-    create_study(sqlite, tiny(), "tiny")
-    often = replace(settings, checkpoint_seconds=0.0)
-    events = run(sqlite, "tiny", often, Interruption())
-    while not (isinstance(event := next(events), EpochDone) and event.epoch == 2):
-        pass
-    with sqlite.engine.begin() as connection:
-        connection.execute(update(LEASES).values(expires=0.0, token=7))  # its owner can write no more
-    events.close()  # type: ignore[attr-defined]
-    newest, *_ = files = sorted(settings.home.glob("checkpoints/*/*.safetensors"), reverse=True)
-    content = bytearray(newest.read_bytes())
-    content[-1] ^= 1
-    for path in files if damage == "both" else files[:1]:
-        if damage == "gone":
-            path.unlink()
-        else:
-            path.write_bytes(content[:-9] if damage == "cut off" else content)
-    work(sqlite, tiny(), often, max_trials_here=1)
-    assert load_study(sqlite, "tiny").optuna_study.trials[0].intermediate_values == undisturbed
-
-
-def test_a_full_disk_costs_the_checkpoint_and_not_the_trial(
-    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(_handle: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("hpsearch.artifacts.os.fsync", full)
-    events = work(sqlite, tiny(), replace(settings, checkpoint_seconds=0.0))
-    assert any(isinstance(event, WorkerWarned) and "No space left" in event.message for event in events)
-    assert len([event for event in events if isinstance(event, TrialEnded)]) == 6
-    assert list(settings.home.glob("checkpoints/*/*")) == []
-
-
-def _values(settings: Settings) -> dict[int, float]:
-    """The curve of the study's first trial when nothing disturbs it."""
-    with create(f"sqlite:///{settings.home / 'undisturbed.db'}") as database:
-        work(database, tiny(), settings, max_trials_here=1)
-        return load_study(database, "tiny").optuna_study.trials[0].intermediate_values
 
 
 def test_a_trial_ended_by_somebody_else_is_left_alone(sqlite: Database, settings: Settings) -> None:
@@ -431,97 +246,3 @@ def test_an_extended_study_goes_on(sqlite: Database, settings: Settings) -> None
     assert fleet.extend(sqlite, study.study_id, 3) == 5
     work(sqlite, tiny(), settings)
     assert len(study.optuna_study.trials) == 5
-
-
-@pytest.mark.parametrize("lanes", [3, 8])
-def test_lanes_train_what_single_runs_train(database: Database, settings: Settings, lanes: int) -> None:
-    """Pruned and replaced one by one, on shared images; each curve is that of its recipe alone, bit for bit."""
-    spec = tiny(trials="trials = 20", epochs="epochs = 5")
-    events = work(database, spec, replace(settings, lanes=lanes))
-    trials = load_study(database, "tiny").optuna_study.trials
-    assert len(trials) == 20
-    assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
-    started = [event.trial for event in events if isinstance(event, TrialStarted)]
-    first_end = next(index for index, event in enumerate(events) if isinstance(event, TrialEnded))
-    assert sum(isinstance(event, TrialStarted) for event in events[:first_end]) == lanes
-    assert started == list(range(20))
-    data = place(load("digits", data_dir=None, cache_dir=settings.home / "datasets", image_size=8), "cpu")
-    recipes = [Recipe(**trial.user_attrs[RECIPE_KEY]) for trial in trials]
-    assert len({recipe.stream_seed for recipe in recipes}) == 1
-    assert any(recipe.stream_offset for recipe in recipes)  # those that joined others on their way
-    for recipe, trial in zip(recipes, trials, strict=True):
-        program = Program(recipe, build_model(recipe, data.input_shape, data.num_classes), data)
-        alone = {epoch: program.run_epoch().validation_accuracy for epoch in trial.intermediate_values}
-        assert alone == trial.intermediate_values, trial.number
-
-
-def test_interrupted_lanes_all_go_on(sqlite: Database, settings: Settings) -> None:
-    create_study(sqlite, tiny(), "tiny")
-    four = replace(settings, lanes=4)
-    interruption = Interruption()
-    events = []
-    for event in run(sqlite, "tiny", four, interruption):
-        events.append(event)
-        interruption.requested |= isinstance(event, EpochDone)
-    given_back = {event.trial for event in events if isinstance(event, TrialEnded) and event.state == "WAITING"}
-    assert len(given_back) >= 2
-    events = work(sqlite, tiny(), four)
-    assert {event.trial for event in events if isinstance(event, TrialResumed)} == given_back
-    for trial in load_study(sqlite, "tiny").optuna_study.trials:
-        assert list(trial.intermediate_values) == list(range(1, len(trial.intermediate_values) + 1))
-
-
-def test_a_lane_that_breaks_leaves_the_others_alone(
-    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fail_once(monkeypatch, RuntimeError("broken"))
-    work(sqlite, tiny(), replace(settings, lanes=4))
-    trials = load_study(sqlite, "tiny").optuna_study.trials
-    assert [trial.state for trial in trials].count(TrialState.FAIL) == 1
-    assert len(trials) == 6
-    assert all(trial.state.is_finished() for trial in trials)
-
-
-def test_out_of_memory_halves_the_lanes_and_loses_nothing(
-    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a GPU: groups are one program, which does not fit with more than two lanes."""
-    run_epoch = Fused.run_epoch
-
-    def small(program: Fused) -> Any:
-        if program.num_lanes > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return run_epoch(program)
-
-    monkeypatch.setattr(Fused, "run_epoch", small)
-    monkeypatch.setattr("hpsearch.worker.Lanes", lambda data, constructor, fuse: Lanes(data, constructor, fuse=True))
-    head, _, _ = TINY.partition("[[first]]")
-    text = "\n".join(line for line in head.splitlines() if not line.startswith("momentum"))
-    spec = parse(text.replace('["sgd", "adam"]', '["adam"]'), "tiny.toml")  # one graph, one program
-    events = work(sqlite, spec, replace(settings, lanes=4))
-    warned = [event.message for event in events if isinstance(event, WorkerWarned)]
-    assert warned == ["out of memory with 4 lanes; going on with 2"]
-    trials = load_study(sqlite, "tiny").optuna_study.trials
-    assert len(trials) == 6
-    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
-    assert not any(trial.constraints for trial in trials)
-
-
-def test_fused_lanes_search_like_separate_ones(
-    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The worker as it is on a GPU, with programs of many trials, here on a CPU: same choices, nearly same values."""
-    found = []
-    for name, fuse in (("separate", False), ("fused", True)):
-        monkeypatch.setattr(
-            "hpsearch.worker.Lanes", lambda data, constructor, fuse, own=fuse: Lanes(data, constructor, fuse=own)
-        )
-        create_study(sqlite, tiny(trials="trials = 12"), name)
-        list(run(sqlite, name, replace(settings, lanes=6, home=settings.home / name), Interruption()))
-        found.append(load_study(sqlite, name).optuna_study.trials)
-    separate, fused = found
-    assert len(separate) == len(fused) == 12
-    for one, other in zip(separate[:6], fused[:6], strict=True):  # later ones follow from values, which are rounded
-        assert one.params == other.params
-        assert one.intermediate_values[1] == pytest.approx(other.intermediate_values[1], abs=0.01)
-    assert {trial.state for trial in fused} <= {TrialState.COMPLETE, TrialState.PRUNED}

@@ -1,110 +1,28 @@
 """fsck: a clean study has no finding; every kind of damage, made with plain SQL, is found, repaired or explained."""
 
 import json
-import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
-import psycopg
 import pytest
 from optuna.trial import TrialState
 
-from hpsearch.artifacts import FolderCheckpoints, study_prefix, trial_key
 from hpsearch.interrupt import Interruption
-from hpsearch.search.session import Session
 from hpsearch.settings import Settings
 from hpsearch.spec import parse
 from hpsearch.storage import fleet, ledger
 from hpsearch.storage.events import events
 from hpsearch.storage.fsck import Report, run
-from hpsearch.storage.leases import Lease
-from hpsearch.storage.ledger import REASON_KEY, End
+from hpsearch.storage.ledger import REASON_KEY
 from hpsearch.storage.ledger import Report as Epoch
-from hpsearch.storage.open import Database, create
+from hpsearch.storage.open import create
 from hpsearch.storage.studies import create_study, load_study, progress
 from hpsearch.storage.tables import METRICS
 from hpsearch.worker import Limits, serve
-from tests.cli.running import hpsearch
+from tests.storage.sandbox import ABANDONED, COMPLETE, DONE, PRUNED, Sandbox, kinds
 from tests.studies import TINY
-
-COMPLETE, DONE, PRUNED, FAILED, ABANDONED, WAITING = range(6)  # the trials of the study, by number
-
-
-class Sandbox:
-    """A study with a trial of every kind, and a way to its database past hpsearch."""
-
-    def __init__(self, database: Database, url: str, home: Path) -> None:
-        self.database, self.url, self.place = database, url, str(home / "checkpoints")
-        create_study(database, parse(TINY, "tiny.toml"), "tiny")
-        self.study = load_study(database, "tiny")
-        self.session = Session(database, self.study, fleet.Worker("me", "here", 1, "cpu"), 3600.0)
-        hand = self.session.take(6)
-        self.ids = [assignment.lease.trial_id for assignment in hand.assignments]
-        self.leases = [assignment.lease for assignment in hand.assignments]
-        for number, epochs in ((COMPLETE, 3), (DONE, 3), (PRUNED, 2), (FAILED, 1), (ABANDONED, 2), (WAITING, 2)):
-            for epoch in range(1, epochs + 1):
-                self.report(self.leases[number], epoch, seconds=0.0 if number == ABANDONED else 3600.0)
-        ledger.finish(
-            database,
-            [
-                End(self.leases[COMPLETE], TrialState.COMPLETE, value_of(self.leases[COMPLETE], 3)),
-                End(self.leases[DONE], TrialState.COMPLETE, value_of(self.leases[DONE], 3)),
-                End(self.leases[PRUNED], TrialState.PRUNED, value_of(self.leases[PRUNED], 2), {REASON_KEY: "rung"}),
-                End(self.leases[FAILED], TrialState.FAIL, None, {REASON_KEY: "broken"}),
-            ],
-        )
-        ledger.release(database, [(self.leases[WAITING], 2)], "asked to stop")
-
-    def report(self, lease: Lease, epoch: int, seconds: float = 3600.0) -> None:
-        """Record one epoch."""
-        value = value_of(lease, epoch)
-        measured = dict.fromkeys(METRICS, 0.5) | {"validation_accuracy": value}
-        assert ledger.report(self.database, [Epoch(lease, epoch, value, measured, 1.0)], seconds)
-
-    def sql(self, *statements: str) -> None:
-        """Run SQL as a person would who knows of no rules; {0} to {5} stand for the ids of the trials."""
-        told = [statement.format(*self.ids, study=self.study.study_id) for statement in statements]
-        self.database.close()
-        if self.url.startswith("sqlite"):
-            connection = sqlite3.connect(self.url.removeprefix("sqlite:///"))  # foreign keys are off
-            for statement in told:
-                assert connection.execute(statement).rowcount > 0, statement
-            connection.commit()
-            connection.close()
-        else:
-            with psycopg.connect(self.url.replace("+psycopg", "")) as server:
-                server.execute("SET session_replication_role = replica")  # so are they here
-                for statement in told:
-                    assert server.execute(statement.encode()).rowcount > 0, statement
-
-    def fsck(self, *, mend: bool = False) -> Report:
-        """Run it."""
-        return run(self.database, self.study, self.place, mend=mend)
-
-    def trials(self) -> list[optuna.trial.FrozenTrial]:
-        """What Optuna reads now, past every cache."""
-        self.database.storage._finished_trials = None  # type: ignore[attr-defined]
-        with create(self.url) as fresh:
-            return load_study(fresh, "tiny").optuna_study.trials
-
-
-def value_of(lease: Lease, epoch: int) -> float:
-    """Something that differs for every epoch of every trial."""
-    return 0.1 * epoch + 0.001 * lease.number + 1 / 3
-
-
-@pytest.fixture
-def sandbox(storage_url: str, tmp_path: Path) -> Iterator[Sandbox]:
-    """On SQLite and on PostgreSQL."""
-    with create(storage_url) as database:
-        yield Sandbox(database, storage_url, tmp_path)
-
-
-def kinds(report: Report) -> list[str]:
-    """The kinds of what is left and breaks a promise."""
-    return [finding.kind for finding in report.left if finding.damage]
 
 
 def test_a_clean_study_has_no_finding(sandbox: Sandbox) -> None:
@@ -468,83 +386,3 @@ def test_fail_without_a_reason_is_a_note(sandbox: Sandbox) -> None:
     report = sandbox.fsck()
     assert report.ok
     assert [finding.kind for finding in report.left] == ["reason"]
-
-
-def test_checkpoints(sandbox: Sandbox) -> None:
-    folder = FolderCheckpoints(Path(sandbox.place))
-    prefix = study_prefix("tiny", sandbox.study.created)
-    keys = {number: trial_key(prefix, number, "x") for number in (COMPLETE, ABANDONED, WAITING, 99)}
-    for key in (*keys.values(), trial_key(study_prefix("other", ""), COMPLETE, "x")):
-        folder.save(key, 1, b"one")
-        folder.save(key, 2, b"two")
-    next(iter((folder.folder / keys[WAITING]).glob("000002-*"))).write_bytes(b"three")
-    found = sandbox.fsck()
-    assert not found.ok
-    assert [(finding.kind, finding.trial) for finding in found.left] == [
-        ("checkpoint", COMPLETE),
-        ("checkpoint", WAITING),
-        ("checkpoint", 99),
-    ]
-    assert len(sandbox.fsck(mend=True).repaired) == 3
-    assert sandbox.fsck() == Report(6, (), ())
-    assert folder.keys("") == sorted([keys[ABANDONED], keys[WAITING], trial_key(study_prefix("other", ""), 0, "x")])
-    assert list(folder.load(keys[WAITING], 9)) == [(1, b"one")]
-    assert len(list(folder.load(keys[ABANDONED], 9))) == 2
-
-
-def test_a_place_of_checkpoints_that_is_away_is_a_note(sandbox: Sandbox) -> None:
-    sandbox.place = "gs://bucket"
-    report = sandbox.fsck(mend=True)
-    assert report.ok
-    assert [finding.kind for finding in report.left] == ["checkpoint"]
-    assert "not checked" in report.left[0].text
-
-
-def test_ten_thousand_trials(sandbox: Sandbox) -> None:
-    many = 10_000
-    numbers = {
-        "sqlite": f"WITH RECURSIVE n(i) AS (SELECT 6 UNION ALL SELECT i + 1 FROM n WHERE i < {many - 1}) "
-        "SELECT i FROM n",
-        "postgresql": f"SELECT i FROM generate_series(6, {many - 1}) AS g(i)",
-    }[sandbox.database.engine.dialect.name]
-    columns = "trial_id, state, datetime_start, datetime_complete"
-    of = f"FROM ({numbers}) AS numbers, {{table}} AS t WHERE t.trial_id = {{{{1}}}}"
-    new = "100000 + i"
-    sandbox.sql("UPDATE hpsearch_control SET max_trials = 10000")
-    sandbox.sql(
-        f"INSERT INTO trials (number, study_id, {columns}) SELECT i, study_id, {new}, state, datetime_start, "
-        f"datetime_complete {of.format(table='trials')}"
-    )
-    for table, copied in (
-        ("trial_values", "objective, value, value_type"),
-        ("trial_intermediate_values", "step, intermediate_value, intermediate_value_type"),
-        ("trial_user_attributes", "key, value_json"),
-        ("hpsearch_epochs", "epoch, validation_accuracy"),
-        ("hpsearch_leases", "owner, token, expires, crashes, epoch, seconds"),
-    ):
-        sandbox.sql(f"INSERT INTO {table} (trial_id, {copied}) SELECT {new}, {copied} {of.format(table=table)}")
-    sandbox.sql(
-        "INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json) SELECT "
-        f"{new}, param_name, param_value, distribution_json {of.format(table='trial_params')}"
-    )
-    report = sandbox.fsck()
-    assert report.num_trials == many
-    assert {finding.kind for finding in report.left} == {"configuration"}  # all copies train the same
-    assert len(report.left) == many - 6
-
-
-def test_the_command(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'storage' / 'hpsearch.db'}"
-    with create(url) as database:
-        sandbox = Sandbox(database, url, tmp_path / "storage")
-        assert hpsearch(tmp_path, "fsck", "tiny").stdout == "study tiny: 6 trials, 0 repaired, 0 damaged\n"
-        sandbox.sql("DELETE FROM trial_values WHERE trial_id = {0}", "UPDATE hpsearch_control SET state = 'asleep'")
-        lines = hpsearch(tmp_path, "fsck", "tiny", code=1).stdout.splitlines()
-        assert len(lines) == 3
-        assert lines[1].startswith("damage: trial 0: it is COMPLETE with no value, its curve ends with 0.63")
-        assert lines[1].endswith("(--repair believes the curve)")
-        found = json.loads(hpsearch(tmp_path, "fsck", "tiny", "--repair", "--json", code=1).stdout)
-        assert [(one["kind"], one["repaired"]) for one in found["findings"]] == [("value", True), ("budget", False)]
-        sandbox.sql("UPDATE hpsearch_control SET state = 'running'")
-        assert json.loads(hpsearch(tmp_path, "fsck", "tiny", "--json").stdout)["ok"]
-    assert "did you mean" in hpsearch(tmp_path, "fsck", "tinny", code=2).stderr

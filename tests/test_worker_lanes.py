@@ -1,0 +1,125 @@
+"""A worker with lanes: real searches on the digits, many trials at once."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from hpsearch.data.load import load
+from hpsearch.events import (
+    EpochDone,
+    TrialEnded,
+    TrialResumed,
+    TrialStarted,
+    WorkerWarned,
+)
+from hpsearch.interrupt import Interruption
+from hpsearch.models.build import build_model
+from hpsearch.recipe import Recipe
+from hpsearch.settings import Settings
+from hpsearch.spec import parse
+from hpsearch.storage.open import Database
+from hpsearch.storage.studies import RECIPE_KEY, create_study, load_study
+from hpsearch.train.device_data import place
+from hpsearch.train.fused import Fused
+from hpsearch.train.lanes import Lanes
+from hpsearch.train.program import Program
+from hpsearch.worker import run
+from tests.studies import TINY
+from tests.working import fail_once, tiny, work
+
+
+@pytest.mark.parametrize("lanes", [3, 8])
+def test_lanes_train_what_single_runs_train(database: Database, settings: Settings, lanes: int) -> None:
+    """Pruned and replaced one by one, on shared images; each curve is that of its recipe alone, bit for bit."""
+    spec = tiny(trials="trials = 20", epochs="epochs = 5")
+    events = work(database, spec, replace(settings, lanes=lanes))
+    trials = load_study(database, "tiny").optuna_study.trials
+    assert len(trials) == 20
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+    started = [event.trial for event in events if isinstance(event, TrialStarted)]
+    first_end = next(index for index, event in enumerate(events) if isinstance(event, TrialEnded))
+    assert sum(isinstance(event, TrialStarted) for event in events[:first_end]) == lanes
+    assert started == list(range(20))
+    data = place(load("digits", data_dir=None, cache_dir=settings.home / "datasets", image_size=8), "cpu")
+    recipes = [Recipe(**trial.user_attrs[RECIPE_KEY]) for trial in trials]
+    assert len({recipe.stream_seed for recipe in recipes}) == 1
+    assert any(recipe.stream_offset for recipe in recipes)  # those that joined others on their way
+    for recipe, trial in zip(recipes, trials, strict=True):
+        program = Program(recipe, build_model(recipe, data.input_shape, data.num_classes), data)
+        alone = {epoch: program.run_epoch().validation_accuracy for epoch in trial.intermediate_values}
+        assert alone == trial.intermediate_values, trial.number
+
+
+def test_interrupted_lanes_all_go_on(sqlite: Database, settings: Settings) -> None:
+    create_study(sqlite, tiny(), "tiny")
+    four = replace(settings, lanes=4)
+    interruption = Interruption()
+    events = []
+    for event in run(sqlite, "tiny", four, interruption):
+        events.append(event)
+        interruption.requested |= isinstance(event, EpochDone)
+    given_back = {event.trial for event in events if isinstance(event, TrialEnded) and event.state == "WAITING"}
+    assert len(given_back) >= 2
+    events = work(sqlite, tiny(), four)
+    assert {event.trial for event in events if isinstance(event, TrialResumed)} == given_back
+    for trial in load_study(sqlite, "tiny").optuna_study.trials:
+        assert list(trial.intermediate_values) == list(range(1, len(trial.intermediate_values) + 1))
+
+
+def test_a_lane_that_breaks_leaves_the_others_alone(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_once(monkeypatch, RuntimeError("broken"))
+    work(sqlite, tiny(), replace(settings, lanes=4))
+    trials = load_study(sqlite, "tiny").optuna_study.trials
+    assert [trial.state for trial in trials].count(TrialState.FAIL) == 1
+    assert len(trials) == 6
+    assert all(trial.state.is_finished() for trial in trials)
+
+
+def test_out_of_memory_halves_the_lanes_and_loses_nothing(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: groups are one program, which does not fit with more than two lanes."""
+    run_epoch = Fused.run_epoch
+
+    def small(program: Fused) -> Any:
+        if program.num_lanes > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run_epoch(program)
+
+    monkeypatch.setattr(Fused, "run_epoch", small)
+    monkeypatch.setattr("hpsearch.worker.Lanes", lambda data, constructor, fuse: Lanes(data, constructor, fuse=True))
+    head, _, _ = TINY.partition("[[first]]")
+    text = "\n".join(line for line in head.splitlines() if not line.startswith("momentum"))
+    spec = parse(text.replace('["sgd", "adam"]', '["adam"]'), "tiny.toml")  # one graph, one program
+    events = work(sqlite, spec, replace(settings, lanes=4))
+    warned = [event.message for event in events if isinstance(event, WorkerWarned)]
+    assert warned == ["out of memory with 4 lanes; going on with 2"]
+    trials = load_study(sqlite, "tiny").optuna_study.trials
+    assert len(trials) == 6
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert not any(trial.constraints for trial in trials)
+
+
+def test_fused_lanes_search_like_separate_ones(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker as it is on a GPU, with programs of many trials, here on a CPU: same choices, nearly same values."""
+    found = []
+    for name, fuse in (("separate", False), ("fused", True)):
+        monkeypatch.setattr(
+            "hpsearch.worker.Lanes", lambda data, constructor, fuse, own=fuse: Lanes(data, constructor, fuse=own)
+        )
+        create_study(sqlite, tiny(trials="trials = 12"), name)
+        list(run(sqlite, name, replace(settings, lanes=6, home=settings.home / name), Interruption()))
+        found.append(load_study(sqlite, name).optuna_study.trials)
+    separate, fused = found
+    assert len(separate) == len(fused) == 12
+    for one, other in zip(separate[:6], fused[:6], strict=True):  # later ones follow from values, which are rounded
+        assert one.params == other.params
+        assert one.intermediate_values[1] == pytest.approx(other.intermediate_values[1], abs=0.01)
+    assert {trial.state for trial in fused} <= {TrialState.COMPLETE, TrialState.PRUNED}
