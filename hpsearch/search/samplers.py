@@ -8,9 +8,10 @@ import importlib
 import math
 import warnings
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna._transform import _SearchSpaceTransform
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -76,14 +77,12 @@ def distribution(parameter: Parameter) -> BaseDistribution:
 def tpe(spec: StudySpec, seed: int, *, startup_trials: int = 10) -> BaseSampler:
     """Tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011), multivariate, counting running trials in."""
     conditional = any(parameter.when for parameter in spec.space.values())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `group`, which conditions need
-        return BatchTPESampler(startup_trials=startup_trials, group=conditional, seed=seed)
+    return _tpe(startup_trials, conditional).seeded(seed, _RandomSampler(seed))
 
 
 def random(spec: StudySpec, seed: int) -> BaseSampler:
     """Independent draws."""
-    return _RandomSampler(seed=seed)
+    return _RandomSampler(seed)
 
 
 def gp(spec: StudySpec, seed: int, *, startup_trials: int = 10) -> BaseSampler:
@@ -180,14 +179,29 @@ class _NumberedSampler(BaseSampler):
 
 
 class _RandomSampler(optuna.samplers.RandomSampler):
-    """Optuna's, draw for draw, without making each parameter's transformation anew."""
+    """Optuna's, draw for draw, without making each parameter's transformation anew, and seeded when first asked."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._seed = seed
+
+    @cached_property
+    def _numbers(self) -> np.random.RandomState:
+        return np.random.RandomState(self._seed)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         transform = _transform(param_name, param_distribution)
         low, high = transform.bounds.T
-        return transform.untransform(self._rng.rng.uniform(low, high))[param_name]
+        return transform.untransform(self._numbers.uniform(low, high))[param_name]
+
+
+@lru_cache(maxsize=16)
+def _tpe(startup_trials: int, group: bool) -> BatchTPESampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `group`, which conditions need
+        return BatchTPESampler(startup_trials=startup_trials, group=group)
 
 
 @lru_cache(maxsize=256)

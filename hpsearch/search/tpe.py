@@ -2,9 +2,10 @@
 
 Optuna sorts, splits and converts all finished trials anew for every suggestion, and again for every group of a
 conditional space. Between the suggestions of a batch only the running trials change, and those are few. The suggestions
-are Optuna's own, bit for bit; tests/search/test_tpe.py compares them.
+are Optuna's own, numbers to rounding; tests/search/test_tpe.py compares them.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -12,19 +13,20 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from optuna.distributions import BaseDistribution
-from optuna.samplers import TPESampler
-from optuna.samplers._tpe.parzen_estimator import _ParzenEstimator
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.samplers._lazy_random_state import LazyRandomState
 from optuna.samplers._tpe.sampler import _split_trials, default_gamma
 from optuna.search_space import IntersectionSearchSpace
 from optuna.search_space.group_decomposed import _GroupDecomposedSearchSpace, _SearchSpaceGroup
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from hpsearch.search.parzen import ParzenEstimator
+
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)  # the trials that TPE learns from
 
 Space = dict[str, BaseDistribution]
 Observations = dict[str, np.ndarray[Any, Any]]
-Key = tuple[tuple[str, BaseDistribution], ...]  # a search space, as a key
 Row = list[float] | None  # the values of a search space's parameters; None if one of them is missing
 
 
@@ -33,14 +35,28 @@ class _Running:
 
     def __init__(self, number: int, own: Mapping[str, Any], params: Mapping[str, Any]) -> None:
         self.number, self.own, self.size, self.params = number, own, len(own), params
+        self.rows: dict[int, Row] = {}  # by the number of the search space
+
+    def row(self, space: int, search_space: Space) -> Row:
+        """Its values for the parameters of a search space, which gets that number here."""
+        has_all, kinds = search_space.keys() <= self.params.keys(), search_space.items()
+        row = [kind.to_internal_repr(self.params[name]) for name, kind in kinds] if has_all else None
+        self.rows[space] = row
+        return row
 
 
 class BatchTPESampler(TPESampler):
     """TPE for one objective, with running trials counted in (Optuna's `constant_liar`)."""
 
-    def __init__(self, *, startup_trials: int, group: bool, seed: int) -> None:
-        super().__init__(n_startup_trials=startup_trials, group=group, seed=seed)
+    def __init__(self, *, startup_trials: int, group: bool) -> None:
+        super().__init__(n_startup_trials=startup_trials, group=group)
         self._asked: tuple[int, list[_Running]] = (-1, [])
+
+    def seeded(self, seed: int, independent: RandomSampler) -> "BatchTPESampler":
+        """The same sampler with random numbers of its own, and with what draws its first trials."""
+        made = copy.copy(self)
+        made._rng, made._random_sampler = LazyRandomState(seed), independent
+        return made
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> Space:
         """As Optuna's, from what is known of the study already."""
@@ -50,10 +66,16 @@ class BatchTPESampler(TPESampler):
         return super().infer_relative_search_space(study, trial)
 
     def _sample(self, study: Study, trial: FrozenTrial, search_space: Space) -> dict[str, Any]:
-        past = _memory(study).past(study)
-        below = past.below(self, study, search_space)
-        numbers, others = past.above(self, study, search_space)
-        rows = _memory(study).rows_of(self._running(study, trial), search_space)
+        memory = _memory(study)
+        past, space = memory.past(study), memory.number_of(search_space)
+        below = past.below(self, study, space, search_space)
+        numbers, others = past.above(self, study, space, search_space)
+        running = self._running(study, trial)
+        rows = [
+            (one.number, row)
+            for one in running
+            if (row := one.rows[space] if space in one.rows else one.row(space, search_space)) is not None
+        ]
         above = self._estimator(_with(numbers, others, rows, search_space), search_space)
         samples = below.sample(self._rng.rng, self._n_ei_candidates)
         chosen = self._compare(samples, self._compute_acquisition_func(samples, below, above))
@@ -62,21 +84,20 @@ class BatchTPESampler(TPESampler):
     def _running(self, study: Study, trial: FrozenTrial) -> list[_Running]:
         """The other running trials; they stay as they are while one trial is drawn up."""
         if self._asked[0] != trial.number:
-            known = _memory(study).running
-            found = []
+            memory = _memory(study)
+            found: dict[int, _Running] = {}
             for one in study._get_trials(deepcopy=False, states=(TrialState.RUNNING,), use_cache=False):
-                if one.number == trial.number:
-                    continue
-                entry = known.get(one.number)
-                if entry is None or entry.own is not one.params or entry.size != len(one.params):
-                    entry = _Running(one.number, one.params, self._get_params(one, study))
-                found.append(entry)
-            _memory(study).running = {entry.number: entry for entry in found}
-            self._asked = (trial.number, found)
+                number, own = one.number, one.params
+                entry = memory.running.get(number)
+                if entry is None or entry.own is not own or entry.size != len(own):
+                    entry = _Running(number, own, self._get_params(one, study))
+                found[number] = entry
+            memory.running = found
+            self._asked = (trial.number, [entry for number, entry in found.items() if number != trial.number])
         return self._asked[1]
 
-    def _estimator(self, observations: Observations, search_space: Space) -> _ParzenEstimator:
-        return self._parzen_estimator_cls(observations, search_space, self._parzen_estimator_parameters)
+    def _estimator(self, observations: Observations, search_space: Space) -> ParzenEstimator:
+        return ParzenEstimator(observations, search_space, self._parzen_estimator_parameters)
 
 
 class _Past:
@@ -85,8 +106,8 @@ class _Past:
     def __init__(self, study: Study, finished: Sequence[FrozenTrial]) -> None:
         self.finished = finished
         self._below, self._above = _split_trials(study, list(finished), default_gamma(len(finished)))
-        self._estimators: dict[Any, _ParzenEstimator] = {}
-        self._observations: dict[Any, tuple[np.ndarray[Any, Any], Observations]] = {}
+        self._estimators: dict[int, ParzenEstimator] = {}  # by the number of the search space
+        self._observations: dict[int, tuple[np.ndarray[Any, Any], Observations]] = {}
 
     @cached_property
     def groups(self) -> _SearchSpaceGroup:
@@ -99,25 +120,23 @@ class _Past:
             groups.add_distributions(distributions)
         return groups
 
-    def below(self, sampler: BatchTPESampler, study: Study, search_space: Space) -> _ParzenEstimator:
+    def below(self, sampler: BatchTPESampler, study: Study, space: int, search_space: Space) -> ParzenEstimator:
         """The estimator of the good trials."""
-        key = tuple(search_space.items())
-        if key not in self._estimators:
-            self._estimators[key] = sampler._estimator(
+        if space not in self._estimators:
+            self._estimators[space] = sampler._estimator(
                 sampler._get_internal_repr(self._below, search_space, study), search_space
             )
-        return self._estimators[key]
+        return self._estimators[space]
 
     def above(
-        self, sampler: BatchTPESampler, study: Study, search_space: Space
+        self, sampler: BatchTPESampler, study: Study, space: int, search_space: Space
     ) -> tuple[np.ndarray[Any, Any], Observations]:
         """Number and parameters of the other trials, those that have all parameters of `search_space`."""
-        key = tuple(search_space.items())
-        if key not in self._observations:
+        if space not in self._observations:
             having = [trial for trial in self._above if search_space.keys() <= trial.params.keys()]
             numbers = np.asarray([trial.number for trial in having], dtype=int)
-            self._observations[key] = numbers, sampler._get_internal_repr(having, search_space, study)
-        return self._observations[key]
+            self._observations[space] = numbers, sampler._get_internal_repr(having, search_space, study)
+        return self._observations[space]
 
 
 class _Memory:
@@ -126,7 +145,7 @@ class _Memory:
     def __init__(self) -> None:
         self.intersection = IntersectionSearchSpace(include_pruned=True)
         self.running: dict[int, _Running] = {}  # by number
-        self._rows: dict[Key, dict[int, tuple[_Running, Row]]] = {}  # by number, for each search space
+        self._spaces: dict[tuple[tuple[str, BaseDistribution], ...], int] = {}  # the number of each search space
         self._past: _Past | None = None
 
     def past(self, study: Study) -> _Past:
@@ -135,15 +154,9 @@ class _Memory:
             self._past = _Past(study, finished)
         return self._past
 
-    def rows_of(self, running: Sequence[_Running], search_space: Space) -> list[tuple[int, Row]]:
-        """Number and row of each running trial that has all parameters of the space."""
-        key = tuple(search_space.items())
-        old = self._rows.get(key, {})
-        new = self._rows[key] = {}
-        for one in running:
-            entry = old.get(one.number)
-            new[one.number] = entry if entry and entry[0] is one else (one, _row(one.params, search_space))
-        return [(number, row) for number, (_, row) in new.items() if row]
+    def number_of(self, search_space: Space) -> int:
+        """A search space as a small number, which is quick to look up."""
+        return self._spaces.setdefault(tuple(search_space.items()), len(self._spaces))
 
 
 _MEMORIES: WeakKeyDictionary[Study, _Memory] = WeakKeyDictionary()
@@ -158,14 +171,8 @@ class _Groups(_GroupDecomposedSearchSpace):
         return _memory(study).past(study).groups
 
 
-def _row(params: Mapping[str, Any], search_space: Space) -> Row:
-    if not search_space.keys() <= params.keys():
-        return None
-    return [kind.to_internal_repr(params[name]) for name, kind in search_space.items()]
-
-
 def _with(
-    numbers: np.ndarray[Any, Any], others: Observations, running: Sequence[tuple[int, Row]], search_space: Space
+    numbers: np.ndarray[Any, Any], others: Observations, running: Sequence[tuple[int, list[float]]], search_space: Space
 ) -> Observations:
     """The observations with those of running trials between them, by number: old trials weigh less."""
     if not running:

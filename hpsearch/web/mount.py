@@ -5,6 +5,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
+from urllib.parse import parse_qs
 
 import optuna_dashboard
 from optuna.trial import TrialState
@@ -13,11 +14,13 @@ from sqlalchemy import Connection, func, select
 from hpsearch.storage.open import connect
 from hpsearch.storage.studies import CREATED_KEY
 from hpsearch.storage.tables import PARAMS, STUDIES, STUDY_USER_ATTRIBUTES, TRIALS
+from hpsearch.web.ended import EndedTrials
 from hpsearch.web.guard import OWN, Application, Environ
 from hpsearch.web.notes import AnnotatedStorage, Notes
 
 MAX_CONTOUR_CELLS = 2_000_000  # about 20 bytes each in the answer, three times that in memory
 MAX_RANK_POINTS = 500_000  # about 60 bytes each in the answer
+NO_TRIALS = 10**9  # the first trial that optuna-dashboard writes itself
 PLOT = re.compile(r"/api/studies/(\d+)/plot/(contour|rank)")
 STUDY = re.compile(r"/api/studies/(\d+)")
 PAGE = re.compile(r"/dashboard(/.*)?")
@@ -45,8 +48,12 @@ class OptunaDashboard:
                 return _reason(start_response, "422 Unprocessable Content", sentence)
         shown = STUDY.fullmatch(path)
         self._storage.look_at(int(shown[1]) if shown else None)
-        if environ["REQUEST_METHOD"] == "GET" and PAGE.fullmatch(path):
-            return self._page(environ, start_response)
+        if environ["REQUEST_METHOD"] == "GET":
+            if PAGE.fullmatch(path):
+                return self._page(environ, start_response)
+            after = parse_qs(environ.get("QUERY_STRING", "")).get("after", ["0"])[0]
+            if shown and after.isdecimal():
+                return self._study(environ, start_response, int(shown[1]), int(after))
         return self._application(environ, start_response)
 
     def close(self) -> None:
@@ -56,6 +63,7 @@ class OptunaDashboard:
     def _open(self) -> None:
         self._database = connect(self._url)
         self._storage = AnnotatedStorage(self._database.storage, self._notes.of)
+        self._ended = EndedTrials(self._storage)
         self._application: Application = optuna_dashboard.wsgi(self._storage, self._artifact_store)
 
     def _renew(self) -> None:
@@ -87,6 +95,27 @@ class OptunaDashboard:
 
     def _page(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         """The page that all of optuna-dashboard runs in, with a link to hpsearch's pages."""
+        status, headers, body = self._answer(environ)
+        if status.startswith("200"):
+            body = body.replace(b"</body>", self._links().encode() + b"</body>")
+        kept = [(name, value) for name, value in headers if name.lower() not in ("last-modified", "etag")]
+        start_response(status, [*kept, ("Content-Length", str(len(body)))])
+        return [body]
+
+    def _study(
+        self, environ: Environ, start_response: Callable[..., Any], study_id: int, after: int
+    ) -> Iterable[bytes]:
+        """A study with its trials from number `after` on; the application writes all else."""
+        status, headers, body = self._answer({**environ, "QUERY_STRING": f"after={NO_TRIALS}"})
+        if status.startswith("200"):
+            rest = json.loads(body)
+            del rest["trials"]
+            body = b"".join((b'{"trials": ', self._ended.trials(study_id, after), b", ", json.dumps(rest).encode()[1:]))
+        start_response(status, [*headers, ("Content-Length", str(len(body)))])
+        return [body]
+
+    def _answer(self, environ: Environ) -> tuple[str, list[tuple[str, str]], bytes]:
+        """What the application answers: status, headers without the length, and body."""
         started: list[Any] = []
 
         def collect(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> None:
@@ -98,13 +127,7 @@ class OptunaDashboard:
         finally:
             getattr(parts, "close", lambda: None)()
         status, headers = started
-        if status.startswith("200"):
-            body = body.replace(b"</body>", self._links().encode() + b"</body>")
-        kept = [
-            (name, value) for name, value in headers if name.lower() not in ("content-length", "last-modified", "etag")
-        ]
-        start_response(status, [*kept, ("Content-Length", str(len(body)))])
-        return [body]
+        return status, [(name, value) for name, value in headers if name.lower() != "content-length"], body
 
     def _links(self) -> str:
         sheets = ["optuna.css"] if self._allow_write else ["optuna.css", "optuna-read-only.css"]

@@ -101,20 +101,19 @@ def studies(connection: Connection) -> list[Listed]:
     return [Listed(*row) for row in connection.execute(joined.order_by(STUDIES.c.study_id.desc()))]
 
 
-def trials(connection: Connection, study_id: int) -> list[TrialRow]:
-    """Every trial of the study, by number."""
+def trials(connection: Connection, study_id: int, number: int | None = None) -> list[TrialRow]:
+    """Every trial of the study, by number; or the one of that number alone, if there is one."""
     columns = (TRIALS.c.trial_id, TRIALS.c.number, TRIALS.c.state, VALUES.c.value, VALUES.c.value_type)
     lease = (LEASES.c.epoch, LEASES.c.seconds, LEASES.c.owner, LEASES.c.token, LEASES.c.crashes)
     joined = select(*columns, *lease).outerjoin(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id)
     joined = joined.outerjoin(VALUES, (VALUES.c.trial_id == TRIALS.c.trial_id) & (VALUES.c.objective == 0))
+    joined = joined.where(TRIALS.c.study_id == study_id).order_by(TRIALS.c.number)
+    if number is not None:
+        joined = joined.where(TRIALS.c.number == number)
     back = models.TrialValueModel.stored_repr_to_value
     return [
-        TrialRow(
-            i, number, state.name, None if kind is None else back(value, kind), epoch or 0, s or 0.0, o, t or 0, c or 0
-        )
-        for i, number, state, value, kind, epoch, s, o, t, c in connection.execute(
-            joined.where(TRIALS.c.study_id == study_id).order_by(TRIALS.c.number)
-        )
+        TrialRow(i, n, state.name, None if kind is None else back(value, kind), epoch or 0, s or 0.0, o, t or 0, c or 0)
+        for i, n, state, value, kind, epoch, s, o, t, c in connection.execute(joined)
     ]
 
 

@@ -162,10 +162,9 @@ def _pick(source: Source, study_id: int, number: int) -> Picked | None:
     if listed is None or study is None:
         return None
     with source.database.engine.connect() as connection:
-        trials = queries.trials(connection, study_id)
-        if number >= len(trials):
+        trial = next(iter(queries.trials(connection, study_id, number)), None)
+        if trial is None:
             return None
-        trial = trials[number]
         recipe = queries.recipes(connection, [trial.trial_id]).get(trial.trial_id, {})
         points = queries.epochs(connection, [trial.trial_id], METRICS).get(trial.trial_id, [])
         files = queries.artifacts(connection, trial.trial_id)
