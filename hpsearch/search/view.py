@@ -14,7 +14,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection
 
-from hpsearch.storage import snapshot
+from hpsearch.storage import bulk, snapshot
 from hpsearch.storage.open import Database
 from hpsearch.storage.studies import LoadedStudy
 from hpsearch.storage.tables import TRIALS
@@ -90,11 +90,11 @@ class View:
         attributes: dict[int, dict[str, Any]] = {}
         objectives: dict[int, float] = {}
         for ids in snapshot.batches(bare):
-            params |= snapshot.params(connection, TRIALS.c.trial_id.in_(ids), self._distributions)
+            params |= snapshot.params(connection, bulk.among(connection, TRIALS.c.trial_id, ids), self._distributions)
         for ids in snapshot.batches(row.trial_id for row in rows if self._needs_attributes(row)):
-            attributes |= snapshot.sampler_attributes(connection, TRIALS.c.trial_id.in_(ids))
+            attributes |= snapshot.sampler_attributes(connection, bulk.among(connection, TRIALS.c.trial_id, ids))
         for ids in snapshot.batches(row.trial_id for row in rows if row.state.is_finished()):
-            objectives |= snapshot.objectives(connection, TRIALS.c.trial_id.in_(ids))
+            objectives |= snapshot.objectives(connection, bulk.among(connection, TRIALS.c.trial_id, ids))
         for row in rows:
             if row.trial_id not in self._trials:
                 self._add(row, params.get(row.trial_id), attributes.get(row.trial_id, {}))
@@ -105,10 +105,10 @@ class View:
         for trial_id in resumed:
             self._trials[trial_id].intermediate_values = {}
         for ids in snapshot.batches(resumed):
-            self._take_values(connection, TRIALS.c.trial_id.in_(ids), 0, self._rungs)
+            self._take_values(connection, bulk.among(connection, TRIALS.c.trial_id, ids), 0, self._rungs)
         for ids in snapshot.batches(row.trial_id for row in behind if not _may_have_gone_back(row)):
             after = min(self._last_epoch(trial_id) for trial_id in ids)
-            self._take_values(connection, TRIALS.c.trial_id.in_(ids), after, self._rungs)
+            self._take_values(connection, bulk.among(connection, TRIALS.c.trial_id, ids), after, self._rungs)
 
     def _add(self, row: Any, params: snapshot.Params | None, attrs: dict[str, Any]) -> None:
         values, kinds = params or ({}, {})

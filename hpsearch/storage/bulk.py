@@ -7,7 +7,7 @@ made once, because making one takes as long as running it.
 
 import enum
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -18,6 +18,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    any_,
     bindparam,
     cast,
     column,
@@ -58,6 +59,13 @@ def upsert(connection: Connection, table: Table, rows: Sequence[Row], key: tuple
 def insert_missing(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
     """Insert the rows, but for those that are there already."""
     execute(connection, table, rows, _insertion(table))
+
+
+def among(connection: Connection, of: ColumnElement[Any], values: Iterable[Any]) -> ColumnElement[bool]:
+    """Whether the column is one of these values: on PostgreSQL one parameter, whose statement is prepared once."""
+    if connection.dialect.name == "sqlite":
+        return of.in_(values)
+    return of == any_(bindparam(None, list(values), type_=postgresql.ARRAY(_whole(of.type))))
 
 
 @cache

@@ -56,7 +56,10 @@ def grant(connection: Connection, trials: Sequence[tuple[int, int]], owner: str,
         return []
     ids = [trial_id for trial_id, _ in trials]
     columns = (LEASES.c.trial_id, LEASES.c.token, LEASES.c.epoch)
-    known = {row[0]: row for row in connection.execute(select(*columns).where(LEASES.c.trial_id.in_(ids)))}
+    known = {
+        row[0]: row
+        for row in connection.execute(select(*columns).where(bulk.among(connection, LEASES.c.trial_id, ids)))
+    }
     expires = now(connection) + seconds
     fresh = {"owner": owner, "token": 1, "expires": expires, "crashes": 0, "epoch": 0, "seconds": 0.0}
     if new := [trial_id for trial_id in ids if trial_id not in known]:
@@ -104,7 +107,8 @@ def hold(connection: Connection, leases: Iterable[Lease]) -> set[int]:
     mine = {lease.trial_id: lease for lease in leases}
     columns = (LEASES.c.trial_id, LEASES.c.owner, LEASES.c.token)
     running = (TRIALS.c.trial_id == LEASES.c.trial_id) & (TRIALS.c.state == TrialState.RUNNING)
-    own = LEASES.c.trial_id.in_(mine) & LEASES.c.owner.in_({lease.owner for lease in mine.values()})
+    owners = {lease.owner for lease in mine.values()}
+    own = bulk.among(connection, LEASES.c.trial_id, mine) & bulk.among(connection, LEASES.c.owner, owners)
     if connection.dialect.name == "sqlite":  # it knows no row locks: an update locks the whole database
         locked: Any = (
             update(LEASES).where(own, exists().where(running)).values(token=LEASES.c.token).returning(*columns)
@@ -118,9 +122,8 @@ def hold(connection: Connection, leases: Iterable[Lease]) -> set[int]:
 def renew(connection: Connection, epochs: Sequence[tuple[Lease, int, float]], seconds: float) -> set[int]:
     """As `hold`; extends the leases, and notes the epoch that is being recorded and the device time that it took."""
     kept = hold(connection, (lease for lease, _, _ in epochs))
-    until = now(connection) + seconds
     rows = [
-        {"trial_id": lease.trial_id, "expires": until, "epoch": epoch, "seconds": spent}
+        {"trial_id": lease.trial_id, "expires": seconds, "epoch": epoch, "seconds": spent}
         for lease, epoch, spent in epochs
         if lease.trial_id in kept
     ]
@@ -151,8 +154,8 @@ def _expired(connection: Connection, study_id: int) -> Select[Any]:
     return joined.where(running, LEASES.c.expires < clock(connection)).order_by(TRIALS.c.number)
 
 
-def _renewal(_dialect: str, given: bulk.Given) -> Any:
-    row = {"expires": given["expires"], "crashes": 0, "epoch": given["epoch"]}
+def _renewal(dialect: str, given: bulk.Given) -> Any:
+    row = {"expires": literal_column(_CLOCK[dialect], Double) + given["expires"], "crashes": 0, "epoch": given["epoch"]}
     row["seconds"] = LEASES.c.seconds + given["seconds"]
     return update(LEASES).where(LEASES.c.trial_id == given["trial_id"]).values(row)
 

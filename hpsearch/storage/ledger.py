@@ -165,7 +165,7 @@ def release(database: Database, given_back: Sequence[tuple[Lease, int]], reason:
         mine = [(lease, epoch) for lease, epoch in given_back if lease.trial_id in held]
         _cut_back(connection, mine)
         row = {"state": TrialState.WAITING, "datetime_start": None}
-        connection.execute(update(TRIALS).where(TRIALS.c.trial_id.in_(held)).values(row))
+        connection.execute(update(TRIALS).where(bulk.among(connection, TRIALS.c.trial_id, held)).values(row))
         record(
             connection,
             [(lease.trial_id, Happening(RELEASED, f"after epoch {epoch}: {reason}")) for lease, epoch in mine],
@@ -241,7 +241,7 @@ def _start(connection: Connection, study_id: int, num: int) -> list[tuple[int, i
     row = {"state": TrialState.RUNNING, "datetime_start": _now()}
     if started:
         ids = [trial_id for trial_id, _ in started]
-        connection.execute(update(TRIALS).where(TRIALS.c.trial_id.in_(ids)).values(row))
+        connection.execute(update(TRIALS).where(bulk.among(connection, TRIALS.c.trial_id, ids)).values(row))
     if len(started) == num:
         return started
     first = connection.scalars(select(func.count()).where(of_study)).one()
@@ -258,7 +258,7 @@ def _claim(connection: Connection, study_id: int, drawn: Sequence[Drawn]) -> set
     bulk.insert_missing(connection, CONFIGURATIONS, rows)
     of_study = CONFIGURATIONS.c.study_id == study_id
     known = select(CONFIGURATIONS.c.digest, CONFIGURATIONS.c.trial_id)
-    known = known.where(of_study, CONFIGURATIONS.c.digest.in_({one.digest for one in drawn}))
+    known = known.where(of_study, bulk.among(connection, CONFIGURATIONS.c.digest, {one.digest for one in drawn}))
     holders: dict[str, int] = {digest: trial_id for digest, trial_id in connection.execute(known)}  # noqa: C416 -- Rows
     return {one.lease.trial_id for one in drawn if holders[one.digest] != one.lease.trial_id and not one.ordered}
 
@@ -300,7 +300,7 @@ def _finish(connection: Connection, ends: Sequence[End]) -> set[int]:
     for state in {end.state for end in mine}:
         ids = [end.lease.trial_id for end in mine if end.state == state]
         row = {"state": state, "datetime_complete": _now()}
-        connection.execute(update(TRIALS).where(TRIALS.c.trial_id.in_(ids)).values(row))
+        connection.execute(update(TRIALS).where(bulk.among(connection, TRIALS.c.trial_id, ids)).values(row))
     return held
 
 

@@ -12,6 +12,7 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy import ColumnElement, Connection, and_, or_, select
 
+from hpsearch.storage import bulk
 from hpsearch.storage.tables import (
     INTERMEDIATE_VALUES,
     LEASES,
@@ -38,7 +39,9 @@ def open_trials(connection: Connection, study_id: int, first_number: int) -> Seq
 
 def trials(connection: Connection, trial_ids: Iterable[int]) -> list[Any]:
     """These trials, as `open_trials` gives them."""
-    return [row for ids in batches(trial_ids) for row in _trials(connection, TRIALS.c.trial_id.in_(ids))]
+    return [
+        row for ids in batches(trial_ids) for row in _trials(connection, bulk.among(connection, TRIALS.c.trial_id, ids))
+    ]
 
 
 def params(connection: Connection, of: ColumnElement[bool], known: dict[str, BaseDistribution]) -> dict[int, Params]:
