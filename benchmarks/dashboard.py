@@ -7,6 +7,7 @@ Run: python -m benchmarks.dashboard                 answers, bytes and memory fo
 import argparse
 import gzip
 import json
+import math
 import os
 import signal
 import socket
@@ -108,7 +109,11 @@ def core_seconds(process: int) -> float:
 
 
 def workers(folder: Path, seconds: float, rounds: int) -> None:
-    """Images per second of one worker, by turns without and with eight browsers that look at its study."""
+    """Two workers, by turns without and with eight browsers that look at their study.
+
+    Images per second vary with the machine's other guests by more than the browsers cost, so that the cores' time that
+    the workers get is measured too.
+    """
     home = {"HPSEARCH_HOME": str(folder), "HPSEARCH_STORAGE": f"sqlite:///{folder}/w.db", "OMP_NUM_THREADS": "1"}
     place = {**os.environ, **home, "PYTHONPATH": str(Path(__file__).parent.parent)}
     run = [sys.executable, "-m", "hpsearch"]
@@ -117,24 +122,29 @@ def workers(folder: Path, seconds: float, rounds: int) -> None:
     processes = [
         subprocess.Popen([*run, "worker", "quickstart"], env=place, stdout=subprocess.DEVNULL) for _ in range(2)
     ]
-    found: dict[bool, list[float]] = {False: [], True: []}
+    found: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
     try:
         with dashboard(home["HPSEARCH_STORAGE"]) as (address, process):
             time.sleep(15)
             for index in range(2 * rounds):
-                looked_at = index % 2 == 1
-                spent = core_seconds(process)
-                found[looked_at].append(images_per_second(home["HPSEARCH_STORAGE"], address, looked_at, seconds))
+                looked_at = index % 4 in (1, 2)  # neither is always the later one
+                spent, trained = core_seconds(process), sum(core_seconds(one.pid) for one in processes)
+                rate = images_per_second(home["HPSEARCH_STORAGE"], address, looked_at, seconds)
                 share = (core_seconds(process) - spent) / seconds
+                cores = (sum(core_seconds(one.pid) for one in processes) - trained) / seconds
+                found[looked_at].append((rate, cores))
                 kind = "eight browsers" if looked_at else "nobody"
-                print(f"{kind}: {found[looked_at][-1]:,.0f} images/s, server {share:.1%} of one core", flush=True)
+                print(f"{kind}: {rate:,.0f} images/s on {cores:.3f} cores, server {share:.1%} of a core", flush=True)
     finally:
         for one in processes:
             one.send_signal(signal.SIGTERM)
         for one in processes:
             one.wait(60)
-    alone, looked = (statistics.median(found[key]) for key in (False, True))
-    print(f"median: {alone:,.0f} images/s alone, {looked:,.0f} with eight browsers: {looked / alone - 1:+.2%}")
+    for column, unit in enumerate(("images/s", "cores")):
+        alone, looked = ([row[column] for row in found[key]] for key in (False, True))
+        change = [b / a - 1 for a, b in zip(alone, looked, strict=True)]
+        error = statistics.stdev(change) / math.sqrt(len(change))
+        print(f"{unit}: with eight browsers {statistics.mean(change):+.2%} (standard error {error:.2%})")
 
 
 def images_per_second(url: str, address: str, looked_at: bool, seconds: float) -> float:
@@ -189,8 +199,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, nargs="*", default=[100, 1000, 10_000])
     parser.add_argument("--workers", action="store_true")
-    parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--rounds", type=int, default=12)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if arguments.workers:
