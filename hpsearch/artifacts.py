@@ -73,7 +73,12 @@ def study_prefix(name: str, created: str) -> str:
 
 def trial_key(prefix: str, number: int, identity: Any) -> str:
     """The key of a trial. `identity`, plain JSON values, is all that decides what it trains, and on which data."""
-    return f"{prefix}{number:06d}-{digest(json.dumps(identity, sort_keys=True).encode())[:16]}"
+    return f"{number_prefix(prefix, number)}{digest(json.dumps(identity, sort_keys=True).encode())[:16]}"
+
+
+def number_prefix(prefix: str, number: int) -> str:
+    """What the key of trial `number` begins with."""
+    return f"{prefix}{number:06d}-"
 
 
 def trial_number(key: str) -> int:
@@ -134,6 +139,10 @@ class FolderCheckpoints:
     def keys(self, prefix: str) -> list[str]:
         """See `Checkpoints`."""
         return sorted(path.name for path in self.folder.glob(f"{prefix}*") if path.is_dir())
+
+    def epochs(self, prefix: str) -> list[int]:
+        """The epochs of what is stored under keys that begin so, the newest first, by the names alone."""
+        return sorted((_epoch(path) for key in self.keys(prefix) for path in self._files(key)), reverse=True)
 
     def damaged(self, key: str) -> list[str]:
         """See `Checkpoints`."""

@@ -35,7 +35,7 @@ def application(settings: Settings, access: Access) -> Iterator[Application]:
     artifacts = settings.home / "artifacts"
     artifacts.mkdir(parents=True, exist_ok=True)
     store = FileSystemArtifactStore(str(artifacts))
-    source = Source(database, settings.home)
+    source = Source(database, settings.home, settings.checkpoints)
     own = make_app(source, access, sessions)
     theirs = OptunaDashboard(settings.storage_url, store, Notes(source), allow_write=access.allow_write)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hpsearch.artifacts import FolderCheckpoints, number_prefix, study_prefix
 from hpsearch.confusion import MATRIX_FILE, Confusion
 from hpsearch.errors import StorageError, StudyFileError
 from hpsearch.pictures import Pictures
@@ -37,8 +38,8 @@ class _Mattering:
 class Source:
     """The database and its home folder, with what the pages keep between requests; used by several threads."""
 
-    def __init__(self, database: Database, home: Path) -> None:
-        self.database, self.home = database, home
+    def __init__(self, database: Database, home: Path, checkpoints: str = "") -> None:
+        self.database, self.home, self._checkpoints = database, home, checkpoints or str(home / "checkpoints")
         self._pictures = Pictures(home / "artifacts")
         self._studies: dict[Listed, LoadedStudy | None] = {}
         self._mattering: dict[Listed, _Mattering] = {}
@@ -73,6 +74,13 @@ class Source:
         with contextlib.suppress(ValueError):
             return None if content is None else Confusion.from_json(content)
         return None
+
+    def checkpoints(self, study: LoadedStudy, number: int) -> list[int]:
+        """The epochs of a trial's checkpoints in a folder, the newest first; S3 is not asked at every look."""
+        if "://" in self._checkpoints:
+            return []
+        place = FolderCheckpoints(Path(self._checkpoints).expanduser())
+        return place.epochs(number_prefix(study_prefix(study.name, study.created), number))
 
     def importances(self, listed: Listed, study: LoadedStudy, num_complete: int) -> Importances | None:
         """What mattered; computed beside the request if that takes long, so that it may be a little old, or None."""

@@ -82,6 +82,7 @@ def one_trial(
         "start": start,
         "end": end,
         "happened": happened,
+        "checkpoints": source.checkpoints(study, number) if not trial.ended else [],
         "num_trials": len(trials),
         "confusion": found,
         "samples": files.get(SAMPLES_PICTURE) if found is not None else None,

@@ -10,10 +10,11 @@ import pytest
 from werkzeug.test import Client
 
 from benchmarks.filling import made_up
+from hpsearch.artifacts import FolderCheckpoints, study_prefix, trial_key
 from hpsearch.space import Choice, Float
 from hpsearch.storage.open import create
 from hpsearch.storage.studies import Progress
-from hpsearch.web import figures, queries, standing, study_pages, words
+from hpsearch.web import figures, queries, standing, study_pages, trial_pages, words
 from hpsearch.web.live import MAX_PERIOD_SECONDS, Content, Live
 from hpsearch.web.queries import TrialRow
 from hpsearch.web.source import Source
@@ -141,3 +142,25 @@ def test_an_answer_is_sent_once_to_who_has_it(client: Opener, tmp_path: Path) ->
     assert set(news["figures"]) >= set(drawn)
     again = asker.get("/hpsearch/study/1?live=1", headers={"Host": HOST, "If-None-Match": first.headers["ETag"]})
     assert (again.status_code, again.data) == (304, b"")
+
+
+def test_checkpoints_of_a_trial_that_has_not_ended(tmp_path: Path) -> None:
+    with create(f"sqlite:///{tmp_path}/s.db") as database:
+        filled = made_up(database, "s", 3, 4)
+        filled.fill(3, leave_running=1)
+        study, place = filled.study, FolderCheckpoints(tmp_path / "checkpoints")
+        for number in (0, 2):
+            key = trial_key(study_prefix(study.name, study.created), number, {})
+            for epoch in (1, 2, 3):
+                place.save(key, epoch, b"content")
+
+        def shown(number: int, checkpoints: str = "") -> list[int]:
+            source = Source(database, tmp_path, checkpoints)
+            found = trial_pages.one_trial(source, source.listed()[0], study, number, with_figures=False)
+            assert found is not None
+            return list(found[0]["checkpoints"])
+
+        assert shown(2) == [3, 2]  # two of each trial are kept
+        assert shown(1) == []
+        assert shown(0) == []  # it has ended: nothing goes on from there
+        assert shown(2, "s3://bucket/prefix") == shown(2, str(tmp_path / "elsewhere")) == []
