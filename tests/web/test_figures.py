@@ -144,10 +144,11 @@ def test_an_answer_is_sent_once_to_who_has_it(client: Opener, tmp_path: Path) ->
     assert (again.status_code, again.data) == (304, b"")
 
 
-def test_checkpoints_of_a_trial_that_has_not_ended(tmp_path: Path) -> None:
-    with create(f"sqlite:///{tmp_path}/s.db") as database:
+def test_lanes_and_checkpoints_of_a_trial_that_has_not_ended(client: Opener, tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    with create(settings.storage_url) as database:
         filled = made_up(database, "s", 3, 4)
-        filled.fill(3, leave_running=1)
+        filled.fill(3, leave_running=2)
         study, place = filled.study, FolderCheckpoints(tmp_path / "checkpoints")
         for number in (0, 2):
             key = trial_key(study_prefix(study.name, study.created), number, {})
@@ -164,3 +165,6 @@ def test_checkpoints_of_a_trial_that_has_not_ended(tmp_path: Path) -> None:
         assert shown(1) == []
         assert shown(0) == []  # it has ended: nothing goes on from there
         assert shown(2, "s3://bucket/prefix") == shown(2, str(tmp_path / "elsewhere")) == []
+    page = client(settings, local()).get("/hpsearch/study/1/trial/2", headers={"Host": HOST}).text
+    assert "after epochs 3 and 2" in page
+    assert "made-up:1:0, 2 trials at once" in page
