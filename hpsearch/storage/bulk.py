@@ -1,8 +1,7 @@
 """Many rows by one statement, and one journey to the database.
 
-SQLite runs a prepared statement once for each row, in this process. PostgreSQL gets all rows as one text of JSON: 64
-rows cost half of what they cost one by one, and arrays, one for each column, take longer to write down. Statements are
-made once, because making one takes as long as running it.
+SQLite runs a prepared statement once for each row, in this process. PostgreSQL gets all rows as one text of JSON, in
+one journey. Statements are made once, because making one takes as long as running it.
 """
 
 import enum

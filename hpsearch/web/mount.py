@@ -21,6 +21,7 @@ from hpsearch.web.notes import AnnotatedStorage, Notes
 MAX_CONTOUR_CELLS = 2_000_000  # about 20 bytes each in the answer, three times that in memory
 MAX_RANK_POINTS = 500_000  # about 60 bytes each in the answer
 NO_TRIALS = 10**9  # the first trial that optuna-dashboard writes itself
+AFTER = re.compile(r"[0-9]{1,9}")  # the application answers whatever else is asked for
 PLOT = re.compile(r"/api/studies/(\d+)/plot/(contour|rank)")
 STUDY = re.compile(r"/api/studies/(\d+)")
 PAGE = re.compile(r"/dashboard(/.*)?")
@@ -52,7 +53,7 @@ class OptunaDashboard:
             if PAGE.fullmatch(path):
                 return self._page(environ, start_response)
             after = parse_qs(environ.get("QUERY_STRING", "")).get("after", ["0"])[0]
-            if shown and after.isdecimal():
+            if shown and AFTER.fullmatch(after):
                 return self._study(environ, start_response, int(shown[1]), int(after))
         return self._application(environ, start_response)
 

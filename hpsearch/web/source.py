@@ -39,7 +39,7 @@ class Source:
     """The database and its home folder, with what the pages keep between requests; used by several threads."""
 
     def __init__(self, database: Database, home: Path, checkpoints: str = "") -> None:
-        self.database, self.home, self._checkpoints = database, home, checkpoints or str(home / "checkpoints")
+        self.database, self.home, self._checkpoints = database, home, checkpoints
         self._pictures = Pictures(home / "artifacts")
         self._studies: dict[Listed, LoadedStudy | None] = {}
         self._mattering: dict[Listed, _Mattering] = {}
@@ -77,7 +77,7 @@ class Source:
 
     def checkpoints(self, study: LoadedStudy, number: int) -> list[int]:
         """The epochs of a trial's checkpoints in a folder, the newest first; S3 is not asked at every look."""
-        if "://" in self._checkpoints:
+        if not self._checkpoints or "://" in self._checkpoints:
             return []
         place = FolderCheckpoints(Path(self._checkpoints).expanduser())
         return place.epochs(number_prefix(study_prefix(study.name, study.created), number))

@@ -25,7 +25,9 @@ def theirs(settings: Settings, path: str) -> Any:
         return Client(optuna_dashboard.wsgi(database.storage)).get(path).json
 
 
-@pytest.mark.parametrize("after", ["", "?after=0", "?after=7", "?after=39", "?after=99", "?after=-1", "?other=1"])
+@pytest.mark.parametrize(
+    "after", ["", "?after=0", "?after=7", "?after=39", "?after=99", "?after=-1", f"?after={'9' * 5000}", "?other=1"]
+)
 def test_a_study_is_sent_as_optuna_dashboard_sends_it(client: Opener, settings: Settings, after: str) -> None:
     asker, path = client(settings, local()), f"/api/studies/1{after}"
     for _ in range(2):  # the second time from what was kept
