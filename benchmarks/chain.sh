@@ -4,7 +4,8 @@
 # Run: HPSEARCH_DATA=FOLDER benchmarks/chain.sh lenet    FOLDER holds cifar-100-python/ and stl5/ (or stl10_binary/)
 #
 # Every step goes on where the last call left off, so it may be interrupted and called again as often as needed.
-# TRIALS, EPOCHS, TOP, SEEDS, TRANSFER_SEEDS and TRANSFER_EPOCHS change the budget; STOP_AFTER=search or confirm ends it there.
+# TRIALS, EPOCHS, TOP, SEEDS, TRANSFER_SEEDS and TRANSFER_EPOCHS change the budget, LANES how many trials train at once in each
+# of the two workers; STOP_AFTER=search or confirm ends it there.
 set -euo pipefail
 study=$1
 hpsearch=${HPSEARCH:-hpsearch}
@@ -12,11 +13,11 @@ home=${HPSEARCH_HOME:-storage}
 export=$home/exports/$study
 
 $hpsearch create-study "$study" --if-missing --set "budget.trials=${TRIALS:-16}" --set "training.epochs=${EPOCHS:-10}"
-$hpsearch worker "$study" --device cpu --workers 2
+$hpsearch worker "$study" --device cpu --workers 2 --lanes "${LANES:-auto}"
 if [ "${STOP_AFTER:-}" = search ]; then exit; fi
 
 $hpsearch list --json | grep -q "\"$study-confirm\"" || $hpsearch confirm "$study" --top "${TOP:-2}" --seeds "${SEEDS:-5}"
-$hpsearch worker "$study-confirm" --device cpu --workers 2
+$hpsearch worker "$study-confirm" --device cpu --workers 2 --lanes "${LANES:-auto}"
 $hpsearch confirm "$study"
 if [ "${STOP_AFTER:-}" = confirm ]; then exit; fi
 
@@ -30,7 +31,7 @@ transfer() {
 }
 transfer
 for size in 32 96; do
-    $hpsearch worker "$study-to-stl5-$size" --device cpu --workers 2
+    $hpsearch worker "$study-to-stl5-$size" --device cpu --workers 2 --lanes "${LANES:-auto}"
     $hpsearch final-test "$study-to-stl5-$size" --show 2>/dev/null || $hpsearch final-test "$study-to-stl5-$size"
 done
 transfer
