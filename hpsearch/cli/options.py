@@ -1,6 +1,7 @@
 """What several commands share: the storage option, study arguments with completion, and JSON output."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,10 +35,9 @@ def json_option(function: Decorated) -> Decorated:
 
 def settings_from(storage: str | None = None, device: str | None = None, data_dir: Path | None = None) -> Settings:
     """The environment's settings, with what the command line says on top."""
-    settings = Settings.from_environment()
+    settings = Settings.from_environment({**os.environ, **({"HPSEARCH_STORAGE": storage} if storage else {})})
     return replace(
         settings,
-        storage_url=storage or settings.storage_url,
         device=device or settings.device,
         data_dir=data_dir or settings.data_dir,
     )
