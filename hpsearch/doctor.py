@@ -23,8 +23,9 @@ from hpsearch.mounts import mount_of, nearest
 from hpsearch.processes import num_cores
 from hpsearch.settings import Settings, redact
 from hpsearch.storage import health
-from hpsearch.storage.checkpoints import SCHEME, open_checkpoints
+from hpsearch.storage.checkpoints import open_checkpoints
 from hpsearch.storage.open import FAULTS, connect, explain, file_of, is_read_only, reach
+from hpsearch.storage.s3 import SCHEME
 from hpsearch.storage.studies import load_study, study_names
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"

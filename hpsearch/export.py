@@ -1,4 +1,4 @@
-"""Exports: a configuration, its weights and the evidence in a folder whose claims can be checked.
+"""Exports: a configuration, its weights and the evidence in a folder, or in S3, whose claims can be checked.
 
 config.toml          a study file that trains the same again
 model.safetensors    the weights
@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -31,11 +32,13 @@ from hpsearch.errors import HpsearchError, UsageError
 from hpsearch.export_schema import CARD, CONFIG, FILES, METRICS, MODEL, SCHEMA_VERSION, SUMS, Metrics
 from hpsearch.model_card import card, config
 from hpsearch.models.build import HYPERPARAMETERS, build_model
+from hpsearch.pictures import Folder, Shelf
 from hpsearch.recipe import Recipe
 from hpsearch.search.importance import bootstrap
 from hpsearch.settings import Settings
 from hpsearch.spec import StudySpec, parse
 from hpsearch.statistics import Estimate, estimate
+from hpsearch.storage.checkpoints import open_checkpoints, open_shelf
 from hpsearch.storage.open import Database
 from hpsearch.storage.openings import openings
 from hpsearch.storage.studies import LoadedStudy
@@ -49,14 +52,19 @@ LARGEST = 2**30  # bytes of a file that is read: a claim of more is no export of
 # Writing
 
 
-def export(database: Database, study: LoadedStudy, rank: int, folder: Path, settings: Settings, say: Say) -> Metrics:
-    """Write the study's `rank`-th best configuration to `folder`, whole or not at all.
+def export(
+    database: Database, study: LoadedStudy, rank: int, where: str | Path, settings: Settings, say: Say
+) -> Metrics:
+    """Write the study's `rank`-th best configuration to a folder or to s3://BUCKET/PREFIX, whole or not at all.
 
     Raises:
-        UsageError: the folder is there already, or the study has no such configuration yet.
+        UsageError: something is there already, or the study has no such configuration yet.
+        HpsearchError: S3 cannot be reached.
     """
-    if folder.exists():
-        raise UsageError(f"{folder}: exists already; an export is never written over, so name another folder")
+    shelf = open_shelf(where)
+    with _reaching(where):
+        if shelf.path.exists() if isinstance(shelf, Folder) else shelf.get(SUMS) is not None:
+            raise UsageError(f"{where}: exists already; an export is never written over, so name another folder")
     chosen = choose(database, study, confirmed=False)
     if rank > len(chosen):
         raise UsageError(f"--rank {rank}: study {study.name} has {len(chosen)} configurations to choose from")
@@ -71,8 +79,22 @@ def export(database: Database, study: LoadedStudy, rank: int, folder: Path, sett
         CARD: card(metrics).encode(),
     }
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
-    _write(folder, {**files, SUMS: sums.encode()})
+    files[SUMS] = sums.encode()  # the last one: without it nothing counts as an export
+    if isinstance(shelf, Folder):
+        _write(shelf.path, files)
+    else:
+        with _reaching(where):
+            for name, content in files.items():
+                shelf.put(name, content)
     return metrics
+
+
+@contextmanager
+def _reaching(where: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HpsearchError(f"{where}: {error.strerror or error}; try again once that is mended") from error
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -209,60 +231,70 @@ def _estimate(found: Estimate) -> dict[str, Any]:
 # Reading
 
 
-def read(folder: Path) -> tuple[Metrics, StudySpec, dict[str, Tensor]]:
-    """The parts of an export, checked: checksums, schema, study file, and that the weights fit the network.
+def read(where: str | Path) -> tuple[Metrics, StudySpec, dict[str, Tensor]]:
+    """The parts of an export in a folder or in S3, checked: checksums, schema, study file, that weights can be read.
 
     Raises:
         UsageError: there is no export, it is damaged, or of a newer hpsearch.
+        HpsearchError: S3 cannot be reached.
     """
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: there is no such folder; give the folder that `hpsearch export -o` wrote")
-    sums = _sums(folder)
-    files = {name: _checked(folder / name, sums[name]) for name in FILES}
-    metrics = _parse_metrics(folder, files[METRICS])
+    shelf = open_shelf(where)
+    if isinstance(shelf, Folder) and not shelf.path.is_dir():
+        raise UsageError(f"{where}: there is no such folder; give the folder that `hpsearch export -o` wrote")
+    sums = _sums(where, _got(shelf, where, SUMS))
+    files = {name: _checked(f"{where}/{name}", _got(shelf, where, name), sums[name]) for name in FILES}
+    metrics = _parse_metrics(where, files[METRICS])
     try:
         text = files[CONFIG].decode()
         tensors = load_tensors(files[MODEL])
     except Exception as error:
-        raise UsageError(f"{folder}: {MODEL} or {CONFIG} cannot be read ({error}); export again") from error
-    spec = parse(text, str(folder / CONFIG))
+        raise UsageError(f"{where}: {MODEL} or {CONFIG} cannot be read ({error}); export again") from error
+    spec = parse(text, f"{where}/{CONFIG}")
     if mistakes := catalogue.check_names(spec):
-        raise UsageError(f"{folder / CONFIG}: {'; '.join(mistakes)}")
+        raise UsageError(f"{where}/{CONFIG}: {'; '.join(mistakes)}")
     return metrics, spec, tensors
 
 
-def _sums(folder: Path) -> dict[str, str]:
+def _got(shelf: Shelf, where: str | Path, name: str) -> bytes:
     try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        content = shelf.get(name, LARGEST + 1)
+    except OSError as error:
+        if not isinstance(shelf, Folder):
+            raise HpsearchError(f"{where}/{name}: {error}; try again once that is mended") from error
+        raise UsageError(f"{where}/{name}: cannot be read ({error.strerror}); export again") from error
+    if content is None:
+        raise UsageError(f"{where}/{name}: cannot be read (it is not there); export again")
+    if len(content) > LARGEST:
+        raise UsageError(f"{where}/{name}: is larger than an export's file may be ({LARGEST} bytes); export again")
+    return content
+
+
+def _sums(where: str | Path, content: bytes) -> dict[str, str]:
+    try:
+        lines = content.decode().splitlines()
         found = {name.strip(): digest for digest, _, name in (line.partition("  ") for line in lines)}
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{folder / SUMS}: cannot be read, so nothing can be checked; export again") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where}/{SUMS}: cannot be read, so nothing can be checked; export again") from error
     if missing := [name for name in FILES if name not in found]:
-        raise UsageError(f"{folder / SUMS}: does not name {', '.join(missing)}; export again")
+        raise UsageError(f"{where}/{SUMS}: does not name {', '.join(missing)}; export again")
     return found
 
 
-def _checked(path: Path, digest: str) -> bytes:
-    try:
-        if path.stat().st_size > LARGEST:
-            raise UsageError(f"{path}: is larger than an export's file may be ({LARGEST} bytes); export again")
-        content = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); export again") from error
+def _checked(path: str, content: bytes, digest: str) -> bytes:
     if hashlib.sha256(content).hexdigest() != digest:
         raise UsageError(f"{path}: is not what was exported (its SHA-256 sum differs from {SUMS}); export again")
     return content
 
 
-def _parse_metrics(folder: Path, content: bytes) -> Metrics:
+def _parse_metrics(where: str | Path, content: bytes) -> Metrics:
     try:
         fields = json.loads(content)
         number = fields.get("schema_version")
     except (ValueError, AttributeError) as error:
-        raise UsageError(f"{folder / METRICS}: is no JSON object ({error}); export again") from error
+        raise UsageError(f"{where}/{METRICS}: is no JSON object ({error}); export again") from error
     if isinstance(number, int) and number > SCHEMA_VERSION:
         raise UsageError(
-            f"{folder / METRICS}: schema_version = {number} is newer than this hpsearch knows ({SCHEMA_VERSION}); "
+            f"{where}/{METRICS}: schema_version = {number} is newer than this hpsearch knows ({SCHEMA_VERSION}); "
             "install a newer hpsearch"
         )
     try:
@@ -270,10 +302,10 @@ def _parse_metrics(folder: Path, content: bytes) -> Metrics:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise UsageError(f"{folder / METRICS}: {place}: {first['msg']}; see docs/export.schema.json") from error
+        raise UsageError(f"{where}/{METRICS}: {place}: {first['msg']}; see docs/export.schema.json") from error
 
 
-def build(metrics: Metrics, tensors: Mapping[str, Tensor], folder: Path) -> nn.Module:
+def build(metrics: Metrics, tensors: Mapping[str, Tensor], where: str | Path) -> nn.Module:
     """The network with its weights, ready to predict.
 
     Raises:
@@ -289,38 +321,38 @@ def build(metrics: Metrics, tensors: Mapping[str, Tensor], folder: Path) -> nn.M
     if own != given:
         differ = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
         raise UsageError(
-            f"{folder / MODEL}: {', '.join(differ)} do not fit the model {metrics.model.name}; export again"
+            f"{where}/{MODEL}: {', '.join(differ)} do not fit the model {metrics.model.name}; export again"
         )
     model.load_state_dict(dict(tensors))
     return model.eval()
 
 
-def verify(folder: Path, settings: Settings) -> list[str]:
+def verify(where: str | Path, settings: Settings) -> list[str]:
     """Check all that an export claims, its validation accuracy by predicting; a sentence for each check.
 
     Raises:
         UsageError, DataError: a file is damaged, the data set is not here or is another one, or the weights do not
             give the accuracy that is stated.
     """
-    metrics, spec, tensors = read(folder)
-    model = build(metrics, tensors, folder)
+    metrics, spec, tensors = read(where)
+    model = build(metrics, tensors, where)
     done = [f"checksums: {len(FILES)} files are as they were exported", f"schema: version {metrics.schema_version}"]
     done.append(f"{CONFIG}: a valid study of {spec.model.name} on {spec.data.name}")
     done.append(f"{MODEL}: {metrics.model.num_parameters} parameters that fit {metrics.model.name}")
     recipe = spec.recipe({}, spec.seeds[0], 0)
     if replace(recipe, stream_seed=0) != replace(Recipe(**metrics.configuration), stream_seed=0):
-        raise UsageError(f"{folder / CONFIG}: trains another configuration than {METRICS} states; export again")
+        raise UsageError(f"{where}/{CONFIG}: trains another configuration than {METRICS} states; export again")
     dataset = dataset_of(spec, settings)
     if dataset.fingerprint != metrics.data.fingerprint:
         raise UsageError(
-            f"{folder}: {spec.data.name} is not the data set of the export here (its fingerprint differs); "
+            f"{where}: {spec.data.name} is not the data set of the export here (its fingerprint differs); "
             "check the accuracy where the same images are"
         )
     _, accuracy = Program(recipe, model, place(dataset, "cpu")).validate()
     claimed = metrics.weights.validation_accuracy
     if abs(accuracy - claimed) > 1.5 / len(dataset.validation_labels):  # one image: rounding on another machine
         raise UsageError(
-            f"{folder}: its weights give a validation accuracy of {accuracy:.4f}, and {claimed:.4f} is stated; do not "
+            f"{where}: its weights give a validation accuracy of {accuracy:.4f}, and {claimed:.4f} is stated; do not "
             "use it"
         )
     done.append(f"data: {dataset.name}, fingerprint {dataset.fingerprint[:12]}…")
@@ -328,13 +360,12 @@ def verify(folder: Path, settings: Settings) -> list[str]:
     return done
 
 
-def pinned(spec: StudySpec, home: Path) -> StudySpec:
-    """The study with the weights of its export taken into the store, so that they cannot change under it."""
+def pinned(spec: StudySpec, settings: Settings) -> StudySpec:
+    """The study with the weights of its export taken among the kept ones, so that they cannot change under it."""
     name = spec.model.export
     if name is None or name.startswith(weights.PINNED):
         return spec
-    folder = Path(name).expanduser()
-    metrics, _, tensors = read(folder)
-    head = layers(build(metrics, tensors, folder))[-1][0]
-    digest = weights.pin(home, tensors, head, metrics.model.classes)
+    metrics, _, tensors = read(name)
+    head = layers(build(metrics, tensors, name))[-1][0]
+    digest = weights.pin(open_checkpoints(settings.weights), tensors, head, metrics.model.classes)
     return replace(spec, model=spec.model.model_copy(update={"export": digest}))

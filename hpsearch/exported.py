@@ -63,10 +63,9 @@ class Exported(nn.Module):
 
 
 def load_export(folder: str | Path) -> Exported:
-    """The network of the export in `folder`, its checksums and schema checked.
+    """The network of the export in `folder`, or in s3://BUCKET/PREFIX, its checksums and schema checked.
 
     Raises UsageError if it is damaged or of a newer hpsearch.
     """
-    place = Path(folder).expanduser()
-    metrics, _, tensors = read(place)
-    return Exported(build(metrics, tensors, place), metrics)
+    metrics, _, tensors = read(folder)
+    return Exported(build(metrics, tensors, folder), metrics)

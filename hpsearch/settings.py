@@ -23,7 +23,8 @@ class Settings:
     storage_url: where studies are recorded (HPSEARCH_STORAGE; default: hpsearch.db in the home folder). A password that
         is not in it may be in a file (HPSEARCH_STORAGE_PASSWORD_FILE).
     home: everything else that outlives a process (HPSEARCH_HOME; default: ./storage).
-    artifacts: where checkpoints are, a folder or s3://BUCKET/PREFIX (HPSEARCH_ARTIFACTS; default: home/checkpoints).
+    artifacts: where checkpoints, weights and pictures are, a folder that several machines share or s3://BUCKET/PREFIX
+        (HPSEARCH_ARTIFACTS; default: folders at home).
     data_dir: data sets that are already there (HPSEARCH_DATA; None: download or ask).
     device: auto, cpu, cuda:N or all (HPSEARCH_DEVICE; default: auto).
     lease_seconds: how long a worker may be silent before another takes its trial (HPSEARCH_LEASE_SECONDS).
@@ -49,6 +50,16 @@ class Settings:
     def checkpoints(self) -> str:
         """Where checkpoints are."""
         return self.artifacts or str(self.home / "checkpoints")
+
+    @property
+    def weights(self) -> str:
+        """Where trained weights are that outlive their trial."""
+        return f"{self.artifacts.rstrip('/')}/weights" if self.artifacts else str(self.home / "weights")
+
+    @property
+    def pictures(self) -> str:
+        """Where pictures of trials are."""
+        return f"{self.artifacts.rstrip('/')}/pictures" if self.artifacts else str(self.home / "artifacts")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":

@@ -21,6 +21,7 @@ from hpsearch.models.takeover import take_over
 from hpsearch.recipe import Recipe
 from hpsearch.settings import Settings
 from hpsearch.spec import StudySpec
+from hpsearch.storage.checkpoints import open_checkpoints
 from hpsearch.storage.open import Database
 from hpsearch.storage.studies import RECIPE_KEY, LoadedStudy, ranked
 from hpsearch.train.program import Program, place
@@ -107,18 +108,19 @@ def network(study: LoadedStudy, trial: FrozenTrial, dataset: DataSet, settings: 
     constructor = catalogue.load("hpsearch.models", recipe.model)
     channels, height, width = dataset.train_images.shape[1:]
     model = build_model(recipe, (channels, height, width), len(dataset.classes), constructor)
-    state = weights.kept(settings.home, key_of(recipe.as_dict(), dataset.fingerprint, study.created))
+    kept = open_checkpoints(settings.weights)
+    state = weights.kept(kept, key_of(recipe.as_dict(), dataset.fingerprint, study.created))
     if state is not None and _fits(model, state):
         model.load_state_dict(state)
         return model.eval()
-    say(f"trial {trial.number} of {study.name}: its weights are not on this machine, so it trains once more")
+    say(f"trial {trial.number} of {study.name}: its weights are not in {kept.place}, so it trains once more")
     if recipe.start == "export":
-        take_over(model, weights.of_export(settings.home, study.spec.model.export or "", dataset.classes))
+        take_over(model, weights.of_export(kept, study.spec.model.export or "", dataset.classes))
     program = Program(recipe, model, place(dataset, torch.device("cpu")))
     while program.epoch < recipe.epochs:
         program.run_epoch()
     with contextlib.suppress(OSError):
-        weights.keep(settings.home, key_of(recipe.as_dict(), dataset.fingerprint, study.created), program.state())
+        weights.keep(kept, key_of(recipe.as_dict(), dataset.fingerprint, study.created), program.state())
     return model.eval()
 
 

@@ -25,6 +25,7 @@ from hpsearch.recipe import Recipe
 from hpsearch.settings import Settings
 from hpsearch.spec import StudySpec
 from hpsearch.statistics import Estimate, estimate
+from hpsearch.storage.checkpoints import open_checkpoints
 from hpsearch.storage.open import Database
 from hpsearch.storage.studies import LoadedStudy, create_study, load_study, study_names
 from hpsearch.train.freezing import layers
@@ -59,19 +60,19 @@ class Arm:
 
 
 def plan(
-    folder: Path, data: str, image_size: int | None, num_seeds: int, epochs: int | None, settings: Settings
+    where: str | Path, data: str, image_size: int | None, num_seeds: int, epochs: int | None, settings: Settings
 ) -> Plan:
     """What a transfer would compare. Reads the target's training part; creates nothing.
 
     Raises:
         UsageError, DataError: the export is damaged, or the target does not suit it.
     """
-    metrics, _, tensors = read(folder)
-    head = layers(build(metrics, tensors, folder))[-1][0]
+    metrics, _, tensors = read(where)
+    head = layers(build(metrics, tensors, where))[-1][0]
     classes = tuple(metrics.model.classes)
     size = image_size or metrics.preprocessing.image_size
     target = load(data, data_dir=settings.data_dir, cache_dir=settings.home / "datasets", image_size=size)
-    _suit(metrics, target, folder)
+    _suit(metrics, target, where)
     recipe = Recipe(**metrics.configuration)
     native = recipe.native_size or (
         None if size == metrics.preprocessing.image_size else metrics.preprocessing.image_size
@@ -94,7 +95,7 @@ def create(database: Database, plans: Sequence[Plan], settings: Settings) -> lis
     """
     made = []
     for one in plans:
-        digest = weights.pin(settings.home, one.tensors, one.head, one.classes)
+        digest = weights.pin(open_checkpoints(settings.weights), one.tensors, one.head, one.classes)
         spec = study_file.build(_pinned(one.spec, digest), one.spec.name)
         if spec.name in study_names(database):
             made.append(_same(load_study(database, spec.name), digest))
@@ -123,11 +124,11 @@ def compare(studies: Sequence[LoadedStudy]) -> list[Arm]:
     return arms
 
 
-def _suit(metrics: Metrics, target: DataSet, folder: Path) -> None:
+def _suit(metrics: Metrics, target: DataSet, where: str | Path) -> None:
     channels = target.train_images.shape[1]
     if channels != metrics.preprocessing.channels:
         raise UsageError(
-            f"--data {target.name}: has images of {channels} channel(s), and the network of {folder} was trained on "
+            f"--data {target.name}: has images of {channels} channel(s), and the network of {where} was trained on "
             f"{metrics.preprocessing.channels}; choose a data set with as many"
         )
 

@@ -48,6 +48,8 @@ class Bench:
     fingerprint: str  # of the data and its split
     settings: Settings
     checkpoints: Checkpoints
+    weights: Checkpoints
+    pictures: Pictures
     classes: tuple[str, ...]
     start: Start | None = None  # the weights of the study's export
 
@@ -160,9 +162,8 @@ class Run:
         found = confusion(self.bench.classes, labels, predicted)
         images = self.bench.data.validation_images.cpu().numpy()
         files = {MATRIX_FILE: found.to_json(), **pictures(found, labels, predicted, images)}
-        place = Pictures(self.bench.settings.home / "artifacts")
         with contextlib.suppress(OSError):  # a full disk: the result counts without them
-            return dict(place.save(name, content) for name, content in files.items())
+            return dict(self.bench.pictures.save(name, content) for name, content in files.items())
         return {}
 
     def due(self) -> bool:
@@ -187,7 +188,7 @@ class Run:
         if state is not None and outcome.state == TrialState.COMPLETE and not self.bench.study.spec.space:
             # Final tests and exports start from these weights; without them they train again.
             with contextlib.suppress(OSError):
-                weights.keep(self.bench.settings.home, self.weights_key, state)
+                weights.keep(self.bench.weights, self.weights_key, state)
         self.bench.checkpoints.forget(self.key)
 
 

@@ -21,12 +21,13 @@ from hpsearch.errors import HpsearchError, StorageAway, UsageError
 from hpsearch.events import Event, StudyOpened, TrialEnded, WorkerLeft
 from hpsearch.interrupt import Interrupted, Interruption
 from hpsearch.patience import Patience
+from hpsearch.pictures import Pictures
 from hpsearch.recipe import Recipe
 from hpsearch.search.samplers import corner
 from hpsearch.search.session import Session
 from hpsearch.settings import Settings
 from hpsearch.storage import budget, fleet, leases
-from hpsearch.storage.checkpoints import open_checkpoints
+from hpsearch.storage.checkpoints import open_checkpoints, open_shelf
 from hpsearch.storage.open import FAULTS, Database
 from hpsearch.storage.studies import LoadedStudy, load_study, progress, study_names
 from hpsearch.train.device_data import place
@@ -266,6 +267,7 @@ def _prepare(
         cache_dir=settings.home / "datasets",
         image_size=spec.data.image_size,
     )
+    kept = open_checkpoints(settings.weights)
     bench = Bench(
         session=Session(
             database,
@@ -281,7 +283,9 @@ def _prepare(
         fingerprint=dataset.fingerprint,
         settings=settings,
         checkpoints=open_checkpoints(settings.checkpoints),
-        start=weights.of_export(settings.home, spec.model.export, dataset.classes) if spec.model.export else None,
+        weights=kept,
+        pictures=Pictures(open_shelf(settings.pictures)),
+        start=weights.of_export(kept, spec.model.export, dataset.classes) if spec.model.export else None,
     )
     _try_model(bench, spec.recipe(corner(spec), 0, 0))
     return bench

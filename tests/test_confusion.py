@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 from hpsearch.confusion import MATRIX_FILE, MATRIX_PICTURE, SAMPLES_PICTURE, Confusion, confusion, pictures
-from hpsearch.pictures import Pictures
+from hpsearch.pictures import Folder, Pictures
 from tests.cli.running import hpsearch
 from tests.studies import TINY
 
@@ -56,7 +56,7 @@ def test_what_is_no_matrix(text: bytes) -> None:
 @pytest.mark.parametrize("name", ["", "../s.db", "/etc/passwd", "x" * 36])
 def test_ids_that_lead_elsewhere(tmp_path: Path, name: str) -> None:
     (tmp_path / "s.db").write_text("secret")
-    assert Pictures(tmp_path / "artifacts").load(name) is None
+    assert Pictures(Folder(tmp_path / "artifacts")).load(name) is None
 
 
 def test_each_best_trial_gets_its_pictures_before_it_is_told(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_each_best_trial_gets_its_pictures_before_it_is_told(tmp_path: Path) -> 
     hpsearch(tmp_path, "worker", "tiny")
     storage = f"sqlite:///{tmp_path}/storage/hpsearch.db"
     study = optuna.load_study(study_name="tiny", storage=storage)
-    best, files = float("-inf"), Pictures(tmp_path / "storage" / "artifacts")
+    best, files = float("-inf"), Pictures(Folder(tmp_path / "storage" / "artifacts"))
     for trial in study.trials:
         known = [json.loads(text) for key, text in trial._system_attrs.items() if key.startswith("artifacts:")]
         assert trial.value is not None

@@ -19,6 +19,8 @@ from hpsearch import catalogue, export_schema
 from hpsearch.errors import HpsearchError, UsageError
 from hpsearch.export import export, pinned, read, verify
 from hpsearch.export_schema import FILES, SUMS
+from hpsearch.settings import Settings
+from hpsearch.storage.checkpoints import open_checkpoints
 from hpsearch.storage.open import create
 from hpsearch.storage.studies import create_study, load_study, ranked
 from hpsearch.trained import choose
@@ -231,13 +233,15 @@ def test_images_that_it_does_not_take(images: np.ndarray, folder: Path) -> None:
 def test_a_study_that_begins_with_it_keeps_its_weights(copy: Path, chain: Chain, tmp_path: Path) -> None:
     from hpsearch import weights
 
+    settings = Settings(storage_url="", home=tmp_path, data_dir=None, device="cpu")
+    kept = open_checkpoints(settings.weights)
     spec = replace(chain.search.spec, model=chain.search.spec.model.model_copy(update={"export": str(copy)}))
-    held = pinned(spec, tmp_path)
+    held = pinned(spec, settings)
     assert held.model.export is not None
     assert held.model.export.startswith("sha256:")
-    assert pinned(held, tmp_path) == held
+    assert pinned(held, settings) == held
     shutil.rmtree(copy)
-    same, other = (weights.of_export(tmp_path, held.model.export, classes) for classes in ("01234", "56789"))
+    same, other = (weights.of_export(kept, held.model.export, classes) for classes in ("01234", "56789"))
     assert (same.foreign_head, other.foreign_head) == ("", "output")
     with pytest.raises(UsageError, match="copy that folder"):
-        weights.of_export(tmp_path / "elsewhere", held.model.export, "01234")
+        weights.of_export(open_checkpoints(str(tmp_path / "elsewhere")), held.model.export, "01234")

@@ -147,7 +147,7 @@ frozen_epochs = {{ low = 1, high = 2, when = {{ frozen_layers = [1, 2, 3, 4] }} 
 trials = 3
 """
     with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
-        create_study(database, pinned(parse(text, "carry.toml"), settings.home), "carry")
+        create_study(database, pinned(parse(text, "carry.toml"), settings), "carry")
         Chain(database, settings).work("carry")
         linked = confirm.create(database, load_study(database, "carry"), 1, 2)
         label, values = linked.spec.candidates[-1]

@@ -10,10 +10,10 @@ from hpsearch.cli.options import complete_recorded, open_database, settings_from
 @click.command()
 @click.argument("study", shell_complete=complete_recorded)
 @click.option("--rank", type=click.IntRange(min=1), default=1, show_default=True, help="1 is the best configuration.")
-@click.option("-o", "--output", "folder", type=click.Path(path_type=Path), required=True, help="A new folder.")
+@click.option("-o", "--output", "folder", type=click.Path(), required=True, help="A new folder, or s3://BUCKET/PREFIX.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of data sets; default: HPSEARCH_DATA.")
 @storage_option
-def export(study: str, rank: int, folder: Path, data_dir: Path | None, storage: str | None) -> None:
+def export(study: str, rank: int, folder: str, data_dir: Path | None, storage: str | None) -> None:
     """Write the best configuration of STUDY and its weights, with the evidence for them.
 
     Ranks are those of the confirmation, if there is one, else of the search; the model card says which. The weights
@@ -36,10 +36,10 @@ def export(study: str, rank: int, folder: Path, data_dir: Path | None, storage: 
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path())
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of data sets; default: HPSEARCH_DATA.")
-def verify(folder: Path, data_dir: Path | None) -> None:
-    """Check everything that the export in FOLDER claims.
+def verify(folder: str, data_dir: Path | None) -> None:
+    """Check everything that the export in FOLDER claims; it may be s3://BUCKET/PREFIX.
 
     Checksums, schema, study file, that the weights fit the network, and that they give the validation accuracy that is
     stated. The test split is not read.

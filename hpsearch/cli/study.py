@@ -60,7 +60,7 @@ def create_study(
     if spec.model.export:
         from hpsearch.export import pinned
 
-        spec = pinned(spec, settings.home)
+        spec = pinned(spec, settings)
     database = click.get_current_context().with_resource(create(settings.storage_url))
     if if_missing and name in studies.study_names(database):
         click.echo(f"study {name} exists already in {redact(settings.storage_url)}")
@@ -117,7 +117,7 @@ def status(study: str, watching: bool, storage: str | None, as_json: bool) -> No
             raise click.UsageError("--watch is for people and --json for machines: leave out one of them")
         from hpsearch.cli.watch import watch
 
-        watch(database, loaded, settings_from(storage).home)
+        watch(database, loaded, settings_from(storage))
         return
     summary, now = _summary(database, study), progress(database, loaded)
     workers, happened = fleet.workers(database, loaded.study_id), events(database, loaded.study_id, last=5)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("export", metavar="FOLDER", type=click.Path())
 @click.option("--data", required=True, metavar="NAME", help="The target: stl5, folder:PATH, digits:5-9, ...")
 @click.option(
     "--image-size",
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @storage_option
 @json_option
 def transfer(
-    folder: Path,
+    export: str,
     data: str,
     sizes: tuple[int, ...],
     seeds: int,
@@ -40,7 +40,7 @@ def transfer(
     storage: str | None,
     as_json: bool,
 ) -> None:
-    """Carry the export in FOLDER over to another data set.
+    """Carry the export in FOLDER, or in s3://BUCKET/PREFIX, over to another data set.
 
     The first call creates a study for each image size, which workers train like any other: the whole network from the
     export's weights, its head alone, its head first and then the rest at a tenth of the rate, and all of it from
@@ -53,7 +53,7 @@ def transfer(
     from hpsearch.storage.open import create
 
     settings = settings_from(storage, None, data_dir)
-    plans = [transferring.plan(folder, data, size, seeds, epochs, settings) for size in dict.fromkeys(sizes or [None])]
+    plans = [transferring.plan(export, data, size, seeds, epochs, settings) for size in dict.fromkeys(sizes or [None])]
     database = click.get_current_context().with_resource(create(settings.storage_url))
     studies = transferring.create(database, plans, settings)
     arms = transferring.compare(studies)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +16,7 @@ from hpsearch.web.source import Source
 from hpsearch.web.words import duration, metric, moment, share, spoken
 
 if TYPE_CHECKING:
+    from hpsearch.settings import Settings
     from hpsearch.storage.open import Database
     from hpsearch.storage.studies import LoadedStudy
 
@@ -26,9 +26,9 @@ MAX_EVENTS = 4
 BAR_WIDTH = 40
 
 
-def watch(database: "Database", study: "LoadedStudy", home: Path) -> None:
+def watch(database: "Database", study: "LoadedStudy", settings: "Settings") -> None:
     """Show the study until it has finished, or Ctrl-C."""
-    source, console = Source(database, home), Console()
+    source, console = Source(database, settings), Console()
     listed = source.find(study.study_id)
     assert listed is not None
     if not console.is_terminal:

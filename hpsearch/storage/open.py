@@ -25,6 +25,8 @@ FAULTS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError
 
 BUSY_TIMEOUT_SECONDS = 60  # how long a SQLite writer waits for another one
 CONNECT_TIMEOUT_SECONDS = 10
+# A server that has gone without a word is given up after a minute; the system's own defaults are hours.
+SILENCE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 SCHEMA_LOCK = 0x68707365  # the PostgreSQL advisory lock under which the schema is made ("hpse")
 
 
@@ -164,7 +166,7 @@ def _engine_options(url: URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS}}
     # Optuna keeps naive UTC times: a session in another time zone would shift them.
-    options = {"options": "-c timezone=UTC", "connect_timeout": CONNECT_TIMEOUT_SECONDS}
+    options = {"options": "-c timezone=UTC", "connect_timeout": CONNECT_TIMEOUT_SECONDS, **SILENCE}
     return {"connect_args": options, "pool_pre_ping": True}
 
 

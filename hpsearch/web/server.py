@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from optuna.artifacts import FileSystemArtifactStore
@@ -12,6 +13,7 @@ from waitress.server import create_server
 from hpsearch.errors import UsageError
 from hpsearch.settings import Settings
 from hpsearch.storage.open import connect
+from hpsearch.storage.s3 import SCHEME, Bucket
 from hpsearch.web.access import Access, Sessions
 from hpsearch.web.app import make_app
 from hpsearch.web.guard import Application, Environ, Guard, is_own
@@ -32,10 +34,8 @@ def application(settings: Settings, access: Access) -> Iterator[Application]:
     """Both applications behind the guard, as one for any WSGI server; at its end, their databases are closed."""
     sessions = Sessions(access.token)
     database = connect(settings.storage_url)
-    artifacts = settings.home / "artifacts"
-    artifacts.mkdir(parents=True, exist_ok=True)
-    store = FileSystemArtifactStore(str(artifacts))
-    source = Source(database, settings.home, settings.checkpoints)
+    store = _artifact_store(settings.pictures)
+    source = Source(database, settings)
     own = make_app(source, access, sessions)
     theirs = OptunaDashboard(settings.storage_url, store, Notes(source), allow_write=access.allow_write)
 
@@ -49,6 +49,15 @@ def application(settings: Settings, access: Access) -> Iterator[Application]:
     finally:
         theirs.close()
         database.close()
+
+
+def _artifact_store(place: str) -> Any:
+    """Where optuna-dashboard finds the files of trials."""
+    if place.startswith(SCHEME):
+        return Bucket(place)
+    folder = Path(place).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileSystemArtifactStore(str(folder))
 
 
 def listen(host: str, port: int) -> socket.socket:

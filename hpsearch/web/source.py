@@ -14,6 +14,8 @@ from hpsearch.pictures import Pictures
 from hpsearch.search.importance import Importances, importances
 from hpsearch.search.pruners import make_pruner, rungs
 from hpsearch.search.view import View
+from hpsearch.settings import Settings
+from hpsearch.storage.checkpoints import open_shelf
 from hpsearch.storage.open import FAULTS, Database
 from hpsearch.storage.studies import LoadedStudy, load_study
 from hpsearch.web import queries
@@ -38,9 +40,9 @@ class _Mattering:
 class Source:
     """The database and its home folder, with what the pages keep between requests; used by several threads."""
 
-    def __init__(self, database: Database, home: Path, checkpoints: str = "") -> None:
-        self.database, self.home, self._checkpoints = database, home, checkpoints
-        self._pictures = Pictures(home / "artifacts")
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self.database, self.home, self._checkpoints = database, settings.home, settings.checkpoints
+        self._pictures = Pictures(open_shelf(settings.pictures))
         self._studies: dict[Listed, LoadedStudy | None] = {}
         self._mattering: dict[Listed, _Mattering] = {}
         self._lock = threading.Lock()
@@ -77,7 +79,7 @@ class Source:
 
     def checkpoints(self, study: LoadedStudy, number: int) -> list[int]:
         """The epochs of a trial's checkpoints in a folder, the newest first; S3 is not asked at every look."""
-        if not self._checkpoints or "://" in self._checkpoints:
+        if "://" in self._checkpoints:
             return []
         place = FolderCheckpoints(Path(self._checkpoints).expanduser())
         return place.epochs(number_prefix(study_prefix(study.name, study.created), number))

@@ -13,7 +13,7 @@ from waitress import wasyncore
 from werkzeug.test import Client
 
 from hpsearch.confusion import MATRIX_FILE, confusion, pictures
-from hpsearch.pictures import Pictures
+from hpsearch.pictures import Folder, Pictures
 from hpsearch.settings import Settings
 from hpsearch.storage.open import Database
 from hpsearch.storage.tables import SYSTEM_ATTRIBUTES, TRIALS
@@ -73,6 +73,6 @@ def confuse(database: Database, folder: Path, study_id: int, name: str) -> None:
     with database.engine.begin() as connection:
         first = connection.scalars(select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)).first()
         for name, content in files.items():
-            key, value = Pictures(folder / "artifacts").save(name, content)
+            key, value = Pictures(Folder(folder / "artifacts")).save(name, content)
             row = {"trial_id": first, "key": key, "value_json": json.dumps(value)}
             connection.execute(insert(SYSTEM_ATTRIBUTES).values(row))

@@ -4,6 +4,7 @@ import gzip
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,7 +126,7 @@ def test_an_answer_is_sent_once_to_who_has_it(client: Opener, tmp_path: Path) ->
     settings = settings_for(tmp_path)
     with create(settings.storage_url) as database:
         made_up(database, "large", 600, 20, prune=False).fill(600, leave_running=4)
-        source = Source(database, tmp_path)
+        source = Source(database, settings)
         listed = source.find(1)
         assert listed is not None
         study = source.load(listed)
@@ -160,8 +161,8 @@ def test_lanes_and_checkpoints_of_a_trial_that_has_not_ended(client: Opener, tmp
             for epoch in (1, 2, 3):
                 place.save(key, epoch, b"content")
 
-        def shown(number: int, checkpoints: str = settings.checkpoints) -> list[int]:
-            source = Source(database, tmp_path, checkpoints)
+        def shown(number: int, artifacts: str = "") -> list[int]:
+            source = Source(database, replace(settings, artifacts=artifacts))
             found = trial_pages.one_trial(source, source.listed()[0], study, number, with_figures=False)
             assert found is not None
             return list(found[0]["checkpoints"])

@@ -38,7 +38,7 @@ def ask(asker: Client, method: str, path: str, headers: dict[str, str] | None = 
 def own_paths(settings: Settings) -> list[str]:
     """A path for every route of hpsearch's pages."""
     with create(settings.storage_url) as database:
-        rules = list(make_app(Source(database, settings.home), local(), Sessions(None)).url_map.iter_rules())
+        rules = list(make_app(Source(database, settings), local(), Sessions(None)).url_map.iter_rules())
     fill = {"study_id": "1", "number": "0", "filename": "live.js"}
     return sorted({re.sub(r"<(?:\w+:)?(\w+)>", lambda found: fill[found[1]], rule.rule) for rule in rules})
 
