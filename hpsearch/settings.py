@@ -20,6 +20,7 @@ class Settings:
     """Where things are on this machine.
 
     storage_url: where studies are recorded (HPSEARCH_STORAGE; default: hpsearch.db in the home folder).
+    storage_to: where `hpsearch storage copy` copies them to (HPSEARCH_STORAGE_TO; empty: the command says it).
     home: everything else that outlives a process (HPSEARCH_HOME; default: ./storage).
     artifacts: where checkpoints are, a folder or s3://BUCKET/PREFIX (HPSEARCH_ARTIFACTS; default: home/checkpoints).
     data_dir: data sets that are already there (HPSEARCH_DATA; None: download or ask).
@@ -41,6 +42,7 @@ class Settings:
     lanes: int | None = None
     artifacts: str = ""
     dashboard_token: str | None = field(default=None, repr=False)
+    storage_to: str = field(default="", repr=False)
 
     @property
     def checkpoints(self) -> str:
@@ -62,6 +64,7 @@ class Settings:
             storage_wait_seconds=_seconds(environment, "HPSEARCH_STORAGE_WAIT_SECONDS", cls.storage_wait_seconds),
             artifacts=environment.get("HPSEARCH_ARTIFACTS") or "",
             dashboard_token=environment.get("HPSEARCH_DASHBOARD_TOKEN") or None,
+            storage_to=environment.get("HPSEARCH_STORAGE_TO") or "",
         )
 
 

@@ -33,6 +33,7 @@ COMMANDS = {
     "report": ("hpsearch.cli.report:report", "Write one page with all figures and the numbers behind them."),
     "fsck": ("hpsearch.cli.fsck:fsck", "Check what is recorded about a study, and repair it."),
     "doctor": ("hpsearch.cli.doctor:doctor", "Tell what would go wrong in a long run."),
+    "storage": ("hpsearch.cli.storage:storage", "Copy all studies into another storage."),
     "dashboard": ("hpsearch.cli.dashboard:dashboard", "Browse the studies: live pages, and optuna-dashboard."),
     "validate": ("hpsearch.cli.validate:validate", "Name every mistake in a study file."),
 }
