@@ -26,7 +26,7 @@ from sqlalchemy import Column, Connection, Enum, MetaData, String, Table, delete
 from hpsearch.errors import HpsearchError, StorageError
 from hpsearch.settings import redact
 from hpsearch.storage.leases import now
-from hpsearch.storage.open import FAULTS, Database, explain, filling, same
+from hpsearch.storage.open import FAULTS, Database, filling, reason, same
 from hpsearch.storage.tables import LEASES, METADATA, STUDIES, TRIALS
 
 PORTION = 5_000  # rows that are in memory at once, of each side
@@ -215,7 +215,7 @@ def _is_text(column: Column[Any]) -> bool:
 
 
 def _place(connection: Connection) -> str:
-    return connection.engine.url.render_as_string(hide_password=True)
+    return redact(connection.engine.url.render_as_string(hide_password=False))
 
 
 @contextmanager
@@ -231,5 +231,5 @@ def _told(connection: Connection) -> Iterator[None]:
         )
         connection.invalidate()  # it may be in the middle of a COPY, or gone
         raise HpsearchError(
-            f"{_place(connection)} failed: {explain(error)}; nothing has been copied, {advice}"
+            f"{_place(connection)} failed: {reason(connection.engine.url, error)}; nothing has been copied, {advice}"
         ) from error

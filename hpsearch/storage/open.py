@@ -56,7 +56,7 @@ class Database:
 
     def explain(self, error: Exception) -> str:
         """What a call of this database that failed means, in half a sentence."""
-        return _reason(self.engine.url, error)
+        return reason(self.engine.url, error)
 
     def close(self) -> None:
         """Close every connection; the database can still be used and opens new ones."""
@@ -259,10 +259,10 @@ def _readable_errors(url: URL) -> Iterator[None]:
         yield
     except (*FAULTS, OSError, RuntimeError) as error:
         place = url.render_as_string(hide_password=True)
-        raise StorageError(f"storage {place} cannot be opened: {_reason(url, error)}") from error
+        raise StorageError(f"storage {place} cannot be opened: {reason(url, error)}") from error
 
 
-def _reason(url: URL, error: BaseException) -> str:
+def reason(url: URL, error: BaseException) -> str:
     """One line about a fault, without the password; SQLite's own words about a read-only database vary."""
     if read_only := is_read_only(url):
         return read_only
