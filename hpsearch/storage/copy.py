@@ -13,8 +13,8 @@ nothing could be taken back then.
 
 import enum
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -77,15 +77,17 @@ def copy(source: Database, url: str) -> Iterator[Step | Copied]:
         with filling(url, [ALEMBIC.metadata, OPTUNAS, METADATA]) as new:
             _make_room(old, new)
             for table in TABLES:
-                for rows in _read(old, table):
-                    _write(new, table, rows)
-                    num_done += len(rows)
-                    yield Step(num_done, num_all)
+                with closing(_read(old, table)) as portions:
+                    for rows in portions:
+                        _write(new, table, rows)
+                        num_done += len(rows)
+                        yield Step(num_done, num_all)
             _continue_ids(new)
             for table in TABLES:
-                for num_equal in _compare(old, new, table):
-                    num_done += num_equal
-                    yield Step(num_done, num_all)
+                with closing(_compare(old, new, table)) as portions:
+                    for num_equal in portions:
+                        num_done += num_equal
+                        yield Step(num_done, num_all)
     yield Copied(num_rows[STUDIES], num_rows[TRIALS], num_all // 2, num_running, lease_seconds, left_out)
 
 
@@ -140,13 +142,14 @@ def _make_room(old: Connection, new: Connection) -> None:
             new.execute(delete(table))
 
 
-def _read(connection: Connection, table: Table) -> Iterator[Sequence[Any]]:
+def _read(connection: Connection, table: Table) -> Generator[Sequence[Any]]:
     """The rows of a table by their primary key, in portions."""
     in_c = connection.dialect.name == "postgresql"  # SQLite orders texts by their bytes anyway
     key = [column.collate("C") if in_c and _is_text(column) else column for column in table.primary_key]
     with _told(connection):
-        found = connection.execute(select(table).order_by(*key), execution_options={"yield_per": PORTION})
-        yield from found.partitions()
+        statement = select(table).order_by(*key)
+        with connection.execute(statement, execution_options={"yield_per": PORTION}) as found:
+            yield from found.partitions()
 
 
 def _write(new: Connection, table: Table, rows: Sequence[Any]) -> None:
@@ -176,21 +179,21 @@ def _continue_ids(new: Connection) -> None:
                 new.execute(select(func.setval(sequence, highest)).where(highest.is_not(None)))
 
 
-def _compare(old: Connection, new: Connection, table: Table) -> Iterator[int]:
+def _compare(old: Connection, new: Connection, table: Table) -> Generator[int]:
     """Read the table on both sides; how many rows of each portion are the same, which is all of them.
 
     Raises:
         HpsearchError: a row is not.
     """
-    for ours, theirs in zip_longest(_read(old, table), _read(new, table), fillvalue=()):
-        if list(ours) != list(theirs):
-            for row, other in zip_longest(ours, theirs):
+    with closing(_read(old, table)) as here, closing(_read(new, table)) as there:
+        for ours, theirs in zip_longest(here, there, fillvalue=()):
+            for row, other in zip_longest(ours, theirs) if list(ours) != list(theirs) else ():
                 if row is None or other is None or not all(map(_equal, row, other)):
                     raise HpsearchError(
                         f"{_place(new)}: a row of table {table.name} came out as {other}, and is {row} in "
                         f"{_place(old)}: nothing has been copied"
                     )
-        yield len(ours)
+            yield len(ours)
 
 
 def _running(old: Connection) -> tuple[int, float]:

@@ -1,9 +1,7 @@
-"""storage/postgres: a backup is taken while workers run, and another server goes on from it as if nothing had happened."""
+"""storage/postgres: a backup is taken while workers run, and another server goes on from it."""
 
 import os
-import shutil
 import signal
-import stat
 import subprocess
 import time
 from collections.abc import Iterator
@@ -23,7 +21,6 @@ from hpsearch.storage.studies import RECIPE_KEY, LoadedStudy, create_study, load
 from hpsearch.train.program import Program, place
 from tests.cli.running import hpsearch, start
 from tests.postgres import PostgresServer, _binary, running_server
-from tests.studies import TINY
 
 SCRIPTS = Path(__file__).parent.parent.parent / "storage" / "postgres"
 BIN = Path(_binary("pg_dump")).parent
@@ -133,7 +130,9 @@ def wait_for_some(database: Database) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         trials = study_of(database).optuna_study.get_trials(deepcopy=False)
-        begun = [one for one in trials if one.state == TrialState.RUNNING and 5 < len(one.intermediate_values) < EPOCHS * 0.6]
+        begun = [
+            one for one in trials if one.state == TrialState.RUNNING and 5 < len(one.intermediate_values) < EPOCHS * 0.6
+        ]
         if len(begun) == 2 and any(one.state == TrialState.COMPLETE for one in trials):
             return
         time.sleep(0.05)
