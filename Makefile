@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := storage/demo
 
-.PHONY: demo test browser soak lint docs wheel clean
+.PHONY: demo test browser soak lint docs constraints wheel clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -52,6 +52,10 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python docs/generate.py --check
+
+# The versions that the Dockerfile installs: those with which the tests ran.
+constraints: $(VENV)/ready
+	$(BIN)/pip freeze --exclude-editable > constraints.txt
 
 docs: $(VENV)/ready
 	$(BIN)/python docs/generate.py

@@ -38,7 +38,9 @@ Completion of commands, options and study names: put `eval "$(_HPSEARCH_COMPLETE
 | variable | means |
 | --- | --- |
 | `HPSEARCH_STORAGE` | the storage's URL; passwords belong here, not on a command line, which others can read |
+| `HPSEARCH_STORAGE_PASSWORD_FILE` | a file with the password of that URL's user, if the URL holds none |
 | `HPSEARCH_STORAGE_TO` | the URL of the storage that `hpsearch storage copy` copies to |
+| `HPSEARCH_STORAGE_TO_PASSWORD_FILE` | a file with the password of that URL's user, likewise |
 | `HPSEARCH_HOME` | the folder of the database and the data cache; default `storage` in the current folder |
 | `HPSEARCH_DATA` | the folder in which data sets are looked for |
 | `HPSEARCH_ARTIFACTS` | where checkpoints are: a folder or `s3://BUCKET/PREFIX`; default: `checkpoints` at home |
@@ -46,6 +48,7 @@ Completion of commands, options and study names: put `eval "$(_HPSEARCH_COMPLETE
 | `HPSEARCH_CHECKPOINT_SECONDS` | how much training a killed worker may lose; default 30, 0 means one epoch |
 | `HPSEARCH_STORAGE_WAIT_SECONDS` | how long a worker waits for a storage that does not answer; default 300 |
 | `HPSEARCH_DASHBOARD_TOKEN` | what opens the dashboard, 12 characters or more; without it, a new one at every start |
+| `HPSEARCH_DASHBOARD_TOKEN_FILE` | a file that holds it |
 | `HPSEARCH_DEVICE` | what `--device` is if it is not given; default `auto` |"""
 
 STUDIES = """# Study files

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 from hpsearch.errors import UsageError
 
@@ -19,8 +20,10 @@ SECRET_PAIR = re.compile(r"(?i)(\w*(?:password|passwd|pwd|secret|token)\w*\s*=\s
 class Settings:
     """Where things are on this machine.
 
-    storage_url: where studies are recorded (HPSEARCH_STORAGE; default: hpsearch.db in the home folder).
-    storage_to: where `hpsearch storage copy` copies them to (HPSEARCH_STORAGE_TO; empty: the command says it).
+    storage_url: where studies are recorded (HPSEARCH_STORAGE; default: hpsearch.db in the home folder). A password that
+        is not in it may be in a file (HPSEARCH_STORAGE_PASSWORD_FILE).
+    storage_to: where `hpsearch storage copy` copies them to (HPSEARCH_STORAGE_TO; empty: its argument says so); the
+        password likewise (HPSEARCH_STORAGE_TO_PASSWORD_FILE).
     home: everything else that outlives a process (HPSEARCH_HOME; default: ./storage).
     artifacts: where checkpoints are, a folder or s3://BUCKET/PREFIX (HPSEARCH_ARTIFACTS; default: home/checkpoints).
     data_dir: data sets that are already there (HPSEARCH_DATA; None: download or ask).
@@ -29,7 +32,8 @@ class Settings:
     checkpoint_seconds: how much training a killed worker may lose (HPSEARCH_CHECKPOINT_SECONDS; 0: one epoch).
     lanes: how many trials a worker trains at once (None: one on a CPU, as many as pay on a GPU).
     storage_wait_seconds: how long a worker waits for a storage that is away (HPSEARCH_STORAGE_WAIT_SECONDS).
-    dashboard_token: what opens the dashboard (HPSEARCH_DASHBOARD_TOKEN; None: see `hpsearch dashboard --help`).
+    dashboard_token: what opens the dashboard (HPSEARCH_DASHBOARD_TOKEN, or in the file HPSEARCH_DASHBOARD_TOKEN_FILE;
+        None: see `hpsearch dashboard --help`).
     """
 
     storage_url: str
@@ -51,11 +55,18 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
-        """The settings of this process; an empty variable counts as not set."""
+        """The settings of this process; an empty variable counts as not set.
+
+        Raises:
+            UsageError: a variable holds what it may not, or a file that one names cannot be read.
+        """
         home = Path(environment.get("HPSEARCH_HOME") or "storage").expanduser()
         data_dir = environment.get("HPSEARCH_DATA")
         return cls(
-            storage_url=environment.get("HPSEARCH_STORAGE") or f"sqlite:///{home.as_posix()}/hpsearch.db",
+            storage_url=with_password(
+                environment.get("HPSEARCH_STORAGE") or f"sqlite:///{home.as_posix()}/hpsearch.db",
+                _secret(environment, "HPSEARCH_STORAGE_PASSWORD_FILE"),
+            ),
             home=home,
             data_dir=Path(data_dir).expanduser() if data_dir else None,
             device=environment.get("HPSEARCH_DEVICE") or "auto",
@@ -63,8 +74,11 @@ class Settings:
             checkpoint_seconds=_seconds(environment, "HPSEARCH_CHECKPOINT_SECONDS", cls.checkpoint_seconds),
             storage_wait_seconds=_seconds(environment, "HPSEARCH_STORAGE_WAIT_SECONDS", cls.storage_wait_seconds),
             artifacts=environment.get("HPSEARCH_ARTIFACTS") or "",
-            dashboard_token=environment.get("HPSEARCH_DASHBOARD_TOKEN") or None,
-            storage_to=environment.get("HPSEARCH_STORAGE_TO") or "",
+            dashboard_token=environment.get("HPSEARCH_DASHBOARD_TOKEN")
+            or _secret(environment, "HPSEARCH_DASHBOARD_TOKEN_FILE"),
+            storage_to=with_password(
+                environment.get("HPSEARCH_STORAGE_TO") or "", _secret(environment, "HPSEARCH_STORAGE_TO_PASSWORD_FILE")
+            ),
         )
 
 
@@ -79,6 +93,29 @@ def _seconds(environment: Mapping[str, str], name: str, default: float) -> float
     if not 0 <= seconds < math.inf:
         raise UsageError(f"{name}={text}: must be a number of seconds, 0 or more")
     return seconds
+
+
+def _secret(environment: Mapping[str, str], name: str) -> str | None:
+    """What stands in the file that a variable names, as Docker and Kubernetes hand secrets over."""
+    path = environment.get(name)
+    if not path:
+        return None
+    try:
+        text = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{name}={path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not text:
+        raise UsageError(f"{name}={path}: the file is empty; it must hold the secret and nothing else")
+    return text
+
+
+def with_password(url: str, password: str | None) -> str:
+    """A storage URL that names a user but no password, with this one; any other URL as it is."""
+    scheme, separator, rest = url.partition("://")
+    user, at, place = rest.partition("@")
+    if password is None or not separator or not at or not user or set(user) & set(":/?") or scheme.startswith("sqlite"):
+        return url
+    return f"{scheme}://{user}:{quote(password, safe='')}@{place}"
 
 
 def redact(url: str) -> str:

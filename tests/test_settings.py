@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import make_url
 
+from hpsearch.errors import UsageError
 from hpsearch.settings import Settings, redact
 
 
@@ -55,3 +57,35 @@ def test_what_has_no_password_is_left_alone(url):
 
 def test_the_rest_of_the_url_stays():
     assert redact("postgresql+psycopg://me:p@host:5432/db?a=b") == "postgresql+psycopg://me:***@host:5432/db?a=b"
+
+
+def test_secrets_from_files(tmp_path):
+    (tmp_path / "password").write_text("p@ss/w:rd?\n")
+    (tmp_path / "token").write_text("a-long-enough-token\n")
+    given = {
+        "HPSEARCH_STORAGE": "postgresql+psycopg://me@host:5432/db?sslmode=require",
+        "HPSEARCH_STORAGE_PASSWORD_FILE": str(tmp_path / "password"),
+        "HPSEARCH_DASHBOARD_TOKEN_FILE": str(tmp_path / "token"),
+    }
+    settings = Settings.from_environment(given)
+    url = make_url(settings.storage_url)
+    assert (url.username, url.password, url.host, url.query["sslmode"]) == ("me", "p@ss/w:rd?", "host", "require")
+    assert settings.dashboard_token == "a-long-enough-token"
+    assert "ss/w" not in redact(settings.storage_url)
+    again = Settings.from_environment(given | {"HPSEARCH_STORAGE": settings.storage_url})  # as worker processes get it
+    assert again.storage_url == settings.storage_url
+
+
+@pytest.mark.parametrize("url", ["sqlite:////tmp/me@x/a.db", "postgresql://host/db", "postgresql://me:own@host/db"])
+def test_a_password_goes_nowhere_else(tmp_path, url):
+    (tmp_path / "password").write_text("secret")
+    given = {"HPSEARCH_STORAGE": url, "HPSEARCH_STORAGE_PASSWORD_FILE": str(tmp_path / "password")}
+    assert Settings.from_environment(given).storage_url == url
+
+
+def test_a_secret_that_is_not_there(tmp_path):
+    with pytest.raises(UsageError, match=r"HPSEARCH_DASHBOARD_TOKEN_FILE=.*absent: cannot be read: No such file"):
+        Settings.from_environment({"HPSEARCH_DASHBOARD_TOKEN_FILE": str(tmp_path / "absent")})
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(UsageError, match="the file is empty"):
+        Settings.from_environment({"HPSEARCH_STORAGE_PASSWORD_FILE": str(tmp_path / "empty")})

@@ -32,8 +32,8 @@ COMMANDS = {
     "transfer": ("hpsearch.cli.transfer:transfer", "Carry an export over to another data set, against scratch."),
     "report": ("hpsearch.cli.report:report", "Write one page with all figures and the numbers behind them."),
     "fsck": ("hpsearch.cli.fsck:fsck", "Check what is recorded about a study, and repair it."),
+    "storage": ("hpsearch.cli.storage:storage", "Make a storage's tables, or copy it into another one."),
     "doctor": ("hpsearch.cli.doctor:doctor", "Tell what would go wrong in a long run."),
-    "storage": ("hpsearch.cli.storage:storage", "Copy all studies into another storage."),
     "dashboard": ("hpsearch.cli.dashboard:dashboard", "Browse the studies: live pages, and optuna-dashboard."),
     "validate": ("hpsearch.cli.validate:validate", "Name every mistake in a study file."),
 }

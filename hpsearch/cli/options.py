@@ -1,6 +1,7 @@
 """What several commands share: the storage option, study arguments with completion, and JSON output."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,12 +33,14 @@ def json_option(function: Decorated) -> Decorated:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for a machine to read.")(function)
 
 
-def settings_from(storage: str | None = None, device: str | None = None, data_dir: Path | None = None) -> Settings:
+def settings_from(
+    storage: str | None = None, device: str | None = None, data_dir: Path | None = None, storage_to: str | None = None
+) -> Settings:
     """The environment's settings, with what the command line says on top."""
-    settings = Settings.from_environment()
+    given = {"HPSEARCH_STORAGE": storage, "HPSEARCH_STORAGE_TO": storage_to}
+    settings = Settings.from_environment({**os.environ, **{name: url for name, url in given.items() if url}})
     return replace(
         settings,
-        storage_url=storage or settings.storage_url,
         device=device or settings.device,
         data_dir=data_dir or settings.data_dir,
     )

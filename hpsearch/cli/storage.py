@@ -1,4 +1,4 @@
-"""`hpsearch storage copy`: all studies of one storage into another one."""
+"""`hpsearch storage`: make the tables of a storage, and copy all studies into another one."""
 
 import contextlib
 import time
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hpsearch.cli.options import settings_from
+from hpsearch.cli.options import settings_from, storage_option
 from hpsearch.errors import UsageError
+from hpsearch.settings import redact
 
 if TYPE_CHECKING:
     from hpsearch.storage.copy import Copied, Step
@@ -18,7 +19,18 @@ ENVIRONMENT = "-"  # as an argument: the URL is in the environment
 
 @click.group()
 def storage() -> None:
-    """Copy all studies into another storage; see `hpsearch storage copy --help`."""
+    """Make the tables of a storage, or copy all its studies into another one."""
+
+
+@storage.command()
+@storage_option
+def create(storage: str | None) -> None:
+    """Make the tables where they are missing, so that workers can wait for studies; `create-study` does so too."""
+    from hpsearch.storage.open import create as make
+
+    url = settings_from(storage).storage_url
+    with make(url):
+        click.echo(f"{redact(url)} is ready")
 
 
 @storage.command()
@@ -28,8 +40,9 @@ def copy(source: str, destination: str) -> None:
     """Copy every study of the storage FROM into the storage TO, which holds none yet, and compare them row by row.
 
     Both are URLs, of SQLite or PostgreSQL. FROM may be left out, or be -, for the storage in HPSEARCH_STORAGE (else
-    sqlite:///storage/hpsearch.db), and so may TO for that in HPSEARCH_STORAGE_TO. A URL with a password belongs there
-    or without it in ~/.pgpass: others can read a command line.
+    sqlite:///storage/hpsearch.db), and so may TO for that in HPSEARCH_STORAGE_TO. Passwords belong there, into
+    ~/.pgpass, or into the files that HPSEARCH_STORAGE_PASSWORD_FILE and HPSEARCH_STORAGE_TO_PASSWORD_FILE name: others
+    can read a command line.
 
     The copy is what FROM holds at one moment. Stop its workers first (`hpsearch stop STUDY`): what they report after
     that moment is not in the copy, and their trials go on from a checkpoint in the new storage. TO is filled in one
@@ -38,13 +51,13 @@ def copy(source: str, destination: str) -> None:
     from hpsearch.storage.copy import copy as run
     from hpsearch.storage.open import connect
 
-    settings = settings_from(None if source == ENVIRONMENT else source)
-    url = settings.storage_to if destination == ENVIRONMENT else destination
-    if not url:
+    given = [None if url == ENVIRONMENT else url for url in (source, destination)]
+    settings = settings_from(given[0], storage_to=given[1])
+    if not settings.storage_to:
         raise UsageError("where to is not said: give the storage's URL as TO, or set HPSEARCH_STORAGE_TO")
     started = time.monotonic()
     with connect(settings.storage_url) as database:
-        copied = _watched(run(database, url))
+        copied = _watched(run(database, settings.storage_to))
     seconds = time.monotonic() - started
     click.echo(
         f"copied {_number(copied.num_studies, 'study', 'studies')}, {_number(copied.num_trials, 'trial', 'trials')}, "

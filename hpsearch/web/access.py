@@ -114,11 +114,17 @@ class Sessions:
                 return 0.0
             return self._failures[0][0] + ATTEMPT_SECONDS - now
 
+    def is_token(self, token: str, address: str) -> bool:
+        """Whether this is the token; if it is not, the attempt counts against the address."""
+        if hmac.compare_digest(_digest(token), self._digest) and self.required:
+            return True
+        with self._lock:
+            self._failures.append((self._clock(), address))
+        return False
+
     def open(self, token: str, address: str) -> str | None:
         """The cookie of a new session, or None if the token is wrong."""
-        if not hmac.compare_digest(_digest(token), self._digest) or not self.required:
-            with self._lock:
-                self._failures.append((self._clock(), address))
+        if not self.is_token(token, address):
             return None
         name = secrets.token_urlsafe(24)
         with self._lock:

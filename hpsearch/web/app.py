@@ -14,9 +14,9 @@ from werkzeug.wrappers import Response as AnyResponse
 from hpsearch.storage import fleet
 from hpsearch.storage.open import FAULTS
 from hpsearch.storage.studies import LoadedStudy
-from hpsearch.web import evidence, study_pages, trial_pages, words
+from hpsearch.web import evidence, metrics, study_pages, trial_pages, words
 from hpsearch.web.access import SESSION_SECONDS, Access, Sessions
-from hpsearch.web.guard import OWN, SIGN_IN
+from hpsearch.web.guard import METRICS, OWN, SIGN_IN
 from hpsearch.web.live import Content, Live
 from hpsearch.web.queries import Listed
 from hpsearch.web.source import Source
@@ -50,6 +50,9 @@ def make_app(source: Source, access: Access, sessions: Sessions) -> Flask:
     }
     for path, view in routes.items():
         app.add_url_rule(f"{OWN}{path}", view.__name__, view)
+    app.add_url_rule(
+        METRICS, "metrics", lambda: Response(metrics.exposed(source), content_type=metrics.CONTENT_TYPE_LATEST)
+    )
     app.add_url_rule(OWN, "home", lambda: redirect(url_for("studies")))
     _add_doors(app, access, sessions)
     _add_controls(app, pages, access)

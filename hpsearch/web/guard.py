@@ -18,6 +18,7 @@ Headers = list[tuple[str, str]]
 
 OWN = "/hpsearch"  # hpsearch's own pages live under it; everything else is optuna-dashboard's
 SIGN_IN = f"{OWN}/sign-in"
+METRICS = f"{OWN}/metrics"  # read by programs, which give the token as `Authorization: Bearer TOKEN`
 OPEN = (SIGN_IN, f"{OWN}/static/style.css")  # what a person sees who has not signed in
 READING = ("GET", "HEAD")
 SAFE_IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp")  # SVG can hold scripts
@@ -112,9 +113,26 @@ class Guard:
             return None
         if self._sessions.name(cookie(environ, self._access.cookie)) is not None:
             return None
+        if environ["PATH_INFO"] == METRICS:
+            return self._bearer(environ)
         if environ["REQUEST_METHOD"] in READING and "text/html" in environ.get("HTTP_ACCEPT", ""):
             return Refusal("303 See Other", "Sign in first.", (("Location", SIGN_IN),))
         return Refusal("401 Unauthorized", f"Sign in at {SIGN_IN} first.")
+
+    def _bearer(self, environ: Environ) -> Refusal | None:
+        address = environ.get("REMOTE_ADDR", "")
+        scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        if scheme.lower() != "bearer":
+            return Refusal(
+                "401 Unauthorized",
+                "Metrics want the dashboard's token in the header Authorization: Bearer TOKEN.",
+                (("Www-Authenticate", "Bearer"),),
+            )
+        if (seconds := self._sessions.wait_seconds(address)) > 0:
+            return Refusal("429 Too Many Requests", "Too many wrong tokens.", (("Retry-After", f"{seconds:.0f}"),))
+        if self._sessions.is_token(token.strip(), address):
+            return None
+        return Refusal("401 Unauthorized", "That is not the token that this dashboard was started with.")
 
 
 def with_headers(environ: Environ, start_response: Callable[..., Any]) -> Callable[..., Any]:

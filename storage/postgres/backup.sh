@@ -82,7 +82,7 @@ pg_restore --data-only --file=- "$work/database.dump" | count_dumped | sort >"$w
 diff "$work/rows" "$work/dumped" >&2 || fail "the dump does not hold the rows of the database (< database, > dump)"
 rm "$work/dumped"
 
-archive "$work/files.tar" "$(home_folder)" weights pictures exports
+archive "$work/files.tar" "$(home_folder)" weights artifacts exports
 
 (cd "$work" && sha256sum -- * >"$work/.sums" && mv .sums SHA256SUMS && sha256sum --check --quiet SHA256SUMS)
 sync -f "$work"

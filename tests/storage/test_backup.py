@@ -61,10 +61,10 @@ trials = {NUM_TRIALS}
 FILES = (
     "checkpoints/key/000002-hash.safetensors",
     "weights/key/000000-hash.safetensors",
-    "pictures/a picture",
+    "artifacts/a picture",
     "exports/tiny/model.safetensors",
     "datasets/made again when it is missing",
-    "pictures/.half.part",
+    "artifacts/.half.part",
 )
 PASSWORD = "s3:cr\\et"  # libpq's file of passwords has a meaning for both marks
 
@@ -136,7 +136,7 @@ def test_another_server_goes_on_from_a_backup(
     assert f"{backup}: " in said
     assert "rows, verified" in said
     assert {path.name for path in backup.iterdir()} == {"checkpoints.tar", "database.dump", "rows", "SHA256SUMS"} | (
-        {"files.tar"} if (home / "pictures").exists() else set()
+        {"files.tar"} if (home / "artifacts").exists() else set()
     )
 
     there, new_home = other.new_database(), tmp_path / "new-home"

@@ -1,0 +1,55 @@
+"""Metrics as Prometheus reads them, and who may read them."""
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from hpsearch.settings import Settings
+from tests.web.serving import HOST, TOKEN, Opener, local
+
+PATH = "/hpsearch/metrics"
+
+
+def scraped(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Every sample, by name and labels."""
+    families = text_string_to_metric_families(text)
+    return {(one.name, frozenset(one.labels.items())): one.value for family in families for one in family.samples}
+
+
+def test_what_stands_there(settings: Settings, client: Opener) -> None:
+    answer = client(settings, local()).get(PATH, headers={"Host": HOST})
+    assert answer.status_code == 200
+    assert answer.content_type.startswith("text/plain; version=")
+    found = scraped(answer.text)
+    states = {
+        dict(labels)["state"]: value
+        for (name, labels), value in found.items()
+        if name == "hpsearch_trials" and ("study", "made-up") in labels
+    }
+    assert sum(states.values()) == 40
+    assert states["running"] == 2
+    assert found["hpsearch_study_state", frozenset({("study", "made-up"), ("state", "running")})] == 1
+    assert found["hpsearch_study_state", frozenset({("study", "made-up"), ("state", "paused")})] == 0
+    assert 0 < found["hpsearch_best_value", frozenset({("study", "made-up")})] < 1
+    workers = {dict(labels)["state"]: value for (name, labels), value in found.items() if name == "hpsearch_workers"}
+    assert sum(workers.values()) >= 1
+    assert any(name == "hpsearch_images_per_second" and value > 0 for (name, _), value in found.items())
+
+
+def test_only_with_the_token(settings: Settings, client: Opener) -> None:
+    asker = client(settings, local(token=TOKEN))
+
+    def status(path: str, authorization: str | None) -> int:
+        given = {"Authorization": authorization} if authorization else {}
+        return asker.get(path, headers={"Host": HOST} | given).status_code
+
+    assert status(PATH, f"Bearer {TOKEN}") == 200
+    assert status(PATH, None) == status(PATH, "Basic eDp5") == status(PATH, "Bearer ") == 401
+    assert status("/hpsearch/", f"Bearer {TOKEN}") == 401  # it opens nothing else
+    assert [status(PATH, "Bearer wrong") for _ in range(6)][-1] == 429
+    assert status(PATH, f"Bearer {TOKEN}") == 429  # or guessing would only have to go on
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+def test_they_are_read_only(settings: Settings, client: Opener, method: str) -> None:
+    answer = client(settings, local()).open(PATH, method=method, headers={"Host": HOST, "Origin": f"http://{HOST}"})
+    assert answer.status_code in (403, 405)
