@@ -1,6 +1,7 @@
 """storage/postgres: a backup is taken while workers run, and another server goes on from it."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -316,6 +317,15 @@ def test_what_restore_refuses(recorded: Sandbox, other: PostgresServer, tmp_path
     assert rows(recorded.url) == before
     assert rows(there) == {}
     assert not new.exists()
+
+
+def test_compose_runs_them_with_the_tools_of_its_own_server() -> None:
+    files = (SCRIPTS.parent.parent / "docker-compose.yml", SCRIPTS / "backup.yml")
+    images = [re.findall(r"image: (postgres:\S+)", file.read_text()) for file in files]
+    assert images[0] == images[1]
+    assert set(re.findall(r"/scripts/(\S+?)\"", files[1].read_text())) == {
+        path.name for path in SCRIPTS.glob("[br]*.sh")
+    }
 
 
 def test_the_scripts_are_clean() -> None:
