@@ -228,11 +228,12 @@ def _told(connection: Connection) -> Iterator[None]:
     try:
         yield
     except (*FAULTS, known.Error) as error:
-        twice_or_nothing = isinstance(getattr(error, "orig", None) or error, known.IntegrityError)
-        advice = (
-            "`hpsearch fsck STUDY --repair` deletes rows that belong to nothing" if twice_or_nothing else "try again"
-        )
         connection.invalidate()  # it may be in the middle of a COPY, or gone
+        cause, advice = getattr(error, "orig", None) or error, ""
+        if isinstance(cause, known.IntegrityError):
+            advice = "; `hpsearch fsck STUDY --repair` deletes rows that belong to nothing"
+        elif isinstance(cause, known.OperationalError):
+            advice = "; try again"
         raise HpsearchError(
-            f"{_place(connection)} failed: {reason(connection.engine.url, error)}; nothing has been copied, {advice}"
+            f"{_place(connection)} failed: {reason(connection.engine.url, error)}; nothing has been copied{advice}"
         ) from error

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 import torch
 from optuna.trial import TrialState
 
@@ -317,6 +318,16 @@ def test_what_restore_refuses(recorded: Sandbox, other: PostgresServer, tmp_path
     assert rows(recorded.url) == before
     assert rows(there) == {}
     assert not new.exists()
+
+
+def test_the_server_logs_no_statements(other: PostgresServer) -> None:
+    engine = sqlalchemy.create_engine(other.new_database())
+    with engine.connect() as connection, pytest.raises(sqlalchemy.exc.ProgrammingError):
+        connection.exec_driver_sql("SELECT 'from a statement' FROM nowhere")
+    engine.dispose()
+    log = (other.folder / "log").read_text()
+    assert 'relation "nowhere" does not exist' in log
+    assert "from a statement" not in log
 
 
 def test_compose_runs_them_with_the_tools_of_its_own_server() -> None:
