@@ -41,7 +41,10 @@ use_password_file
 
 folder=$(cd "$1" && pwd)
 name=hpsearch-$(date -u +%Y%m%dT%H%M%SZ)
-[ ! -e "$folder/$name" ] || refuse "$folder/$name: there is a backup of this second already"
+while [ -e "$folder/$name" ]; do # one of this second
+    sleep 0.2
+    name=hpsearch-$(date -u +%Y%m%dT%H%M%SZ)
+done
 work=$(mktemp -d "$folder/.$name.XXXXXX")
 
 # Archive what is there of some folders below another one, while workers write and delete files: a file is written
@@ -86,7 +89,7 @@ archive "$work/files.tar" "$(home_folder)" weights artifacts exports
 
 (cd "$work" && sha256sum -- * >"$work/.sums" && mv .sums SHA256SUMS && sha256sum --check --quiet SHA256SUMS)
 sync -f "$work"
-mv "$work" "$folder/$name"
+mv --no-target-directory "$work" "$folder/$name"
 
 # The names sort by time.
 mapfile -t backups < <(find "$folder" -maxdepth 1 -type d -name 'hpsearch-[0-9]*T[0-9]*Z' | sort)
