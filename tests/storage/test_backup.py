@@ -40,7 +40,7 @@ pytestmark = pytest.mark.skipif(
     reason=f"{BIN} lacks pg_dump, pg_restore or psql: install PostgreSQL's client there, or unset HPSEARCH_TEST_PG_BIN",
 )
 
-NUM_TRIALS, EPOCHS = 4, 100  # a trial takes seconds, many times what lies between the checkpoints and the database
+NUM_TRIALS, EPOCHS = 4, 80  # a trial takes seconds, many times what lies between the checkpoints and the database
 STUDY = f"""
 name = "long"
 [model]
@@ -118,6 +118,7 @@ def study_of(database: Database) -> LoadedStudy:
     return load_study(database, "long")
 
 
+@pytest.mark.timeout(600)
 def test_another_server_goes_on_from_a_backup(
     postgres: PostgresServer, other: PostgresServer, tmp_path: Path, backups: Path
 ) -> None:

@@ -175,6 +175,7 @@ def test_a_copy_is_of_one_moment(sandbox: Sandbox, destination: str, monkeypatch
         assert [row["epoch"] for row in ledger.epochs(new, sandbox.ids[ABANDONED])] == [1, 2]
 
 
+@pytest.mark.timeout(600)
 def test_workers_that_run_meanwhile(tmp_path: Path, postgres: PostgresServer) -> None:
     old, new = f"sqlite:///{tmp_path / 'old.db'}", postgres.new_database()
     changes = {"epochs": "epochs = 60", "trials": "trials = 4", 'name = "asha"': 'name = "none"'}
