@@ -39,6 +39,8 @@ Completion of commands, options and study names: put `eval "$(_HPSEARCH_COMPLETE
 | --- | --- |
 | `HPSEARCH_STORAGE` | the storage's URL; passwords belong here, not on a command line, which others can read |
 | `HPSEARCH_STORAGE_PASSWORD_FILE` | a file with the password of that URL's user, if the URL holds none |
+| `HPSEARCH_STORAGE_TO` | the URL of the storage that `hpsearch storage copy` copies to |
+| `HPSEARCH_STORAGE_TO_PASSWORD_FILE` | a file with the password of that URL's user, likewise |
 | `HPSEARCH_HOME` | the folder of the database and the data cache; default `storage` in the current folder |
 | `HPSEARCH_DATA` | the folder in which data sets are looked for |
 | `HPSEARCH_ARTIFACTS` | where checkpoints, weights and pictures are: a shared folder or `s3://BUCKET/PREFIX`; default: at home |
@@ -223,7 +225,11 @@ def cli_page() -> str:
     for name in cli.list_commands(group):
         command = cli.get_command(group, name)
         assert command is not None
-        parts += [f"## hpsearch {name}", help_text(command, click.Context(command, info_name=name, parent=group))]
+        context = click.Context(command, info_name=name, parent=group)
+        parts += [f"## hpsearch {name}", help_text(command, context)]
+        for part, one in command.commands.items() if isinstance(command, click.Group) else ():
+            inner = click.Context(one, info_name=part, parent=context)
+            parts += [f"### hpsearch {name} {part}", help_text(one, inner)]
     return "\n\n".join(parts) + "\n"
 
 

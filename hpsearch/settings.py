@@ -22,6 +22,8 @@ class Settings:
 
     storage_url: where studies are recorded (HPSEARCH_STORAGE; default: hpsearch.db in the home folder). A password that
         is not in it may be in a file (HPSEARCH_STORAGE_PASSWORD_FILE).
+    storage_to: where `hpsearch storage copy` copies them to (HPSEARCH_STORAGE_TO; empty: its argument says so); the
+        password likewise (HPSEARCH_STORAGE_TO_PASSWORD_FILE).
     home: everything else that outlives a process (HPSEARCH_HOME; default: ./storage).
     artifacts: where checkpoints, weights and pictures are, a folder that several machines share or s3://BUCKET/PREFIX
         (HPSEARCH_ARTIFACTS; default: folders at home).
@@ -45,6 +47,7 @@ class Settings:
     lanes: int | None = None
     artifacts: str = ""
     dashboard_token: str | None = field(default=None, repr=False)
+    storage_to: str = field(default="", repr=False)
 
     @property
     def checkpoints(self) -> str:
@@ -84,6 +87,9 @@ class Settings:
             artifacts=environment.get("HPSEARCH_ARTIFACTS") or "",
             dashboard_token=environment.get("HPSEARCH_DASHBOARD_TOKEN")
             or _secret(environment, "HPSEARCH_DASHBOARD_TOKEN_FILE"),
+            storage_to=with_password(
+                environment.get("HPSEARCH_STORAGE_TO") or "", _secret(environment, "HPSEARCH_STORAGE_TO_PASSWORD_FILE")
+            ),
         )
 
 

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,8 +25,8 @@ START_SECONDS = 60
 class PostgresServer:
     """One server over a folder; it can be stopped and started again on the same port."""
 
-    def __init__(self, folder: Path, fsync: bool = False) -> None:
-        self.folder, self._fsync = folder, fsync
+    def __init__(self, folder: Path, fsync: bool = False, options: Sequence[str] = ()) -> None:
+        self.folder, self._fsync, self._options = folder, fsync, options
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         initdb = [binary("initdb"), "-D", str(folder / "data"), "-U", "hpsearch", "-E", "UTF8", "--auth=trust"]
@@ -46,7 +46,7 @@ class PostgresServer:
     def start(self) -> None:
         """Start the server and wait until it answers."""
         fsync = f"fsync={'on' if self._fsync else 'off'}"
-        options = ["-c", "listen_addresses=127.0.0.1", "-c", fsync, "-c", "max_connections=200"]
+        options = ["-c", "listen_addresses=127.0.0.1", "-c", fsync, "-c", "max_connections=200", *self._options]
         place = ["-D", str(self.folder / "data"), "-k", str(self.folder), "-p", str(self.port)]
         with open(self.folder / "log", "ab") as log:
             self._process = subprocess.Popen(
@@ -80,14 +80,14 @@ class PostgresServer:
 
 
 @contextmanager
-def running_server(fsync: bool = False) -> Iterator[PostgresServer]:
-    """A started server in a temporary folder; stopped and deleted at the end.
+def running_server(fsync: bool = False, options: Sequence[str] = ()) -> Iterator[PostgresServer]:
+    """A started server in a temporary folder, with further `options`; stopped and deleted at the end.
 
     Without `fsync` it would not survive a power cut, and is faster than a real one.
     """
     folder = Path(tempfile.mkdtemp(prefix="hpsearch-pg-"))  # short: a socket's path has at most 107 characters
     try:
-        server = PostgresServer(folder, fsync)
+        server = PostgresServer(folder, fsync, options)
         server.start()
         try:
             yield server

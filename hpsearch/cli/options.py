@@ -33,9 +33,12 @@ def json_option(function: Decorated) -> Decorated:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for a machine to read.")(function)
 
 
-def settings_from(storage: str | None = None, device: str | None = None, data_dir: Path | None = None) -> Settings:
+def settings_from(
+    storage: str | None = None, device: str | None = None, data_dir: Path | None = None, storage_to: str | None = None
+) -> Settings:
     """The environment's settings, with what the command line says on top."""
-    settings = Settings.from_environment({**os.environ, **({"HPSEARCH_STORAGE": storage} if storage else {})})
+    given = {"HPSEARCH_STORAGE": storage, "HPSEARCH_STORAGE_TO": storage_to}
+    settings = Settings.from_environment({**os.environ, **{name: url for name, url in given.items() if url}})
     return replace(
         settings,
         device=device or settings.device,

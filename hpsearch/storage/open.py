@@ -1,8 +1,8 @@
 """From a storage URL to a database: Optuna's storage and the engine beneath it, set up to be shared."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from filelock import FileLock
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages._rdb import models
-from sqlalchemy import Engine, event
+from sqlalchemy import Connection, Engine, MetaData, event
 from sqlalchemy.engine import URL, make_url
 
 from hpsearch.errors import StorageEmpty, StorageError
@@ -58,7 +58,7 @@ class Database:
 
     def explain(self, error: Exception) -> str:
         """What a call of this database that failed means, in half a sentence."""
-        return _reason(self.engine.url, error)
+        return reason(self.engine.url, error)
 
     def close(self) -> None:
         """Close every connection; the database can still be used and opens new ones."""
@@ -111,6 +111,54 @@ def reach(url: str) -> Iterator[Engine]:
         yield engine
     finally:
         engine.dispose()
+
+
+@contextmanager
+def filling(url: str, metadata: Sequence[MetaData]) -> Iterator[Connection]:
+    """One transaction on the database at `url`, with tables made where they are missing: all of it stays, or nothing.
+
+    Nobody else makes tables there meanwhile. A SQLite file that was not there before is deleted after a failure.
+
+    Raises:
+        StorageError: the URL has no known form, or the database cannot be reached or written.
+    """
+    parsed, file = _parse(url), file_of(url)
+    new = file is not None and not file.exists()
+    engine = _engine(parsed)
+    with ExitStack() as stack:
+        stack.callback(engine.dispose)
+        with _readable_errors(parsed):
+            if file is not None:  # else the lock is that of the transaction itself
+                stack.enter_context(_schema_lock(parsed))
+            connection = stack.enter_context(engine.connect())
+            if file is not None:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            else:
+                connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(SCHEMA_LOCK)))
+            for tables_ in metadata:
+                tables_.create_all(connection)
+        try:
+            yield connection
+            connection.commit()
+        except BaseException:
+            if file is not None and new:
+                connection.invalidate()
+                for end in ("", "-wal", "-shm"):
+                    Path(f"{file}{end}").unlink(missing_ok=True)
+            raise
+
+
+def same(database: Database, url: str) -> bool:
+    """Whether the URL is that of the open database; two names of one PostgreSQL server are not seen through.
+
+    Raises:
+        StorageError: the URL has no known form.
+    """
+    ours, theirs = database.engine.url, _parse(url)
+    if ours.get_backend_name() == theirs.get_backend_name() == "sqlite":
+        return Path(ours.database or "").resolve() == Path(theirs.database or "").resolve()
+    places = [(url.drivername, url.host, url.port or 5432, url.database, *url.query.items()) for url in (ours, theirs)]
+    return places[0] == places[1]
 
 
 def file_of(url: str) -> Path | None:
@@ -213,10 +261,10 @@ def _readable_errors(url: URL) -> Iterator[None]:
         yield
     except (*FAULTS, OSError, RuntimeError) as error:
         place = url.render_as_string(hide_password=True)
-        raise StorageError(f"storage {place} cannot be opened: {_reason(url, error)}") from error
+        raise StorageError(f"storage {place} cannot be opened: {reason(url, error)}") from error
 
 
-def _reason(url: URL, error: BaseException) -> str:
+def reason(url: URL, error: BaseException) -> str:
     """One line about a fault, without the password; SQLite's own words about a read-only database vary."""
     if read_only := is_read_only(url):
         return read_only
