@@ -27,7 +27,7 @@ class PostgresServer:
 
     def __init__(self, folder: Path, fsync: bool = False) -> None:
         self.folder, self._fsync = folder, fsync
-        self.port = _free_port()
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         initdb = [_binary("initdb"), "-D", str(folder / "data"), "-U", "hpsearch", "-E", "UTF8", "--auth=trust"]
         _run_plain([*initdb, "--no-sync", "--no-instructions"])
@@ -50,7 +50,7 @@ class PostgresServer:
         place = ["-D", str(self.folder / "data"), "-k", str(self.folder), "-p", str(self.port)]
         with open(self.folder / "log", "ab") as log:
             self._process = subprocess.Popen(
-                [*_as_plain_user(), *_die_with_parent(), _binary("postgres"), *place, *options],
+                [*as_plain_user(), *die_with_parent(), _binary("postgres"), *place, *options],
                 stdout=log,
                 stderr=log,
             )
@@ -108,20 +108,23 @@ def _binary(name: str) -> str:
 
 
 def _run_plain(command: list[str]) -> None:
-    done = subprocess.run([*_as_plain_user(), *command], capture_output=True, text=True, check=False)
+    done = subprocess.run([*as_plain_user(), *command], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
 
 
-def _as_plain_user() -> list[str]:
+def as_plain_user() -> list[str]:
+    """What stands before a command that root may not run."""
     return ["unshare", "--user", "--map-user=1000", "--map-group=1000"] if os.geteuid() == 0 else []
 
 
-def _die_with_parent() -> list[str]:
+def die_with_parent() -> list[str]:
+    """What stands before a command that is to end with this process."""
     return ["setpriv", "--pdeathsig", "INT"] if shutil.which("setpriv") else []
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody uses."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

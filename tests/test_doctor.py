@@ -156,7 +156,7 @@ def test_connections(postgres: PostgresServer) -> None:
     assert database(url, 50)["connections"].state == OK
     check = database(url, 150)["connections"]
     assert check.state == FAILURE
-    assert "150 workers need up to 450 connections" in check.text
+    assert "150 workers need up to 300 connections" in check.text
     assert "that the server allows" in check.text
     sql(url, f"ALTER DATABASE {url.rpartition('/')[2]} CONNECTION LIMIT 5")
     check = database(url, 3)["connections"]
