@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -20,14 +21,22 @@ START_SECONDS = 20
 MISSING = "no PgBouncer: run tests/install.sh as root, or apt-get install pgbouncer"
 
 
+@dataclass(frozen=True)
+class Pooler:
+    """A running PgBouncer."""
+
+    port: int
+    pid: int
+
+
 def binary() -> str | None:
     """Where PgBouncer is; None if it is not installed."""
     return shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 
 
 @contextmanager
-def pooled(server: PostgresServer, pool_size: int, max_clients: int = 100) -> Iterator[int]:
-    """The port of a PgBouncer that has `pool_size` connections to each database; stopped at the end."""
+def pooled(server: PostgresServer, pool_size: int, max_clients: int = 100) -> Iterator[Pooler]:
+    """A PgBouncer that has `pool_size` connections to each database; stopped at the end."""
     folder, port = Path(tempfile.mkdtemp(prefix="hpsearch-pgb-")), free_port()
     settings = {
         "listen_addr": "127.0.0.1",
@@ -49,7 +58,7 @@ def pooled(server: PostgresServer, pool_size: int, max_clients: int = 100) -> It
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         _wait(process, port, folder / "log")
-        yield port
+        yield Pooler(port, process.pid)
     finally:
         process.send_signal(signal.SIGQUIT)  # at once, with connections open
         process.wait(timeout=START_SECONDS)

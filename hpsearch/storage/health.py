@@ -74,7 +74,7 @@ def refuses_writing(connection: Connection) -> str:
 
 
 def is_pooled(connection: Connection) -> bool:
-    """Whether a pooler stands before PostgreSQL: the process that serves is not the one that the connection was told."""
+    """Whether a pooler stands before PostgreSQL: what serves is not the process that the connection was told of."""
     driver: Any = connection.connection.driver_connection
     return bool(connection.scalar(text("SELECT pg_backend_pid()")) != driver.info.backend_pid)
 

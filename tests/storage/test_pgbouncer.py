@@ -47,8 +47,8 @@ def direct(postgres: PostgresServer) -> str:
 @pytest.fixture
 def pooled_url(direct: str, postgres: PostgresServer) -> Iterator[str]:
     """The same database behind a PgBouncer that has fewer connections than there are workers."""
-    with pooled(postgres, POOL) as port:
-        yield through(direct, port)
+    with pooled(postgres, POOL) as pooler:
+        yield through(direct, pooler.port)
 
 
 def plain(url: str) -> "psycopg.Connection[tuple[object, ...]]":
@@ -78,9 +78,7 @@ def test_four_workers_share_two_connections(direct: str, pooled_url: str, tmp_pa
     environment |= dict.fromkeys(THREAD_VARIABLES, "1")
     command = [sys.executable, "-P", "-m", "hpsearch", "worker", "--events", "--device", "cpu", "tiny"]
     workers = [
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment | threads
-        )
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
         for _ in range(WORKERS)
     ]
     with plain(direct) as connection:
@@ -103,8 +101,8 @@ def test_four_workers_share_two_connections(direct: str, pooled_url: str, tmp_pa
 def test_a_worker_needs_no_second_connection(postgres: PostgresServer, direct: str, settings: Settings) -> None:
     """With one connection to the server, whoever asked for a second one while holding the first would wait for ever."""
     began = datetime.now(UTC).replace(tzinfo=None)
-    with pooled(postgres, 1) as port:
-        url = through(direct, port)
+    with pooled(postgres, 1) as pooler:
+        url = through(direct, pooler.port)
         with create(url) as database:
             create_study(database, tiny(), "tiny")
         with connect(url) as database:
