@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ MOST_DIRECT = 150  # workers with a connection of their own to PostgreSQL
 PROCESSES = 2  # that simulate workers
 START_SECONDS = 120.0  # until the simulating processes are ready
 LATE_SECONDS = 1.0  # after it was due: the worker has fallen behind by a report
+Sample = list[tuple[bool, str]]  # for each connection whether it works, and what it waits for
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -76,6 +78,7 @@ class Row:
     connections: int  # at the most
     generator: float  # cores of the simulated workers
     faults: int
+    waits: str  # what the connections that work wait for, the most frequent first
 
     @property
     def others(self) -> float:
@@ -114,11 +117,10 @@ def measure(server: PostgresServer, workers: int, seconds: float, *, direct: boo
     return summary(workers, f"PgBouncer, {POOL}" if pooler else "direct", rates, seen, sampled, seconds)
 
 
-def summary(
-    workers: int, via: str, rates: Reading, seen: list[Seen], sampled: list[tuple[int, int]], seconds: float
-) -> Row:
+def summary(workers: int, via: str, rates: Reading, seen: list[Seen], sampled: list[Sample], seconds: float) -> Row:
     latencies = sorted(latency for one in seen for latency in one.reports) or [float("nan")]
     changes = [change for one in seen for change in one.changes] or [float("nan")]
+    waits = [wait for sample in sampled for active, wait in sample if active]
     return Row(
         workers=workers,
         via=via,
@@ -128,28 +130,28 @@ def summary(
         p99=latencies[min(len(latencies) - 1, int(0.99 * len(latencies)))],
         late=sum(latency > LATE_SECONDS for latency in latencies) / len(latencies),
         change=statistics.median(changes),
-        active=statistics.mean(active for active, _ in sampled) if sampled else 0.0,
-        connections=max((number for _, number in sampled), default=0),
+        active=len(waits) / max(1, len(sampled)),
+        connections=max(map(len, sampled), default=0),
         generator=sum(one.cpu_seconds for one in seen) / seconds,
         faults=sum(one.faults for one in seen),
+        waits=", ".join(f"{wait} {num / len(waits):.0%}" for wait, num in Counter(waits).most_common(3)),
     )
 
 
 @contextmanager
-def activity(url: str) -> Iterator[list[tuple[int, int]]]:
+def activity(url: str) -> Iterator[list[Sample]]:
     """Connections of the database that work, and all of them, every half second; whoever looks is not counted."""
-    sampled: list[tuple[int, int]] = []
+    sampled: list[Sample] = []
     done = threading.Event()
     statement = (
-        "SELECT count(*) FILTER (WHERE state = 'active'), count(*) FROM pg_stat_activity "
+        "SELECT state = 'active', coalesce(wait_event_type || ' ' || wait_event, 'none') FROM pg_stat_activity "
         "WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
 
     def look() -> None:
         with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
             while not done.wait(0.5):
-                active, number = connection.execute(statement).fetchone() or (0, 0)
-                sampled.append((int(active), int(number)))
+                sampled.append([(bool(active), str(wait)) for active, wait in connection.execute(statement)])
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -187,7 +189,7 @@ def tree_cpu_seconds(pid: int) -> float:
 
 COLUMNS = (
     "workers  via             reports/s  transactions/s  median ms   p99 ms    late  change ms  "
-    "PostgreSQL cores  active  connections  PgBouncer  generator  others  faults"
+    "PostgreSQL cores  active  connections  PgBouncer  generator  others  faults  working connections wait for"
 )
 
 
@@ -196,7 +198,7 @@ def line(row: Row) -> str:
         f"{row.workers:7d}  {row.via:14s}{row.reports_per_second:11.1f}{row.rates.transactions:16d}"
         f"{row.median * 1e3:11.1f}{row.p99 * 1e3:9.1f}{row.late:8.1%}{row.change * 1e3:11.1f}"
         f"{row.rates.postgres:18.2f}{row.active:8.1f}{row.connections:13d}{row.rates.pooler:11.2f}"
-        f"{row.generator:11.2f}{row.others:8.2f}{row.faults:8d}"
+        f"{row.generator:11.2f}{row.others:8.2f}{row.faults:8d}  {row.waits}"
     )
 
 
@@ -219,14 +221,12 @@ def main() -> None:
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     print(f"{date.today()}, {processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, commit {commit()}")
-    print(
-        f"Python {platform.python_version()}, SQLAlchemy {sqlalchemy.__version__}, psycopg {psycopg.__version__}, ",
-        end="",
-    )
+    versions = f"Python {platform.python_version()}, SQLAlchemy {sqlalchemy.__version__}, psycopg {psycopg.__version__}"
     connections = max(MOST_DIRECT, *arguments.workers) + 20
     with running_server(fsync=True, max_connections=connections) as server:
         with psycopg.connect(server.url("postgres").replace("+psycopg", "")) as connection:
-            print(f"PostgreSQL {connection.info.server_version / 1e4:.2f}, max_connections {connections}; ", end="")
+            number = connection.info.parameter_status("server_version")
+        print(f"{versions}, PostgreSQL {number}, max_connections {connections}")
         print(f"{arguments.lanes} lanes, one report a second, trials of {EPOCHS} epochs, {arguments.seconds:g} s each")
         print(COLUMNS, flush=True)
         for workers in arguments.workers:
