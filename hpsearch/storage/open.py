@@ -1,6 +1,7 @@
 """From a storage URL to a database: Optuna's storage and the engine beneath it, set up to be shared."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import psycopg
 import sqlalchemy
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -27,6 +29,7 @@ FAULTS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError
 
 BUSY_TIMEOUT_SECONDS = 60  # how long a SQLite writer waits for another one
 CONNECT_TIMEOUT_SECONDS = 10
+PING_SECONDS = 1.5  # a connection that lay idle for longer is tried before it is used
 PREPARE_THRESHOLD = 5  # a statement is prepared by PostgreSQL when it is executed so many times; psycopg's default
 SCHEMA_LOCK = 0x68707365  # the PostgreSQL advisory lock under which the schema is made ("hpse")
 
@@ -173,7 +176,8 @@ def _engine_options(url: URL) -> dict[str, Any]:
         return {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS}, "pool_events": [(_set_pragmas, "connect")]}
     # Statements are prepared only where that is known to work; see `_set_up_session`.
     connecting = {"connect_timeout": CONNECT_TIMEOUT_SECONDS, "prepare_threshold": None}
-    return {"connect_args": connecting, "pool_pre_ping": True, "pool_events": [(_set_up_session, "connect")]}
+    events = [(_set_up_session, "connect"), (_note_use, "checkin"), (_ping, "checkout")]
+    return {"connect_args": connecting, "pool_events": events}
 
 
 def _set_pragmas(connection: Any, _record: Any) -> None:
@@ -197,6 +201,22 @@ def _set_up_session(connection: Any, _record: Any) -> None:
     connection.autocommit = False
     if row[0] == connection.info.backend_pid:
         connection.prepare_threshold = PREPARE_THRESHOLD
+
+
+def _note_use(_connection: Any, record: Any) -> None:
+    record.info["used"] = time.monotonic()
+
+
+def _ping(connection: Any, record: Any, _proxy: Any) -> None:
+    """Replace a connection that was cut while it lay idle; what was used a moment ago is not asked."""
+    if time.monotonic() - record.info.get("used", time.monotonic()) < PING_SECONDS:
+        return
+    try:
+        connection.autocommit = True
+        connection.execute("SELECT 1")
+        connection.autocommit = False
+    except psycopg.Error as error:
+        raise sqlalchemy.exc.DisconnectionError from error  # the pool tries again with a new connection
 
 
 def _has_tables(url: URL) -> bool:
