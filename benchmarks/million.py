@@ -51,9 +51,7 @@ def sizes(url: str) -> None:
     by_table = {str(name): int(size) for name, size in found}
     per_value = [by_table[table.name] / values[0] for table in (INTERMEDIATE_VALUES, EPOCHS)]
     rest = whole - by_table[INTERMEDIATE_VALUES.name] - by_table[EPOCHS.name]
-    print(
-        f"  {trials[0]} trials, {values[0]} reported values: {whole / 1e6:.1f} MB, {whole / trials[0]:.0f} bytes a trial"
-    )
+    print(f"  {values[0]} reported values; {whole / 1e6:.1f} MB, {whole / trials[0]:.0f} bytes a trial")
     print(f"  each reported value {per_value[0]:.0f} bytes in Optuna's table and {per_value[1]:.0f} in hpsearch's")
     print(f"  everything else {rest / trials[0]:.0f} bytes a trial", flush=True)
 
@@ -144,9 +142,7 @@ def main() -> None:
             process.start()
             seconds, grown, first = results.get()
             process.join()
-            print(
-                f"  first look {seconds:.2f} s, the view takes {grown:.0f} MB, {grown * 1e6 / number:.0f} bytes a trial; "
-            )
+            print(f"  first look {seconds:.2f} s; the view {grown:.0f} MB, {grown * 1e6 / number:.0f} bytes a trial")
             print(f"  a suggestion by TPE alone {first * 1e3:.0f} ms", flush=True)
             looks(server, url)
     print(f"load at the end {os.getloadavg()[0]:.1f}")
