@@ -34,8 +34,9 @@ demo: $(VENV)/ready
 	$(HPSEARCH) final-test lenet-to-digits-5-9-32
 	$(HPSEARCH) report quickstart quickstart-confirm lenet-to-digits-5-9-32 -o $(DEMO)/report.html
 
-# Without a browser the tests of the dashboard's pages are skipped, and say so.
+# Without a browser the tests of the dashboard's pages are skipped, without PgBouncer those behind it; they say so.
 test: $(VENV)/ready
+	-tests/install.sh
 	-tests/web/install.sh
 	$(BIN)/python -m pytest
 

@@ -120,6 +120,7 @@ def _check_engine(engine: Engine, url: str, num_workers: int, s3: bool) -> Itera
         name, version = health.version(connection)
         offset = health.clock_offset_seconds(connection)
         slots = health.slots(connection) if name == "PostgreSQL" else None
+        pooled = slots is not None and health.is_pooled(connection)
         refusal = health.refuses_writing(connection) if name == "PostgreSQL" else is_read_only(engine.url)
     yield _check_version(name, version)
     if refusal:
@@ -127,7 +128,7 @@ def _check_engine(engine: Engine, url: str, num_workers: int, s3: bool) -> Itera
         return
     yield _check_speed(health.round_trip_seconds(engine))
     if slots is not None:
-        yield _check_slots(slots, num_workers)
+        yield _check_pooler(num_workers) if pooled else _check_slots(slots, num_workers)
         yield _check_clock(offset, s3)
 
 
@@ -156,6 +157,11 @@ def _check_slots(slots: health.Slots, num_workers: int) -> Check:
         return Check("connections", OK, text)
     fitting = max(0, slots.free // health.CONNECTIONS_PER_WORKER)
     return Check("connections", FAILURE, f"{text}: raise that limit, or start fewer workers, {fitting} at most")
+
+
+def _check_pooler(num_workers: int) -> Check:
+    text = f"{num_workers} workers share the connections of a pooler; it must admit {num_workers + 1} clients or more"
+    return Check("connections", OK, f"{text} (PgBouncer: max_client_conn)")
 
 
 def _check_clock(offset: float, s3: bool) -> Check:

@@ -37,7 +37,8 @@ from hpsearch.training import Training
 from hpsearch.trial import Bench
 
 OWNER = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"  # of the leases that this process holds
-IDLE_POLL_SECONDS = 1.0  # between looks for a study with trials left
+IDLE_POLL_SECONDS = 1.0  # between looks for a study with trials left; grows while there is none
+IDLE_GROWTH, MAX_IDLE_GROWTH = 1.3, 5.0  # by so much from one look to the next, and in all
 FAILURES_BEFORE_LEAVING = 3  # trials in a row that end by an exception: then the fault is not the trial's
 
 
@@ -195,7 +196,7 @@ class _Idle:
 
     def __init__(self, database: Database, settings: Settings, limits: Limits) -> None:
         self._database, self._settings, self._limits = database, settings, limits
-        self._since = time.monotonic()
+        self._since, self._growth = time.monotonic(), 1.0
         self._until: float | None = None  # when leases that were live at the beginning will have run out
 
     def goes_on(self, nothing: _Nothing) -> bool:
@@ -209,7 +210,9 @@ class _Idle:
             return False
         state = fleet.PAUSED if nothing.paused is not None else fleet.WAITING
         fleet.beat(self._database, myself(self._settings), fleet.Sign(nothing.paused, state))
-        time.sleep(IDLE_POLL_SECONDS * random.uniform(0.7, 1.0))  # noqa: S311 -- not all at one moment
+        pause = IDLE_POLL_SECONDS * self._growth * random.uniform(0.7, 1.0)  # noqa: S311 -- not all at one moment
+        self._growth = min(MAX_IDLE_GROWTH, IDLE_GROWTH * self._growth)  # a fleet that waits must not be a burden
+        time.sleep(pause)
         return True
 
 

@@ -20,17 +20,30 @@ from pathlib import Path
 import psycopg
 
 START_SECONDS = 60
+MAX_CONNECTIONS = 200
 
 
 class PostgresServer:
     """One server over a folder; it can be stopped and started again on the same port."""
 
-    def __init__(self, folder: Path, fsync: bool = False, options: Sequence[str] = ()) -> None:
-        self.folder, self._fsync, self._options = folder, fsync, options
+    def __init__(
+        self,
+        folder: Path,
+        fsync: bool = False,
+        options: Sequence[str] = (),
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
+        self.folder, self._fsync, self._options, self._max_connections = folder, fsync, options, max_connections
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         initdb = [binary("initdb"), "-D", str(folder / "data"), "-U", "hpsearch", "-E", "UTF8", "--auth=trust"]
         _run_plain([*initdb, "--no-sync", "--no-instructions"])
+
+    @property
+    def pid(self) -> int:
+        """The process that all others of the running server come from."""
+        assert self._process is not None
+        return self._process.pid
 
     def url(self, database: str) -> str:
         """The storage URL of a database of this server."""
@@ -46,7 +59,8 @@ class PostgresServer:
     def start(self) -> None:
         """Start the server and wait until it answers."""
         fsync = f"fsync={'on' if self._fsync else 'off'}"
-        options = ["-c", "listen_addresses=127.0.0.1", "-c", fsync, "-c", "max_connections=200", *self._options]
+        most = f"max_connections={self._max_connections}"
+        options = ["-c", "listen_addresses=127.0.0.1", "-c", fsync, "-c", most, *self._options]
         place = ["-D", str(self.folder / "data"), "-k", str(self.folder), "-p", str(self.port)]
         with open(self.folder / "log", "ab") as log:
             self._process = subprocess.Popen(
@@ -80,14 +94,16 @@ class PostgresServer:
 
 
 @contextmanager
-def running_server(fsync: bool = False, options: Sequence[str] = ()) -> Iterator[PostgresServer]:
+def running_server(
+    fsync: bool = False, options: Sequence[str] = (), max_connections: int = MAX_CONNECTIONS
+) -> Iterator[PostgresServer]:
     """A started server in a temporary folder, with further `options`; stopped and deleted at the end.
 
     Without `fsync` it would not survive a power cut, and is faster than a real one.
     """
     folder = Path(tempfile.mkdtemp(prefix="hpsearch-pg-"))  # short: a socket's path has at most 107 characters
     try:
-        server = PostgresServer(folder, fsync, options)
+        server = PostgresServer(folder, fsync, options, max_connections)
         server.start()
         try:
             yield server

@@ -156,13 +156,13 @@ def test_connections(postgres: PostgresServer) -> None:
     assert database(url, 50)["connections"].state == OK
     check = database(url, 150)["connections"]
     assert check.state == FAILURE
-    assert "150 workers need up to 450 connections" in check.text
+    assert "150 workers need up to 300 connections" in check.text
     assert "that the server allows" in check.text
     sql(url, f"ALTER DATABASE {url.rpartition('/')[2]} CONNECTION LIMIT 5")
-    check = database(url, 3)["connections"]
+    check = database(url, 4)["connections"]
     assert check.state == FAILURE
     assert check.text.endswith(
-        "5 of the 5 that this database allows are free: raise that limit, or start fewer workers, 1 at most"
+        "5 of the 5 that this database allows are free: raise that limit, or start fewer workers, 2 at most"
     )
     with psycopg.connect(url.replace("+psycopg", "")):
         assert "4 of the 5" in database(url, 3)["connections"].text

@@ -1,7 +1,9 @@
 """`hpsearch worker`: train trials here, in this process or in one for each GPU or share of the cores."""
 
 import os
+import random
 import signal
+import time
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import replace
@@ -16,6 +18,7 @@ from hpsearch.interrupt import Interrupted, Interruption
 from hpsearch.settings import Settings, redact
 
 MOST_LANES = 1024
+START_SPREAD_SECONDS = 0.5  # workers that are started together come to a shared database within this time, not at once
 
 
 @click.command()
@@ -74,6 +77,8 @@ def _work(
 
     try:
         limits = Limits(max_trials, max_idle)
+        if not settings.storage_url.startswith("sqlite"):
+            time.sleep(random.uniform(0.0, START_SPREAD_SECONDS))  # noqa: S311
         with connect(settings.storage_url) as database:
             yield from serve(database, study, settings, interruption, limits)
     except Interrupted:

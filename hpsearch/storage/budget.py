@@ -29,11 +29,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Allowance:
-    """How many trials may be started now, and what forbids more; `state` is what people set."""
+    """How many trials may be started now, and what forbids more; `state` is what people set.
+
+    `begun` is whether the study's clock runs already.
+    """
 
     num_trials: int
     reason: str
     state: str
+    begun: bool = True
 
 
 def open_account(connection: Connection, study_id: int, max_trials: int) -> None:
@@ -57,7 +61,7 @@ def allowance(connection: Connection, study_id: int, plan: Plan) -> Allowance:
             left, reason = fitting, f"its budget of {budget.epochs} epochs has no room for another trial"
     if left > 0 and (used_up := _used_up(connection, study_id, plan, control.started)):
         left, reason = 0, used_up
-    return Allowance(max(0, left), reason, control.state)
+    return Allowance(max(0, left), reason, control.state, control.started is not None)
 
 
 def note_start(connection: Connection, study_id: int) -> None:

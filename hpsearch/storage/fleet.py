@@ -1,5 +1,6 @@
 """The fleet: which workers are there, and what people want of them."""
 
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ from hpsearch.storage.open import Database
 from hpsearch.storage.tables import CONTROL, EVENTS, LEASES, TRIALS, WORKERS
 
 FORGET_SECONDS = 86_400.0  # a worker that vanished is shown for a day
+FORGETTING = (
+    1e-3  # share of the signs of life that come with a look for such workers: the larger the fleet, the oftener
+)
 
 TRAINING, WAITING, PAUSED = "training", "waiting", "paused"  # what a worker does (WORKERS.state)
 
@@ -42,21 +46,23 @@ class Sign:
 def beat(database: Database, worker: Worker, sign: Sign) -> str:
     """Record a sign of life; what people want of the study: budget.RUNNING, PAUSED or STOPPED."""
     with database.engine.begin() as connection:
-        at = leases.now(connection)
+        at = leases.clock(connection)
         described = {"host": worker.host, "process": worker.process, "device": worker.device}
         row = {"owner": worker.owner, **described, **vars(sign), "started": at, "seen": at}
-        statement = _insert(connection)
+        statement = _insert(connection).values(row)
         changing = {name: statement.excluded[name] for name in row if name not in ("owner", "started")}
-        connection.execute(statement.on_conflict_do_update(index_elements=["owner"], set_=changing), [row])
-        connection.execute(delete(WORKERS).where(WORKERS.c.seen < at - FORGET_SECONDS))
+        connection.execute(statement.on_conflict_do_update(index_elements=["owner"], set_=changing))
+        if random.random() < FORGETTING:  # noqa: S311 -- one worker now and then, not all of them all the time
+            _forget(connection)
         wanted = select(CONTROL.c.state).where(CONTROL.c.study_id == sign.study_id)
         return connection.scalar(wanted) or budget.STOPPED  # without a row the study has been deleted
 
 
 def leave(database: Database, worker: Worker) -> None:
-    """Remove the worker from the table: it has ended in good order."""
+    """Remove the worker from the table: it has ended in good order. Those that vanished long ago go with it."""
     with database.engine.begin() as connection:
         connection.execute(delete(WORKERS).where(WORKERS.c.owner == worker.owner))
+        _forget(connection)
 
 
 def workers(database: Database, study_id: int) -> list[dict[str, Any]]:
@@ -90,6 +96,12 @@ def extend(database: Database, study_id: int, num_trials: int) -> int:
     with database.engine.begin() as connection:
         ledger.lock_study(connection, study_id)
         return budget.extend(connection, study_id, num_trials)
+
+
+def _forget(connection: Connection) -> None:
+    """Remove workers that vanished; those that another worker is removing are passed over."""
+    old = select(WORKERS.c.owner).where(WORKERS.c.seen < leases.clock(connection) - FORGET_SECONDS)
+    connection.execute(delete(WORKERS).where(WORKERS.c.owner.in_(old.with_for_update(skip_locked=True))))
 
 
 def _insert(connection: Connection) -> Any:

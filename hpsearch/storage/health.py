@@ -6,6 +6,7 @@ import socket
 import statistics
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy
 from sqlalchemy import Connection, Engine, delete, insert, text
@@ -14,9 +15,8 @@ from hpsearch.storage.leases import now
 from hpsearch.storage.tables import WORKERS
 
 ROUND_TRIPS = 7  # measured; the median counts
-# Measured with a worker on PostgreSQL: one nearly always, two for moments (Optuna's own and the ledger's), and at its
-# start a third that is just being closed.
-CONNECTIONS_PER_WORKER = 3
+# Measured with a worker on PostgreSQL (tests/test_doctor.py): one, and at its start another that is just being closed.
+CONNECTIONS_PER_WORKER = 2
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,12 @@ def refuses_writing(connection: Connection) -> str:
     if connection.scalar(text("SELECT current_setting('default_transaction_read_only')")) == "on":
         return "has default_transaction_read_only on: switch that off for this user or database"
     return ""
+
+
+def is_pooled(connection: Connection) -> bool:
+    """Whether a pooler stands before PostgreSQL: what serves is not the process that the connection was told of."""
+    driver: Any = connection.connection.driver_connection
+    return bool(connection.scalar(text("SELECT pg_backend_pid()")) != driver.info.backend_pid)
 
 
 def slots(connection: Connection) -> Slots:

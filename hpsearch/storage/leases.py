@@ -51,7 +51,14 @@ class Lease:
 
 
 def grant(connection: Connection, trials: Sequence[tuple[int, int]], owner: str, seconds: float) -> list[Lease]:
-    """Leases on trials (id, number) that have just been started; the caller holds the study's lock."""
+    """Leases on trials (id, number) that are new; the caller holds the study's lock."""
+    fresh = {"owner": owner, "token": 1, "expires": seconds, "crashes": 0, "epoch": 0, "seconds": 0.0}
+    bulk.execute(connection, LEASES, [{"trial_id": trial_id, **fresh} for trial_id, _ in trials], _granting)
+    return [Lease(trial_id, number, owner, 1) for trial_id, number in trials]
+
+
+def grant_again(connection: Connection, trials: Sequence[tuple[int, int]], owner: str, seconds: float) -> list[Lease]:
+    """Leases on trials (id, number) that waited, some of which ran before; the caller holds the study's lock."""
     if not trials:
         return []
     ids = [trial_id for trial_id, _ in trials]
@@ -60,13 +67,9 @@ def grant(connection: Connection, trials: Sequence[tuple[int, int]], owner: str,
         row[0]: row
         for row in connection.execute(select(*columns).where(bulk.among(connection, LEASES.c.trial_id, ids)))
     }
-    expires = now(connection) + seconds
-    fresh = {"owner": owner, "token": 1, "expires": expires, "crashes": 0, "epoch": 0, "seconds": 0.0}
-    if new := [trial_id for trial_id in ids if trial_id not in known]:
-        connection.execute(insert(LEASES), [{"trial_id": trial_id, **fresh} for trial_id in new])
-    if known:
-        again = {"owner": owner, "token": LEASES.c.token + 1, "expires": expires, "crashes": 0}
-        connection.execute(update(LEASES).where(LEASES.c.trial_id.in_(known)).values(again))
+    again = {"owner": owner, "token": LEASES.c.token + 1, "expires": clock(connection) + seconds, "crashes": 0}
+    connection.execute(update(LEASES).where(LEASES.c.trial_id.in_(known)).values(again))
+    grant(connection, [one for one in trials if one[0] not in known], owner, seconds)
     return [
         Lease(trial_id, number, owner, known[trial_id].token + 1, epoch=known[trial_id].epoch)
         if trial_id in known
@@ -152,6 +155,11 @@ def _expired(connection: Connection, study_id: int) -> Select[Any]:
     running = (TRIALS.c.study_id == study_id) & (TRIALS.c.state == TrialState.RUNNING)
     joined = select(*columns).join(TRIALS, TRIALS.c.trial_id == LEASES.c.trial_id)
     return joined.where(running, LEASES.c.expires < clock(connection)).order_by(TRIALS.c.number)
+
+
+def _granting(dialect: str, given: bulk.Given) -> Any:
+    columns = {**given, "expires": literal_column(_CLOCK[dialect], Double) + given["expires"]}
+    return insert(LEASES).from_select(list(columns), select(*columns.values()), include_defaults=False)
 
 
 def _renewal(dialect: str, given: bulk.Given) -> Any:

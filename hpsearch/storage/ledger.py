@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any
 
 from optuna.distributions import BaseDistribution, distribution_to_json
@@ -115,17 +116,17 @@ def take(
         running = allowed.state == budget.RUNNING
         adopted = _adopt(connection, study_id, num, owner, lease_seconds, last_words) if running else []
         room = min(num - len(adopted), allowed.num_trials)
-        started = _start(connection, study_id, room) if room > 0 else []
-        fresh = leases.grant(connection, started, owner, lease_seconds)
-        if fresh:
+        again, new = _start(connection, study_id, room) if room > 0 else ([], [])
+        fresh = leases.grant_again(connection, again, owner, lease_seconds)
+        fresh += leases.grant(connection, new, owner, lease_seconds)
+        if fresh and not allowed.begun:
             budget.note_start(connection, study_id)
     return Taken((*adopted, *fresh), allowed.reason, allowed.state)
 
 
 def set_up(database: Database, study_id: int, drawn: Sequence[Drawn]) -> tuple[set[int], set[int]]:
     """Record what trials will train; the ids of those recorded, and of those refused as another trial's double."""
-    with database.engine.begin() as connection:
-        lock_study(connection, study_id)
+    with database.engine.begin() as connection:  # without the study's lock: a claim is unique by its key
         held = leases.hold(connection, (one.lease for one in drawn))
         mine = [one for one in drawn if one.lease.trial_id in held]
         doubles = _claim(connection, study_id, mine)
@@ -228,8 +229,8 @@ def _crashed(lease: Lease, last_owner: str, trace: str) -> End:
     return End(lease, TrialState.FAIL, None, attributes, event=Happening(CRASHED, reason))
 
 
-def _start(connection: Connection, study_id: int, num: int) -> list[tuple[int, int]]:
-    """Start trials that were given back, then other waiting ones, then new ones; (id, number) of each.
+def _start(connection: Connection, study_id: int, num: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Start trials that were given back, then other waiting ones, then new ones; (id, number) of those and of these.
 
     The caller holds the study's lock. What was given back has its room in the budget of epochs already.
     """
@@ -237,17 +238,17 @@ def _start(connection: Connection, study_id: int, num: int) -> list[tuple[int, i
     waiting = select(TRIALS.c.trial_id, TRIALS.c.number).where(of_study, TRIALS.c.state == TrialState.WAITING)
     waiting = waiting.outerjoin(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id)
     waiting = waiting.order_by(LEASES.c.trial_id.is_(None), TRIALS.c.number).limit(num).with_for_update(of=TRIALS)
-    started = [(trial_id, number) for trial_id, number in connection.execute(waiting)]
+    again = [(trial_id, number) for trial_id, number in connection.execute(waiting)]
     row = {"state": TrialState.RUNNING, "datetime_start": _now()}
-    if started:
-        ids = [trial_id for trial_id, _ in started]
+    if again:
+        ids = [trial_id for trial_id, _ in again]
         connection.execute(update(TRIALS).where(bulk.among(connection, TRIALS.c.trial_id, ids)).values(row))
-    if len(started) == num:
-        return started
+    if len(again) == num:
+        return again, []
     first = connection.scalars(select(func.count()).where(of_study)).one()
-    rows = [{"study_id": study_id, "number": first + index, **row} for index in range(num - len(started))]
+    rows = [{"study_id": study_id, "number": first + index, **row} for index in range(num - len(again))]
     new = connection.execute(insert(TRIALS).returning(TRIALS.c.trial_id, TRIALS.c.number), rows)
-    return started + sorted(((trial_id, number) for trial_id, number in new), key=lambda pair: pair[1])
+    return again, sorted(((trial_id, number) for trial_id, number in new), key=lambda pair: pair[1])
 
 
 def _claim(connection: Connection, study_id: int, drawn: Sequence[Drawn]) -> set[int]:
@@ -255,6 +256,7 @@ def _claim(connection: Connection, study_id: int, drawn: Sequence[Drawn]) -> set
     if not drawn:
         return set()
     rows = [{"study_id": study_id, "digest": one.digest, "trial_id": one.lease.trial_id} for one in drawn]
+    rows.sort(key=itemgetter("digest"))  # two workers that claim the same ones wait for one another in one order
     bulk.insert_missing(connection, CONFIGURATIONS, rows)
     of_study = CONFIGURATIONS.c.study_id == study_id
     known = select(CONFIGURATIONS.c.digest, CONFIGURATIONS.c.trial_id)

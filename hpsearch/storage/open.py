@@ -1,6 +1,7 @@
 """From a storage URL to a database: Optuna's storage and the engine beneath it, set up to be shared."""
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -8,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import psycopg
 import sqlalchemy
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from filelock import FileLock
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages._rdb import models
-from sqlalchemy import Connection, Engine, MetaData, event
+from sqlalchemy import Connection, Engine, MetaData
 from sqlalchemy.engine import URL, make_url
 
 from hpsearch.errors import StorageEmpty, StorageError
@@ -27,6 +31,8 @@ BUSY_TIMEOUT_SECONDS = 60  # how long a SQLite writer waits for another one
 CONNECT_TIMEOUT_SECONDS = 10
 # A server that has gone without a word is given up after a minute; the system's own defaults are hours.
 SILENCE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+PING_SECONDS = 1.5  # a connection that lay idle for longer is tried before it is used
+PREPARE_THRESHOLD = 5  # a statement is prepared by PostgreSQL when it is executed so many times; psycopg's default
 SCHEMA_LOCK = 0x68707365  # the PostgreSQL advisory lock under which the schema is made ("hpse")
 
 
@@ -75,8 +81,10 @@ def create(url: str) -> Database:
         StorageError: the URL has no known form, or the database cannot be reached or written.
     """
     parsed = _parse(url)
-    with _readable_errors(parsed), _schema_lock(parsed):
-        return _open(parsed, make_tables=True)
+    with _readable_errors(parsed):
+        with _schema_connection(parsed) as connection:
+            _make_tables(connection)
+        return _open(parsed)
 
 
 def connect(url: str) -> Database:
@@ -93,7 +101,7 @@ def connect(url: str) -> Database:
                 f"{redact(url)} holds no studies yet: create one with `hpsearch create-study NAME`, "
                 "or name another storage with --storage or HPSEARCH_STORAGE"
             )
-        return _open(parsed, make_tables=False)
+        return _open(parsed)
 
 
 @contextmanager
@@ -129,7 +137,7 @@ def filling(url: str, metadata: Sequence[MetaData]) -> Iterator[Connection]:
         stack.callback(engine.dispose)
         with _readable_errors(parsed):
             if file is not None:  # else the lock is that of the transaction itself
-                stack.enter_context(_schema_lock(parsed))
+                stack.enter_context(_file_lock(file))
             connection = stack.enter_context(engine.connect())
             if file is not None:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -187,47 +195,78 @@ def _parse(url: str) -> URL:
     return parsed
 
 
-def _open(url: URL, *, make_tables: bool) -> Database:
+def _open(url: URL) -> Database:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if make_tables:
-        if url.get_backend_name() == "sqlite":
-            Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
-        engine = _engine(url)
-        models.BaseModel.metadata.create_all(engine)
-        tables.METADATA.create_all(engine)
-        engine.dispose()
     storage = RDBStorage(
-        url.render_as_string(hide_password=False), engine_kwargs=_engine_options(url), skip_table_creation=True
+        url.render_as_string(hide_password=False),
+        engine_kwargs=_engine_options(url),
+        skip_compatibility_check=True,
+        skip_table_creation=True,
     )
-    storage.engine.dispose()  # the constructor has connected already, without what follows
-    _prepare_connections(storage.engine)
+    if storage.get_current_version() != storage.get_head_version():
+        storage._version_manager.check_table_schema_compatibility()  # it raises; needs two connections at once
     return Database(_CachedStorage(storage), storage.engine)
 
 
+def _make_tables(connection: Connection) -> None:
+    """Optuna's tables and hpsearch's, and Optuna's note of its schema's version, all by one connection."""
+    models.BaseModel.metadata.create_all(connection)
+    tables.METADATA.create_all(connection)
+    migrations = MigrationContext.configure(connection)
+    if migrations.get_current_revision() is None:  # else Optuna would write it, by a second connection within a third
+        migrations.stamp(ScriptDirectory(str(Path(models.__file__).parent / "alembic")), "head")
+
+
 def _engine(url: URL) -> Engine:
-    engine = sqlalchemy.create_engine(url, **_engine_options(url))
-    _prepare_connections(engine)
-    return engine
+    return sqlalchemy.create_engine(url, **_engine_options(url))
 
 
 def _engine_options(url: URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
-        return {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS}}
-    # Optuna keeps naive UTC times: a session in another time zone would shift them.
-    options = {"options": "-c timezone=UTC", "connect_timeout": CONNECT_TIMEOUT_SECONDS, **SILENCE}
-    return {"connect_args": options, "pool_pre_ping": True}
+        return {"connect_args": {"timeout": BUSY_TIMEOUT_SECONDS}, "pool_events": [(_set_pragmas, "connect")]}
+    # Statements are prepared only where that is known to work; see `_set_up_session`.
+    connecting = {"connect_timeout": CONNECT_TIMEOUT_SECONDS, "prepare_threshold": None, **SILENCE}
+    events = [(_set_up_session, "connect"), (_note_use, "checkin"), (_ping, "checkout")]
+    return {"connect_args": connecting, "pool_events": events}
 
 
-def _prepare_connections(engine: Engine) -> None:
-    if engine.dialect.name != "sqlite":
+def _set_pragmas(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")  # readers do not block the writer
+    cursor.execute("PRAGMA foreign_keys=ON")  # a deleted study takes hpsearch's rows with it
+    cursor.close()
+
+
+def _set_up_session(connection: Any, _record: Any) -> None:
+    """One journey for every new connection to PostgreSQL, directly or through a pooler.
+
+    The time zone is one of the few settings that PgBouncer keeps for each client in transaction mode; as an option of
+    the connection (`-c timezone=UTC`) it would be refused there. A pooler is known by the process id that it has given,
+    which is not that of the server behind it. What is prepared on one server is unknown to that of the next
+    transaction, so there nothing is.
+    """
+    connection.autocommit = True
+    # Of hpsearch's statements none depends on the time zone; Optuna's heartbeats do.
+    row = connection.execute("SELECT pg_backend_pid(), set_config('timezone', 'UTC', false)").fetchone()
+    connection.autocommit = False
+    if row[0] == connection.info.backend_pid:
+        connection.prepare_threshold = PREPARE_THRESHOLD
+
+
+def _note_use(_connection: Any, record: Any) -> None:
+    record.info["used"] = time.monotonic()
+
+
+def _ping(connection: Any, record: Any, _proxy: Any) -> None:
+    """Replace a connection that was cut while it lay idle; what was used a moment ago is not asked."""
+    if time.monotonic() - record.info.get("used", time.monotonic()) < PING_SECONDS:
         return
-
-    @event.listens_for(engine, "connect")
-    def _set_pragmas(connection: Any, _record: Any) -> None:
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")  # readers do not block the writer
-        cursor.execute("PRAGMA foreign_keys=ON")  # a deleted study takes hpsearch's rows with it
-        cursor.close()
+    try:
+        connection.autocommit = True
+        connection.execute("SELECT 1")
+        connection.autocommit = False
+    except psycopg.Error as error:
+        raise sqlalchemy.exc.DisconnectionError from error  # the pool tries again with a new connection
 
 
 def _has_tables(url: URL) -> bool:
@@ -238,21 +277,23 @@ def _has_tables(url: URL) -> bool:
         engine.dispose()
 
 
+def _file_lock(path: Path) -> FileLock:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(f"{path}.lock")
+
+
 @contextmanager
-def _schema_lock(url: URL) -> Iterator[None]:
-    if url.get_backend_name() == "sqlite":
-        path = Path(url.database or "")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            yield
-        return
-    engine = _engine(url)
-    try:
-        with engine.begin() as connection:
+def _schema_connection(url: URL) -> Iterator[Connection]:
+    """A transaction that makes tables while nobody else does."""
+    with ExitStack() as stack:
+        if url.get_backend_name() == "sqlite":
+            stack.enter_context(_file_lock(Path(url.database or "")))
+        engine = _engine(url)
+        stack.callback(engine.dispose)
+        connection = stack.enter_context(engine.begin())
+        if url.get_backend_name() == "postgresql":
             connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(SCHEMA_LOCK)))
-            yield
-    finally:
-        engine.dispose()
+        yield connection
 
 
 @contextmanager

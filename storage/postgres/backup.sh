@@ -9,13 +9,14 @@
 #     database.dump     pg_dump's custom format
 #     rows              how many rows each table had at that moment
 #     files.tar         weights, pictures and exports of the home folder
+#     shared.tar        weights and pictures beside the checkpoints, if HPSEARCH_ARTIFACTS is a folder
 #     SHA256SUMS        of all of these
 #
 # and deletes all but the last KEEP (7). The folder has its name only when everything in it has been verified.
 #
 # The password comes from ~/.pgpass, from PGPASSFILE, or from the file that PGPASSWORD_FILE names (a secret of a
-# container); never from an argument. HPSEARCH_HOME and HPSEARCH_ARTIFACTS are those of the workers. Checkpoints in S3
-# are not part of a backup: let the bucket keep its versions.
+# container); never from an argument. HPSEARCH_HOME and HPSEARCH_ARTIFACTS are those of the workers. What is in S3 is
+# not part of a backup: let the bucket keep its versions.
 #
 # Why this order. A checkpoint that is newer than what the database says of its trial is passed over, so checkpoints
 # come first: every one of them can be used, and all that is lost is the time until the database is read. Of weights,
@@ -58,13 +59,14 @@ archive() {
         if [ -e "$place/$part" ]; then found+=("$part"); fi
     done
     if [ ${#found[@]} -eq 0 ]; then return; fi
-    tar --create --file "$into" --directory "$place" --exclude '*.part' --ignore-failed-read \
+    tar --create --file "$into" --directory "$place" --exclude '*.part' "${leave_out[@]}" --ignore-failed-read \
         --warning=no-file-changed --warning=no-file-removed --warning=no-failed-read -- "${found[@]}" || code=$?
     [ "$code" -le 1 ] || fail "tar could not archive $place (exit code $code)"
     tar --list --file "$into" >/dev/null || fail "$into cannot be read back"
 }
 
 checkpoints=$(checkpoints_folder)
+leave_out=(--exclude ./weights --exclude ./pictures) # of a folder that is shared; they come later
 if [ -n "$checkpoints" ]; then archive "$work/checkpoints.tar" "$checkpoints" .; fi
 
 # One transaction in psql holds the snapshot that pg_dump reads, so that the rows can be counted as of the same moment.
@@ -85,7 +87,9 @@ pg_restore --data-only --file=- "$work/database.dump" | count_dumped | sort >"$w
 diff "$work/rows" "$work/dumped" >&2 || fail "the dump does not hold the rows of the database (< database, > dump)"
 rm "$work/dumped"
 
+leave_out=()
 archive "$work/files.tar" "$(home_folder)" weights artifacts exports
+if [ -n "$checkpoints" ] && [ -n "${HPSEARCH_ARTIFACTS:-}" ]; then archive "$work/shared.tar" "$checkpoints" weights pictures; fi
 
 (cd "$work" && sha256sum -- * >"$work/.sums" && mv .sums SHA256SUMS && sha256sum --check --quiet SHA256SUMS)
 sync -f "$work"

@@ -38,7 +38,7 @@ checkpoints=$(checkpoints_folder)
 if [ -f "$backup/files.tar" ]; then
     while read -r part; do targets+=("$home/$part"); done < <(tar --list --file "$backup/files.tar" | cut -d/ -f1 | sort -u)
 fi
-if [ -f "$backup/checkpoints.tar" ]; then
+if [ -f "$backup/checkpoints.tar" ] || [ -f "$backup/shared.tar" ]; then
     [ -n "$checkpoints" ] || refuse "HPSEARCH_ARTIFACTS=$HPSEARCH_ARTIFACTS: the backup has checkpoints; name a folder"
     targets+=("$checkpoints")
 fi
@@ -52,10 +52,12 @@ if [ -f "$backup/files.tar" ]; then
     mkdir -p "$home"
     tar --extract --file "$backup/files.tar" --directory "$home"
 fi
-if [ -f "$backup/checkpoints.tar" ]; then
-    mkdir -p "$checkpoints"
-    tar --extract --file "$backup/checkpoints.tar" --directory "$checkpoints"
-fi
+for archive in checkpoints shared; do
+    if [ -f "$backup/$archive.tar" ]; then
+        mkdir -p "$checkpoints"
+        tar --extract --file "$backup/$archive.tar" --directory "$checkpoints"
+    fi
+done
 pg_restore --exit-on-error --single-transaction --no-owner --no-privileges --dbname="$PGDATABASE" \
     "$backup/database.dump" || fail "the database could not be restored; it is empty as before"
 placed=no

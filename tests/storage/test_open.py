@@ -72,3 +72,26 @@ def test_eight_processes_create_the_schema_at_once(storage_url: str) -> None:
     assert [process.returncode for process in processes] == [0] * 8, errors
     with connect(storage_url) as database:
         assert database.storage.get_all_studies() == []
+
+
+def test_a_connection_that_was_cut_while_idle_is_replaced(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me, one = sqlalchemy.text("SELECT pg_backend_pid()"), sqlalchemy.select(1)
+    with create(postgres.new_database()) as database, create(postgres.new_database()) as other:
+
+        def cut() -> None:
+            with database.engine.connect() as connection:
+                process = connection.scalar(me)
+            with other.engine.connect() as connection:
+                assert connection.scalar(sqlalchemy.text(f"SELECT pg_terminate_backend({process}, 5000)"))
+
+        monkeypatch.setattr("hpsearch.storage.open.PING_SECONDS", 0.0)
+        cut()
+        with database.engine.connect() as connection:
+            assert connection.scalar(one) == 1
+        monkeypatch.setattr("hpsearch.storage.open.PING_SECONDS", 60.0)
+        cut()  # just used: it is not asked, and fails, as one does that is cut while it is used
+        with pytest.raises(sqlalchemy.exc.OperationalError), database.engine.connect() as connection:
+            connection.scalar(one)
+        assert database.answers()

@@ -1,0 +1,20 @@
+"""The scale benchmark on two workers for two seconds, so that it goes on working; directly and behind a pooler."""
+
+import pytest
+
+from benchmarks.scale import line, measure
+from tests.pgbouncer import binary
+from tests.postgres import PostgresServer
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_two_workers_report(postgres: PostgresServer, direct: bool) -> None:
+    if not direct and binary() is None:
+        direct = True
+    row = measure(postgres, 2, 2.0, direct=direct, lanes=2)
+    assert 0.5 <= row.reports_per_second <= 2.5
+    assert 0.0 < row.median < 60.0
+    assert row.faults == 0
+    assert 1 <= row.connections <= 2
+    assert row.rates.transactions >= 1
+    assert line(row)
