@@ -82,7 +82,8 @@ def test_four_workers_share_two_connections(direct: str, pooled_url: str, tmp_pa
         for _ in range(WORKERS)
     ]
     with plain(direct) as connection:
-        count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND "
+        count += "backend_type = 'client backend' AND pid <> pg_backend_pid()"  # not the server's own cleaning
         while any(worker.poll() is None for worker in workers):
             row = connection.execute(count.encode()).fetchone()
             assert row is not None
