@@ -34,6 +34,7 @@ COMMANDS = {
     "fsck": ("hpsearch.cli.fsck:fsck", "Check what is recorded about a study, and repair it."),
     "doctor": ("hpsearch.cli.doctor:doctor", "Tell what would go wrong in a long run."),
     "dashboard": ("hpsearch.cli.dashboard:dashboard", "Browse the studies: live pages, and optuna-dashboard."),
+    "launch": ("hpsearch.cli.launch:launch", "Start workers on a cluster, by Slurm or Kubernetes."),
     "validate": ("hpsearch.cli.validate:validate", "Name every mistake in a study file."),
 }
 
