@@ -77,9 +77,61 @@ def slurm(
     if dry_run:
         click.echo(script, nl=False)
         return
-    number = submit(script, array, settings.storage_url)
+    number = submit(script, array, storage)
     click.echo(f"array {number}: {workers} workers of study {study}; logs in {logs}")
     click.echo(f"next: hpsearch launch status {study}")
+
+
+@launch.command()
+@study_argument
+@workers_option
+@gpus_option
+@cpus_option
+@click.option("--memory", default="4Gi", show_default=True, help="Of each worker.")
+@click.option("--image", default="hpsearch", show_default=True, help="The image that has hpsearch.")
+@click.option("--namespace", default="default", show_default=True)
+@click.option("--claim", metavar="NAME", help="PersistentVolumeClaim for checkpoints, if they are not in S3.")
+@click.option("--public-url", metavar="URL", help="How browsers reach the dashboard: https://search.example.org")
+@template_option
+@storage_option
+def kubernetes(
+    study: str,
+    workers: int,
+    gpus_per_worker: int,
+    cpus_per_worker: int,
+    memory: str,
+    image: str,
+    namespace: str,
+    claim: str | None,
+    public_url: str | None,
+    template: Path | None,
+    storage: str | None,
+) -> None:
+    """Print YAML for Kubernetes: a Job of workers of STUDY, and the dashboard; applies nothing.
+
+    A pod that is evicted or interrupted is replaced; exit code 1 counts as a failure, 2 ends the whole Job.
+    Checkpoints go to HPSEARCH_ARTIFACTS=s3://BUCKET/PREFIX, or to the claim.
+    """
+    from hpsearch.launch.kubernetes import Pods
+    from hpsearch.launch.templates import read
+    from hpsearch.settings import redact
+    from hpsearch.storage.open import file_of
+    from hpsearch.web.access import choose_token
+
+    settings = settings_from(storage)
+    artifacts = settings.artifacts if settings.artifacts.startswith("s3://") else None
+    pods = Pods(
+        study, workers, image, namespace, gpus_per_worker, cpus_per_worker, memory, artifacts, claim, public_url
+    )
+    choose_token("0.0.0.0", public_url, given=None)  # noqa: S104 - checks the URL as the dashboard will
+    text = pods.text(read(template), str(template)) if template else pods.text()
+    _check_study(study, storage)
+    if file_of(settings.storage_url) is not None:
+        raise UsageError(
+            f"storage {redact(settings.storage_url)}: pods do not reach a SQLite file; create the study in a "
+            "PostgreSQL that they reach, and name it with HPSEARCH_STORAGE"
+        )
+    click.echo(text, nl=False)
 
 
 @launch.command()

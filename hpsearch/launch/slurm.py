@@ -81,7 +81,7 @@ class Array:
     def __post_init__(self) -> None:
         if self.time is not None and not TIME.fullmatch(self.time):
             raise UsageError(
-                f"--time {self.time}: Slurm knows no such time; give minutes, hours:minutes:seconds or "
+                f"--time {self.time!r}: Slurm knows no such time; give minutes, hours:minutes:seconds or "
                 "days-hours:minutes, as in 90, 1:30:00 or 2-12:00"
             )
         if self.partition is not None and not PARTITION.fullmatch(self.partition):

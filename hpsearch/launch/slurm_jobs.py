@@ -39,15 +39,17 @@ class Task:
     exit_code: int | None
 
 
-def submit(script: str, array: Array, storage_url: str) -> str:
+def submit(script: str, array: Array, storage_url: str | None) -> str:
     """Hand the script to sbatch and return the number of the array.
+
+    storage_url: for the workers' environment; None: as it is here.
 
     Raises:
         UsageError: there is no sbatch here, or it refuses the script.
     """
     program = _program("sbatch")
     array.logs.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "HPSEARCH_STORAGE": storage_url}
+    environment = {**os.environ, **({"HPSEARCH_STORAGE": storage_url} if storage_url else {})}
     if array.env_file:
         environment = {name: value for name, value in environment.items() if name not in SECRETS}
     # By argument as well: SBATCH_JOB_NAME and SBATCH_EXPORT in the environment are stronger than the script.
