@@ -221,7 +221,11 @@ def cli_page() -> str:
     for name in cli.list_commands(group):
         command = cli.get_command(group, name)
         assert command is not None
-        parts += [f"## hpsearch {name}", help_text(command, click.Context(command, info_name=name, parent=group))]
+        context = click.Context(command, info_name=name, parent=group)
+        parts += [f"## hpsearch {name}", help_text(command, context)]
+        for inner, subcommand in command.commands.items() if isinstance(command, click.Group) else ():
+            own = click.Context(subcommand, info_name=inner, parent=context)
+            parts += [f"### hpsearch {name} {inner}", help_text(subcommand, own)]
     return "\n\n".join(parts) + "\n"
 
 

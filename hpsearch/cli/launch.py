@@ -41,7 +41,7 @@ def launch() -> None:
 @click.option(
     "--env-file",
     type=click.Path(path_type=Path, exists=True, dir_okay=False, readable=True),
-    help="File of NAME=value lines that each job reads itself; nothing of it passes through Slurm.",
+    help="File of a shell's NAME=value lines that each job reads itself, so that no password passes through Slurm.",
 )
 @template_option
 @click.option("--dry-run", is_flag=True, help="Print the batch script and submit nothing.")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from hpsearch.launch.slurm import SCRIPT
 from hpsearch.storage import ledger
 from hpsearch.storage.open import connect
 from hpsearch.storage.studies import load_study
@@ -79,7 +80,7 @@ class Site:
         """All that the tasks have written."""
         return "\n".join(f"{log}\n{log.read_text()}" for log in self.folder.glob("storage/logs/slurm/*.log"))
 
-    def wait_until(self, happened: Callable[[], bool], seconds: float = 120) -> None:
+    def wait_until(self, happened: Callable[[], bool], seconds: float = 240) -> None:
         """Wait, and show the logs if it does not happen."""
         deadline = time.monotonic() + seconds
         while not happened():
@@ -93,6 +94,7 @@ def site(cluster: Cluster, tmp_path: Path, postgres: PostgresServer) -> Site:
     return Site(cluster, tmp_path, postgres.new_database())
 
 
+@pytest.mark.timeout(600)  # on a busy machine; else less than two minutes
 def test_twenty_trials_among_pre_emption_and_a_drained_node(site: Site) -> None:
     (site.folder / "array.toml").write_text(STUDY)
     site.hpsearch("create-study", "array.toml")
@@ -140,15 +142,24 @@ def check(site: Site, *interrupted: str) -> None:
         assert log.rstrip().endswith(f"task {task}: exit code 0")
 
 
+@pytest.mark.timeout(600)
 def test_pre_empted_in_the_grace_time_then_cancelled(site: Site) -> None:
     (site.folder / "long.toml").write_text(
         STUDY.replace(f"epochs = {EPOCHS}", "epochs = 100000").replace("min_epochs", "#")
     )
     name = "long; touch $(pwned) 'é"  # no part of it is ever run, and jobs and logs have a plain name
     site.hpsearch("create-study", "long.toml", "--study-name", name, "--set", "pruner.name=none")
-    array = site.launch(name, "--workers", "1")
+    template, secrets = site.folder / "site.sh", site.folder / "my.env"
+    template.write_text(SCRIPT.replace("\n$directives", "\n#SBATCH --comment=of-the-site\n$directives"))
+    secrets.write_text(f"HPSEARCH_STORAGE='{site.url.replace('hpsearch@', f'hpsearch:{PASSWORD}@')}'\n")
+    secrets.chmod(0o600)
+    array = site.launch(name, "--workers", "1", "--template", str(template), "--env-file", str(secrets))
     task = f"{array}_1"
     site.wait_until(lambda: site.trials(name, "RUNNING") == 1)
+    assert site.cluster.run("squeue", "--noheader", "--jobs", array, "--format=%k").strip() == "of-the-site"
+    kept = [file for file in (site.cluster.folder / "state").rglob(f"job.{array}/*") if file.is_file()]
+    assert any(b"hpsearch worker" in file.read_bytes() for file in kept)
+    assert not any(PASSWORD.encode() in file.read_bytes() for file in kept)  # Slurm never had it
     urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--time=1", "--output=/dev/null", "--wrap=sleep 1"]
     site.cluster.run("sbatch", *urgent)
     site.wait_until(lambda: site.tasks(name)[task]["state"] == "waiting")

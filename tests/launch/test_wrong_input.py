@@ -1,11 +1,14 @@
 """Wrong input to `hpsearch launch`: exit code 2, one sentence, nothing submitted and nothing made."""
 
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.cli.inside import hpsearch, one_line
+from tests.cli.running import environment
 from tests.studies import TINY
 
 PRINTABLE = "no line of a batch script can hold such a name"
@@ -89,6 +92,17 @@ def test_a_dry_run_prints_and_does_nothing(folder: Path) -> None:
     assert "#SBATCH --array=1-2" in done.stdout
     assert f". {secret} || exit 2" in done.stdout
     assert not (folder / "storage" / "logs").exists()
+
+
+def test_launching_imports_no_torch(folder: Path) -> None:
+    arguments = ["launch", "slurm", "tiny", "--workers", "2", "--dry-run"]
+    program = f"import sys\nfrom hpsearch.cli.main import main\ntry:\n main({arguments})\nexcept SystemExit: pass\n"
+    run = [
+        sys.executable,
+        "-c",
+        f"{program}assert 'hpsearch.launch.slurm' in sys.modules\nassert 'torch' not in sys.modules",
+    ]
+    subprocess.run(run, cwd=folder, env=environment(folder), check=True, capture_output=True)
 
 
 KUBERNETES = {
