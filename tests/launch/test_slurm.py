@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from hpsearch.launch.slurm import SCRIPT
-from hpsearch.storage import ledger
+from hpsearch.storage import fleet, ledger
 from hpsearch.storage.open import connect
 from hpsearch.storage.studies import load_study
-from tests.cli.running import hpsearch
+from tests.cli.inside import hpsearch
 from tests.launch.cluster import Cluster
 from tests.postgres import PostgresServer
 
-NUM_TRIALS, NUM_WORKERS, EPOCHS = 20, 4, 60
+NUM_TRIALS, NUM_WORKERS, EPOCHS = 20, 4, 40
 PASSWORD = "s3cret-of-the-tests"
 
 STUDY = f"""
@@ -76,6 +76,11 @@ class Site:
             trials = load_study(database, study).optuna_study.get_trials(deepcopy=False)
         return sum(trial.state.name in states for trial in trials)
 
+    def workers(self, study: str) -> int:
+        """How many workers are there."""
+        with connect(self.url) as database:
+            return len(fleet.workers(database, load_study(database, study).study_id))
+
     def logs(self) -> str:
         """All that the tasks have written."""
         return "\n".join(f"{log}\n{log.read_text()}" for log in self.folder.glob("storage/logs/slurm/*.log"))
@@ -98,14 +103,17 @@ def site(cluster: Cluster, tmp_path: Path, postgres: PostgresServer) -> Site:
 def test_twenty_trials_among_pre_emption_and_a_drained_node(site: Site) -> None:
     (site.folder / "array.toml").write_text(STUDY)
     site.hpsearch("create-study", "array.toml")
+    site.hpsearch("pause", "array")  # until all are there: the first ones could finish the study before the last begins
     array = site.launch("array", "--workers", str(NUM_WORKERS))
-    site.wait_until(lambda: site.trials("array", "RUNNING") == NUM_WORKERS and site.trials("array", "COMPLETE") > 0)
+    site.wait_until(lambda: site.workers("array") == NUM_WORKERS)
     processes = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert "hpsearch worker" in processes
     assert PASSWORD not in processes
     assert PASSWORD not in site.cluster.run("scontrol", "write", "batch_script", f"{array}_1", "-")
     before = site.tasks("array")
     assert {task["state"] for task in before.values()} == {"running"}
+    site.hpsearch("resume", "array")
+    site.wait_until(lambda: site.trials("array", "RUNNING") == NUM_WORKERS)
     on = {name: [task for task in before.values() if task["node"] == name] for name in ("node1", "node2")}
     site.cluster.run("scontrol", "update", "nodename=node2", "state=drain", "reason=test")
     try:
