@@ -1,10 +1,10 @@
-# make demo | test | browser | soak | lint | docs: each installs what it needs into .venv first (Python 3.11 or newer as `python3`).
+# make demo | test | browser | slurm | soak | lint | docs: each installs what it needs into .venv first (Python 3.11 or newer as `python3`).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := storage/demo
 
-.PHONY: demo test browser soak lint docs constraints wheel clean
+.PHONY: demo test browser slurm soak lint docs constraints wheel clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -34,15 +34,20 @@ demo: $(VENV)/ready
 	$(HPSEARCH) final-test lenet-to-digits-5-9-32
 	$(HPSEARCH) report quickstart quickstart-confirm lenet-to-digits-5-9-32 -o $(DEMO)/report.html
 
-# Without a browser the tests of the dashboard's pages are skipped, without PgBouncer those behind it; they say so.
+# What is not installed is skipped, and says so: a browser, Slurm, PgBouncer, docker-compose, Caddy, network namespaces.
 test: $(VENV)/ready
 	-tests/install.sh
 	-tests/web/install.sh
+	-tests/launch/install.sh
 	$(BIN)/python -m pytest
 
 # Chromium, its driver and axe-core, for the tests of the dashboard's pages.
 browser: $(VENV)/ready
 	tests/web/install.sh
+
+# Slurm, for the tests of workers in its queue.
+slurm:
+	tests/launch/install.sh
 
 # 200 trials with 8 workers that are killed, stopped and restarted all the time; many minutes.
 soak: $(VENV)/ready

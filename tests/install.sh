@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
-# PgBouncer, Debian's, for the tests of connections that many workers share.
+# For tests of what stands around hpsearch: PgBouncer, docker-compose, Caddy, network namespaces; from Debian.
 # Run: tests/install.sh     (installs with apt only as root; otherwise it says what to install)
 set -euo pipefail
+PATH=$PATH:/usr/sbin:/usr/local/sbin
 
-if ! PATH="$PATH:/usr/sbin:/usr/local/sbin" command -v pgbouncer > /dev/null; then
-    if [ "$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then
-        echo "tests behind a pooler need: pgbouncer; install it, as with apt-get install pgbouncer" >&2
-        exit 1
-    fi
-    echo "installing pgbouncer for the tests behind a pooler"
-    apt-get update -qq
-    # Its package starts a service where there is systemd; the tests start their own.
-    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends pgbouncer > /dev/null
+declare -A packages=([pgbouncer]=pgbouncer [docker-compose]=docker-compose [caddy]=caddy [ip]=iproute2 [iptables]=iptables)
+missing=()
+for command in "${!packages[@]}"; do
+    command -v "$command" >/dev/null || missing+=("${packages[$command]}")
+done
+if [ ${#missing[@]} -eq 0 ]; then exit; fi
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    echo "some tests need: ${missing[*]}; install them, as with apt-get install ${missing[*]}" >&2
+    exit 1
 fi
+echo "installing ${missing[*]} for the tests"
+apt-get update -qq
+# Their packages start services where there is systemd; the tests start their own.
+DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null

@@ -57,6 +57,7 @@ LAYERS = {
     "transfer": 3,
     "report": 3,
     "web": 3,
+    "launch": 3,
     "cli": 4,
     "__main__": 5,
 }

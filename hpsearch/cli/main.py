@@ -35,6 +35,7 @@ COMMANDS = {
     "storage": ("hpsearch.cli.storage:storage", "Make a storage's tables, or copy it into another one."),
     "doctor": ("hpsearch.cli.doctor:doctor", "Tell what would go wrong in a long run."),
     "dashboard": ("hpsearch.cli.dashboard:dashboard", "Browse the studies: live pages, and optuna-dashboard."),
+    "launch": ("hpsearch.cli.launch:launch", "Start workers on a cluster, by Slurm or Kubernetes."),
     "validate": ("hpsearch.cli.validate:validate", "Name every mistake in a study file."),
 }
 

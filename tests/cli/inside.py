@@ -10,11 +10,11 @@ from pathlib import Path
 from hpsearch.cli.main import main
 
 
-def hpsearch(folder: Path, *arguments: str, code: int = 0) -> "subprocess.CompletedProcess[str]":
+def hpsearch(folder: Path, *arguments: str, code: int = 0, **variables: str) -> "subprocess.CompletedProcess[str]":
     """As `tests.cli.running.hpsearch`."""
     out = io.StringIO()
     with tempfile.TemporaryFile("w+") as err:  # a file, for workers write the last words of crashes there
-        with _in(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with _in(folder, variables), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
                 main(list(arguments))
             except SystemExit as left:
@@ -25,25 +25,24 @@ def hpsearch(folder: Path, *arguments: str, code: int = 0) -> "subprocess.Comple
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), said)
 
 
-def one_line(folder: Path, *arguments: str) -> str:
+def one_line(folder: Path, *arguments: str, **variables: str) -> str:
     """Run a command that must refuse; its only line."""
-    done = hpsearch(folder, *arguments, code=2)
+    done = hpsearch(folder, *arguments, code=2, **variables)
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     return line
 
 
 @contextlib.contextmanager
-def _in(folder: Path):  # type: ignore[no-untyped-def]
+def _in(folder: Path, variables: dict[str, str]):  # type: ignore[no-untyped-def]
     """The folder and the environment of a person who stands there."""
-    before = {key: value for key, value in os.environ.items() if key.startswith("HPSEARCH_")}
-    columns = os.environ.get("COLUMNS")
-    for key in before:
+    before = dict(os.environ)
+    for key in [key for key in before if key.startswith("HPSEARCH_")]:
         del os.environ[key]
-    os.environ["COLUMNS"] = "160"
+    os.environ.update({"COLUMNS": "160"} | variables)
     try:
         with contextlib.chdir(folder):
             yield
     finally:
-        os.environ.pop("COLUMNS")
-        os.environ.update(before | ({"COLUMNS": columns} if columns else {}))
+        os.environ.clear()
+        os.environ.update(before)
