@@ -2,8 +2,8 @@
 
 Run: python -m tests.dockerfile FOLDER     FOLDER is new; it needs the network, as a build of the image does
 
-What COPY names is copied, and RUN lines run as they stand, with VIRTUAL_ENV inside FOLDER. The second stage only makes a
-user and copies the result.
+What COPY names is copied, and RUN lines run as they stand, with VIRTUAL_ENV inside FOLDER. The second stage only makes
+a user and copies the result.
 """
 
 import os

@@ -7,6 +7,8 @@ and its id is missing in the set that comes back. The lock of the study, where i
 
 import json
 import math
+import random
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -39,6 +41,8 @@ from hpsearch.storage.tables import (
 
 REASON_KEY = "hpsearch:reason"  # trial attribute: why it ended before its last epoch
 TRACEBACK_KEY = "hpsearch:traceback"  # trial attribute: of an exception that ended it, or of its worker's crash
+TRY_SECONDS = 10.0  # how long a worker tries to start trials of a study while others start some
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.01, 2.0
 
 
 @dataclass(frozen=True)
@@ -105,13 +109,34 @@ def take(
     The count and the new rows are one transaction under the study's row lock, so any number of workers start exactly
     what the budget allows. Trials whose lease has run out go first, then waiting ones (what was given back, and known
     good configurations), then new ones. A trial that has cost too many workers ends as FAIL, with the `last_words` of
-    the last one.
+    the last one. Who does not get the lock gives its connection back, which those who report may need behind a pooler,
+    and comes again; after a while with nothing.
 
     Raises:
         StorageError: the study has been deleted.
     """
+    gives_up, pause = time.monotonic() + TRY_SECONDS, FIRST_PAUSE_SECONDS
+    while (taken := _take(database, study_id, num, owner, lease_seconds, plan, last_words)) is None:
+        if time.monotonic() > gives_up:
+            return Taken((), "others are starting trials", budget.RUNNING)
+        time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 -- not all at one moment
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+    return taken
+
+
+def _take(
+    database: Database,
+    study_id: int,
+    num: int,
+    owner: str,
+    lease_seconds: float,
+    plan: budget.Plan,
+    last_words: Callable[[str], str],
+) -> Taken | None:
+    """One attempt; None if somebody else has the study's lock."""
     with database.engine.begin() as connection:
-        lock_study(connection, study_id)
+        if not _try_lock_study(connection, study_id):
+            return None
         allowed = budget.allowance(connection, study_id, plan)
         running = allowed.state == budget.RUNNING
         adopted = _adopt(connection, study_id, num, owner, lease_seconds, last_words) if running else []
@@ -199,6 +224,18 @@ def lock_study(connection: Connection, study_id: int) -> None:
     row = {"study_name": STUDIES.c.study_name}
     if connection.execute(update(STUDIES).where(STUDIES.c.study_id == study_id).values(row)).rowcount == 0:
         raise StorageError("the study has been deleted while this worker ran: create it again, or stop the worker")
+
+
+def _try_lock_study(connection: Connection, study_id: int) -> bool:
+    """As `lock_study`, but on PostgreSQL without waiting: False if somebody else has the lock."""
+    if connection.dialect.name == "postgresql":
+        this = select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)
+        if connection.scalar(this.with_for_update(key_share=True, skip_locked=True)) is not None:
+            return True
+        if connection.scalar(this) is not None:
+            return False
+    lock_study(connection, study_id)
+    return True
 
 
 def _adopt(

@@ -21,6 +21,7 @@ from hpsearch.storage.ledger import Drawn, End, Report
 from hpsearch.storage.open import Database, create
 from hpsearch.storage.studies import LoadedStudy, create_study, load_study, progress
 from hpsearch.storage.tables import METRICS
+from tests.postgres import PostgresServer
 from tests.studies import TINY
 
 MEASURED = dict.fromkeys(METRICS, 0.5)
@@ -323,6 +324,21 @@ def test_a_deleted_study_stops_the_worker(database: Database, study: LoadedStudy
 def plan(study: LoadedStudy, **budget: float) -> Plan:
     """A budget of 100 trials and these limits."""
     return Plan(Budget(trials=100, **budget), study.spec.max_epochs, maximize=True)  # type: ignore[arg-type]
+
+
+def test_who_cannot_start_trials_does_not_wait_with_a_connection(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "TRY_SECONDS", 0.2)
+    with create(postgres.new_database()) as database:
+        create_study(database, parse(TINY, "tiny.toml"), "tiny")
+        study = load_study(database, "tiny")
+        with database.engine.begin() as other:
+            ledger.lock_study(other, study.study_id)
+            taken = ledger.take(database, study.study_id, 1, "me", 60.0, study.plan)
+            assert (taken.leases, taken.reason) == ((), "others are starting trials")
+            assert database.engine.pool.checkedout() == 1  # the other one's
+        assert len(ledger.take(database, study.study_id, 1, "me", 60.0, study.plan).leases) == 1
 
 
 def test_a_budget_of_epochs_is_never_exceeded(database: Database, study: LoadedStudy) -> None:
