@@ -28,7 +28,8 @@ def make_pruner(spec: StudySpec) -> BasePruner:
 class RungPruner(BasePruner):
     """Asynchronous successive halving over everything known at a rung, in one or several brackets.
 
-    The rungs of bracket b are the epochs `min_epochs * factor**(b + k)` below `epochs`. A trial that reports at a rung
+    The rungs of bracket b are the epochs `min_epochs * factor**(b + k)` up to half of `epochs`: later ones would save
+    little, and leave few trials to learn from and to confirm. A trial that reports at a rung
     goes on if its value is among the best `1 / factor` (rounded up) of all values ever reported there by trials of its
     bracket, running and ended ones alike. Optuna's pruners keep the rungs that a trial has passed as attributes and so
     depend on the order of calls; this one is a function of the reported values alone.
@@ -119,7 +120,7 @@ def none(spec: StudySpec) -> BasePruner:
 def _rungs(epochs: int, min_epochs: int, factor: int) -> frozenset[int]:
     rungs = []
     rung = min_epochs
-    while rung < epochs:
+    while 2 * rung <= epochs:
         rungs.append(rung)
         rung *= factor
     return frozenset(rungs)

@@ -51,12 +51,12 @@ def test_the_first_to_arrive_goes_on() -> None:
 def test_rungs_and_only_rungs_decide() -> None:
     study = optuna.create_study(direction="maximize")
     pruner = RungPruner(epochs=20, min_epochs=2, factor=3)
-    assert sorted(pruner.rungs) == [2, 6, 18]
+    assert sorted(pruner.rungs) == [2, 6]  # not 18: who has come so far trains to the end
     good, bad = study.ask(), study.ask()
     for epoch in range(1, 21):
         good.report(1.0, epoch)
         bad.report(0.0, epoch)
-        assert pruner.prune(study, study.trials[1]) == (epoch in (2, 6, 18))
+        assert pruner.prune(study, study.trials[1]) == (epoch in (2, 6))
         assert not pruner.prune(study, study.trials[0])
 
 
