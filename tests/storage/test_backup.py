@@ -209,6 +209,9 @@ def test_files_and_rows_come_back(recorded: Sandbox, other: PostgresServer, tmp_
 def test_checkpoints_in_other_places(recorded: Sandbox, other: PostgresServer, tmp_path: Path, backups: Path) -> None:
     place = tmp_path / "elsewhere"
     FolderCheckpoints(place).save("key", 3, b"content")
+    for name in ("weights", "pictures"):  # beside the checkpoints, and archived after the database
+        (place / name).mkdir()
+        (place / name / "file").write_text(name)
     script("backup.sh", recorded.url, tmp_path / "absent", backups, HPSEARCH_ARTIFACTS=str(place))
     (backup,) = backups.iterdir()
     assert not (backup / "files.tar").exists()
@@ -217,6 +220,12 @@ def test_checkpoints_in_other_places(recorded: Sandbox, other: PostgresServer, t
     assert "name a folder" in refused
     script("restore.sh", there, home, backup, HPSEARCH_ARTIFACTS=str(new))
     assert dict(FolderCheckpoints(new).load("key", 3)) == {3: b"content"}
+    assert [(new / name / "file").read_text() for name in ("weights", "pictures")] == ["weights", "pictures"]
+    early = subprocess.run(
+        ["tar", "-tf", backup / "checkpoints.tar"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "key" in early
+    assert "weights" not in early
     script("backup.sh", recorded.url, tmp_path / "absent", backups, HPSEARCH_ARTIFACTS="s3://bucket/prefix")
     assert not (max(backups.iterdir()) / "checkpoints.tar").exists()
 
