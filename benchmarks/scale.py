@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import optuna
 import psycopg
@@ -37,6 +38,7 @@ PROCESSES = 2  # that simulate workers
 START_SECONDS = 120.0  # until the simulating processes are ready
 LATE_SECONDS = 1.0  # after it was due: the worker has fallen behind by a report
 Sample = list[tuple[bool, str]]  # for each connection whether it works, and what it waits for
+MEASURING = "benchmarks.scale"  # the application's name of its own connections
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -145,11 +147,11 @@ def activity(url: str) -> Iterator[list[Sample]]:
     done = threading.Event()
     statement = (
         "SELECT state = 'active', coalesce(wait_event_type || ' ' || wait_event, 'none') FROM pg_stat_activity "
-        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        f"WHERE datname = current_database() AND backend_type = 'client backend' AND application_name <> '{MEASURING}'"
     )
 
     def look() -> None:
-        with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+        with measuring(url) as connection:
             while not done.wait(0.5):
                 sampled.append([(bool(active), str(wait)) for active, wait in connection.execute(statement)])
 
@@ -162,8 +164,13 @@ def activity(url: str) -> Iterator[list[Sample]]:
         thread.join()
 
 
+def measuring(url: str) -> "psycopg.Connection[tuple[Any, ...]]":
+    """A connection that the measurement does not count."""
+    return psycopg.connect(url.replace("+psycopg", ""), autocommit=True, application_name=MEASURING)
+
+
 def reading(url: str, postgres: int, pooler: int | None) -> Reading:
-    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+    with measuring(url) as connection:
         counted = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
         transactions = connection.execute(counted).fetchone() or (0,)
     everything = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]

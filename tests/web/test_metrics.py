@@ -1,10 +1,14 @@
 """Metrics as Prometheus reads them, and who may read them."""
 
+from pathlib import Path
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.filling import made_up
 from hpsearch.settings import Settings
-from tests.web.serving import HOST, TOKEN, Opener, local
+from hpsearch.storage.open import create
+from tests.web.serving import HOST, TOKEN, Opener, local, settings_for
 
 PATH = "/hpsearch/metrics"
 
@@ -15,7 +19,12 @@ def scraped(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     return {(one.name, frozenset(one.labels.items())): one.value for family in families for one in family.samples}
 
 
-def test_what_stands_there(settings: Settings, client: Opener) -> None:
+def test_what_stands_there(client: Opener, tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    with create(settings.storage_url) as database:
+        filled = made_up(database, "made-up", 40, 9)
+        filled.fill(40, leave_running=2)
+        filled.beat()  # a worker that was silent for a minute would not count
     answer = client(settings, local()).get(PATH, headers={"Host": HOST})
     assert answer.status_code == 200
     assert answer.content_type.startswith("text/plain; version=")
