@@ -245,10 +245,14 @@ def _set_up_session(connection: Any, _record: Any) -> None:
     which is not that of the server behind it. What is prepared on one server is unknown to that of the next
     transaction, so there nothing is.
     """
-    connection.autocommit = True
-    # Of hpsearch's statements none depends on the time zone; Optuna's heartbeats do.
-    row = connection.execute("SELECT pg_backend_pid(), set_config('timezone', 'UTC', false)").fetchone()
-    connection.autocommit = False
+    try:
+        connection.autocommit = True
+        # Of hpsearch's statements none depends on the time zone; Optuna's heartbeats do.
+        row = connection.execute("SELECT pg_backend_pid(), set_config('timezone', 'UTC', false)").fetchone()
+        connection.autocommit = False
+    except psycopg.Error:
+        connection.close()  # the pool does not know it yet
+        raise
     if row[0] == connection.info.backend_pid:
         connection.prepare_threshold = PREPARE_THRESHOLD
 
