@@ -56,6 +56,7 @@ class TrialEnded:
     value: float | None
     reason: str
     finished: int
+    max_trials: int  # which `extend` may have raised; 0 while the storage is away
     best_number: int | None
     best_value: float | None
 

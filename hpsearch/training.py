@@ -236,6 +236,7 @@ class Training:
                 value=outcome.value,
                 reason=outcome.reason,
                 finished=now.finished if now else 0,
+                max_trials=now.max_trials if now else 0,
                 best_number=now.best_number if now else None,
                 best_value=now.best_value if now else None,
             )

@@ -188,4 +188,5 @@ def test_hosts_come_and_go(tmp_path: Path) -> None:
                 recorded = [row["epoch"] for row in ledger.epochs(database, trial._trial_id)]
                 assert recorded == sorted(trial.intermediate_values) == list(range(1, NUM_EPOCHS + 1)), trial.number
             assert all(f"trial {number} " in "".join(outputs.values()) for number in range(num_trials))
+            assert f"{num_trials} of {num_trials} trials ended" in "".join(outputs.values())
             assert fsck(database, study, str(tmp_path / "shared"), mend=False).ok

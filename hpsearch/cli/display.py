@@ -114,7 +114,7 @@ class Watch:
 
     def _end(self, worker: int, event: TrialEnded) -> str:
         row = self.rows.pop((worker, event.trial), None)
-        self.finished = max(self.finished, event.finished)
+        self.finished, self.max_trials = max(self.finished, event.finished), event.max_trials or self.max_trials
         self.best_number, self.best_value = event.best_number, event.best_value
         epochs = f" after epoch {event.epoch} of {row.epochs}" if row and event.epoch else ""
         value = "" if event.value is None else f", {self.metric} {event.value:.4f}"
