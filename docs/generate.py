@@ -43,7 +43,7 @@ Completion of commands, options and study names: put `eval "$(_HPSEARCH_COMPLETE
 | `HPSEARCH_STORAGE_TO_PASSWORD_FILE` | a file with the password of that URL's user, likewise |
 | `HPSEARCH_HOME` | the folder of the database and the data cache; default `storage` in the current folder |
 | `HPSEARCH_DATA` | the folder in which data sets are looked for |
-| `HPSEARCH_ARTIFACTS` | of checkpoints, weights and pictures: a shared folder, `s3://BUCKET/PREFIX`; default: at home |
+| `HPSEARCH_ARTIFACTS` | for checkpoints, weights, pictures: a shared folder, `s3://BUCKET/PREFIX`; default: at home |
 | `HPSEARCH_LEASE_SECONDS` | how long a worker may be silent before another one takes its trial; default 120 |
 | `HPSEARCH_CHECKPOINT_SECONDS` | how much training a killed worker may lose; default 30, 0 means one epoch |
 | `HPSEARCH_STORAGE_WAIT_SECONDS` | how long a worker waits for a storage that does not answer; default 300 |

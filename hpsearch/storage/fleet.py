@@ -13,9 +13,7 @@ from hpsearch.storage.open import Database
 from hpsearch.storage.tables import CONTROL, EVENTS, LEASES, TRIALS, WORKERS
 
 FORGET_SECONDS = 86_400.0  # a worker that vanished is shown for a day
-FORGETTING = (
-    1e-3  # share of the signs of life that come with a look for such workers: the larger the fleet, the oftener
-)
+FORGETTING = 1e-3  # share of the signs of life that come with a look for such workers
 
 TRAINING, WAITING, PAUSED = "training", "waiting", "paused"  # what a worker does (WORKERS.state)
 

@@ -116,37 +116,23 @@ def take(
         StorageError: the study has been deleted.
     """
     gives_up, pause = time.monotonic() + TRY_SECONDS, FIRST_PAUSE_SECONDS
-    while (taken := _take(database, study_id, num, owner, lease_seconds, plan, last_words)) is None:
+    while True:
+        with database.engine.begin() as connection:
+            if _try_lock_study(connection, study_id):
+                allowed = budget.allowance(connection, study_id, plan)
+                running = allowed.state == budget.RUNNING
+                adopted = _adopt(connection, study_id, num, owner, lease_seconds, last_words) if running else []
+                room = min(num - len(adopted), allowed.num_trials)
+                again, new = _start(connection, study_id, room) if room > 0 else ([], [])
+                fresh = leases.grant_again(connection, again, owner, lease_seconds)
+                fresh += leases.grant(connection, new, owner, lease_seconds)
+                if fresh and not allowed.begun:
+                    budget.note_start(connection, study_id)
+                return Taken((*adopted, *fresh), allowed.reason, allowed.state)
         if time.monotonic() > gives_up:
             return Taken((), "others are starting trials", budget.RUNNING)
         time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 -- not all at one moment
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-    return taken
-
-
-def _take(
-    database: Database,
-    study_id: int,
-    num: int,
-    owner: str,
-    lease_seconds: float,
-    plan: budget.Plan,
-    last_words: Callable[[str], str],
-) -> Taken | None:
-    """One attempt; None if somebody else has the study's lock."""
-    with database.engine.begin() as connection:
-        if not _try_lock_study(connection, study_id):
-            return None
-        allowed = budget.allowance(connection, study_id, plan)
-        running = allowed.state == budget.RUNNING
-        adopted = _adopt(connection, study_id, num, owner, lease_seconds, last_words) if running else []
-        room = min(num - len(adopted), allowed.num_trials)
-        again, new = _start(connection, study_id, room) if room > 0 else ([], [])
-        fresh = leases.grant_again(connection, again, owner, lease_seconds)
-        fresh += leases.grant(connection, new, owner, lease_seconds)
-        if fresh and not allowed.begun:
-            budget.note_start(connection, study_id)
-    return Taken((*adopted, *fresh), allowed.reason, allowed.state)
 
 
 def set_up(database: Database, study_id: int, drawn: Sequence[Drawn]) -> tuple[set[int], set[int]]:
