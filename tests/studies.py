@@ -49,3 +49,26 @@ batch_size = 32
 label = "stuck"
 learning_rate = 1e-9
 """
+
+
+def quick(name: str, num_trials: int, epochs: int, *space: str) -> str:
+    """A study whose epochs take milliseconds, and of which nothing is pruned; `space` are lines of its section."""
+    lines = ("learning_rate = { low = 1e-3, high = 1e-1, log = true }", *space)
+    return f"""
+name = "{name}"
+[model]
+name = "3lp"
+[data]
+name = "digits"
+image_size = 8
+[training]
+epochs = {epochs}
+[space]
+{chr(10).join(lines)}
+[sampler]
+name = "random"
+[pruner]
+name = "none"
+[budget]
+trials = {num_trials}
+"""

@@ -26,33 +26,21 @@ from hpsearch.storage.open import FAULTS, Database, connect, create
 from hpsearch.storage.studies import RECIPE_KEY, create_study, load_study, progress
 from hpsearch.train.program import Program, place
 from tests.postgres import PostgresServer, running_server
+from tests.studies import quick
 
 NUM_TRIALS, NUM_WORKERS = (200, 8) if os.environ.get("HPSEARCH_SOAK") else (40, 4)
 EPOCHS = 20
 LEASE_SECONDS = 2.0
 LIMIT_SECONDS = 30 * NUM_TRIALS  # far more than it takes; a study that is stuck ends here
 
-STUDY = f"""
-name = "chaos"
-[model]
-name = "3lp"
-[data]
-name = "digits"
-image_size = 8
-[training]
-epochs = {EPOCHS}
-[space]
-hidden_width = {{ low = 8, high = 64 }}
-learning_rate = {{ low = 1e-3, high = 1e-1, log = true }}
-optimizer = ["sgd", "adam"]
-scheduler = ["constant", "cosine"]
-[sampler]
-name = "random"
-[pruner]
-name = "none"
-[budget]
-trials = {NUM_TRIALS}
-"""
+STUDY = quick(
+    "chaos",
+    NUM_TRIALS,
+    EPOCHS,
+    "hidden_width = { low = 8, high = 64 }",
+    'optimizer = ["sgd", "adam"]',
+    'scheduler = ["constant", "cosine"]',
+)
 
 
 def work(settings: Settings) -> None:

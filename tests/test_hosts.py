@@ -20,6 +20,7 @@ from hpsearch.storage.tables import EPOCHS, LEASES
 from tests.cli.running import environment
 from tests.network import DELAY_SECONDS, Network, network, why_not
 from tests.postgres import PostgresServer, as_plain_user, binary, die_with_parent
+from tests.studies import quick
 
 OLD, NEW = "10.77.0.10", "10.77.0.20"
 PORT = 5432
@@ -27,24 +28,7 @@ LEASE_SECONDS = 10.0
 NUM_TRIALS, NUM_EPOCHS = 24, 20
 PATIENCE_SECONDS = 240
 
-STUDY = f"""
-name = "hosts"
-[model]
-name = "3lp"
-[data]
-name = "digits"
-image_size = 8
-[training]
-epochs = {NUM_EPOCHS}
-[space]
-learning_rate = {{ low = 1e-3, high = 1e-1, log = true }}
-[sampler]
-name = "random"
-[pruner]
-name = "none"
-[budget]
-trials = {NUM_TRIALS}
-"""
+STUDY = quick("hosts", NUM_TRIALS, NUM_EPOCHS)
 
 
 class Place:

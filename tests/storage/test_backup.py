@@ -29,6 +29,7 @@ from tests.cli.running import hpsearch, start
 from tests.postgres import PostgresServer, binary, running_server
 from tests.storage.sandbox import Sandbox
 from tests.storage.test_copy import rows
+from tests.studies import quick
 
 SCRIPTS = Path(__file__).parent.parent.parent / "storage" / "postgres"
 BIN = Path(binary("pg_dump")).parent
@@ -41,25 +42,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 NUM_TRIALS, EPOCHS = 4, 80  # a trial takes seconds, many times what lies between the checkpoints and the database
-STUDY = f"""
-name = "long"
-[model]
-name = "3lp"
-[data]
-name = "digits"
-image_size = 8
-[training]
-epochs = {EPOCHS}
-[space]
-hidden_width = {{ low = 16, high = 64 }}
-learning_rate = {{ low = 1e-3, high = 1e-1, log = true }}
-[sampler]
-name = "random"
-[pruner]
-name = "none"
-[budget]
-trials = {NUM_TRIALS}
-"""
+STUDY = quick("long", NUM_TRIALS, EPOCHS, "hidden_width = { low = 16, high = 64 }")
 FILES = (
     "checkpoints/key/000002-hash.safetensors",
     "weights/key/000000-hash.safetensors",
