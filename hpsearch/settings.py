@@ -31,7 +31,7 @@ class Settings:
     device: auto, cpu, cuda:N or all (HPSEARCH_DEVICE; default: auto).
     lease_seconds: how long a worker may be silent before another takes its trial (HPSEARCH_LEASE_SECONDS).
     checkpoint_seconds: how much training a killed worker may lose (HPSEARCH_CHECKPOINT_SECONDS; 0: one epoch).
-    lanes: how many trials a worker trains at once (None: one on a CPU, as many as pay on a GPU).
+    lanes: how many trials a worker trains at once (None: as many as pay on a GPU, one for each core on a CPU).
     storage_wait_seconds: how long a worker waits for a storage that is away (HPSEARCH_STORAGE_WAIT_SECONDS).
     dashboard_token: what opens the dashboard (HPSEARCH_DASHBOARD_TOKEN, or in the file HPSEARCH_DASHBOARD_TOKEN_FILE;
         None: see `hpsearch dashboard --help`).

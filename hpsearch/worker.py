@@ -80,8 +80,10 @@ def run(
         now.best_number,
         now.best_value,
     )
-    lanes = Lanes(bench.data, bench.constructor, fuse=device.type == "cuda")
-    training = Training(bench, lanes, lane_count(settings, study, device), Patience(database, settings, interruption))
+    count = lane_count(settings, study, device)
+    num_threads = 1 if device.type == "cuda" else min(count.number, torch.get_num_threads())
+    lanes = Lanes(bench.data, bench.constructor, fuse=device.type == "cuda", num_threads=num_threads)
+    training = Training(bench, lanes, count, Patience(database, settings, interruption))
     try:
         while training.done != max_trials_here:
             found = yield from training.fill(None if max_trials_here is None else max_trials_here - training.done)

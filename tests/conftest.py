@@ -1,10 +1,17 @@
-"""Fixtures that several test files share: a PostgreSQL, and both kinds of storage."""
+"""Fixtures that several test files share: a PostgreSQL, and both kinds of storage.
 
+One thread, here and in the processes that tests start: how many lanes a worker has, and how sums round, must not depend
+on the machine.
+"""
+
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
 if TYPE_CHECKING:
     from hpsearch.settings import Settings

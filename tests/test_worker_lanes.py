@@ -53,6 +53,16 @@ def test_lanes_train_what_single_runs_train(database: Database, settings: Settin
         assert alone == trial.intermediate_values, trial.number
 
 
+@pytest.mark.parametrize(("cores", "lanes"), [(1, 1), (2, 2), (8, 4)])
+def test_auto_is_a_lane_for_each_core(
+    sqlite: Database, settings: Settings, cores: int, lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    events = work(sqlite, tiny(), settings)
+    first_end = next(index for index, event in enumerate(events) if isinstance(event, TrialEnded))
+    assert sum(isinstance(event, TrialStarted) for event in events[:first_end]) == lanes
+
+
 def test_interrupted_lanes_all_go_on(sqlite: Database, settings: Settings) -> None:
     create_study(sqlite, tiny(), "tiny")
     four = replace(settings, lanes=4)
@@ -92,7 +102,7 @@ def test_out_of_memory_halves_the_lanes_and_loses_nothing(
         return run_epoch(program)
 
     monkeypatch.setattr(Fused, "run_epoch", small)
-    monkeypatch.setattr("hpsearch.worker.Lanes", lambda data, constructor, fuse: Lanes(data, constructor, fuse=True))
+    monkeypatch.setattr("hpsearch.worker.Lanes", lambda data, constructor, **_: Lanes(data, constructor, fuse=True))
     head, _, _ = TINY.partition("[[first]]")
     text = "\n".join(line for line in head.splitlines() if not line.startswith("momentum"))
     spec = parse(text.replace('["sgd", "adam"]', '["adam"]'), "tiny.toml")  # one graph, one program
@@ -112,7 +122,7 @@ def test_fused_lanes_search_like_separate_ones(
     found = []
     for name, fuse in (("separate", False), ("fused", True)):
         monkeypatch.setattr(
-            "hpsearch.worker.Lanes", lambda data, constructor, fuse, own=fuse: Lanes(data, constructor, fuse=own)
+            "hpsearch.worker.Lanes", lambda data, constructor, own=fuse, **_: Lanes(data, constructor, fuse=own)
         )
         create_study(sqlite, tiny(trials="trials = 12"), name)
         list(run(sqlite, name, replace(settings, lanes=6, home=settings.home / name), Interruption()))

@@ -30,7 +30,8 @@ START_SPREAD_SECONDS = 0.5  # workers that are started together come to a shared
     default="auto",
     metavar="auto|K",
     callback=lambda _ctx, _param, text: _lanes(text),
-    help="Trials to train at once in each process; auto: as many as pay on a GPU, one on a CPU.  [default: auto]",
+    help="Trials to train at once in each process; auto: as many as pay on a GPU, one a core (four at most) on a CPU."
+    "  [default: auto]",
 )
 @click.option("--max-trials", type=click.IntRange(min=1), help="Leave after so many trials (each process).")
 @click.option(

@@ -22,6 +22,7 @@ class LeNet5(nn.Module):
     """
 
     pads_with_zeros = True  # a unit whose weights are all zero stays out of the way for ever
+    own_randomness = False  # nothing random but nn.Dropout, so that trials may train in threads
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ class TwoLayerPerceptron(nn.Module):
     """(B, C, H, W) -> (B, num_classes) through one hidden layer of `hidden_width` units, then dropout."""
 
     pads_with_zeros = True  # a unit whose weights are all zero stays out of the way for ever
+    own_randomness = False  # nothing random but nn.Dropout, so that trials may train in threads
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class ThreeLayerPerceptron(nn.Module):
     """(B, C, H, W) -> (B, num_classes) through two hidden layers of `hidden_width` units, each with dropout."""
 
     pads_with_zeros = True  # a unit whose weights are all zero stays out of the way for ever
+    own_randomness = False  # nothing random but nn.Dropout, so that trials may train in threads
 
     def __init__(
         self,

@@ -2,27 +2,24 @@
 
 On a GPU a group is one program (`fused.py`). On a CPU, where stacked convolutions are slower than separate ones (on
 two cores, LeNet-5, batch 64: separate 70 to 100 us an image, 16 lanes grouped 135), and for networks that cannot be
-fused, the lanes of a group step one after another on images that are augmented once for all of them.
+fused, the lanes step side by side (`side_by_side.py`) on images that are augmented once for all of them.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import nn
 
-from hpsearch.interrupt import Interrupted
 from hpsearch.models.build import Constructor, build_model
 from hpsearch.recipe import Recipe
 from hpsearch.train.device_data import DeviceData
 from hpsearch.train.fused import CannotFuse, Fused
 from hpsearch.train.plan import Graph, Stream
-from hpsearch.train.program import EpochResult, Program, State
+from hpsearch.train.program import Program, State
+from hpsearch.train.side_by_side import Result, SideBySide
 
-Result = EpochResult | Exception  # an exception is a lane's own: its trial cannot go on, others do
+__all__ = ["Group", "Lanes", "Result"]
 
 
 class Group(Protocol):
@@ -48,13 +45,13 @@ class Waiting:
 
 
 class Lanes:
-    """Trials by key; `fuse` says whether groups become one program.
+    """Trials by key; `fuse` says whether groups become one program, `num_threads` how many of the others train at once.
 
     `refusals` collects, by architecture, why some could not.
     """
 
-    def __init__(self, data: DeviceData, constructor: Constructor, *, fuse: bool) -> None:
-        self.data, self._constructor, self._fuse = data, constructor, fuse
+    def __init__(self, data: DeviceData, constructor: Constructor, *, fuse: bool, num_threads: int = 1) -> None:
+        self.data, self._constructor, self._fuse, self._num_threads = data, constructor, fuse, num_threads
         self._single: dict[int, Program] = {}
         self._states: dict[int, State] = {}  # of the single ones, after their last whole epoch
         self._fused: list[FusedGroup] = []
@@ -103,11 +100,8 @@ class Lanes:
         """All groups, for one round; each epoch is trained when the caller asks for it."""
         self._let_in()
         yield from list(self._fused)
-        shared: dict[tuple[Stream, int], dict[int, Program]] = {}
-        for key, program in self._single.items():
-            shared.setdefault((Stream.of(program.recipe), program.position), {})[key] = program
-        for programs in shared.values():
-            yield SharedGroup(programs, self._states)
+        if self._single:
+            yield SideBySide(dict(self._single), self._states, self._num_threads)
 
     def _recipe(self, key: int) -> Recipe:
         if key in self._single:
@@ -150,48 +144,6 @@ class Lanes:
             program.restore(trial.state)
         self._single[key], self._states[key] = program, program.state()
         del self._waiting[key]
-
-
-class SharedGroup:
-    """Programs that step one after another on shared images."""
-
-    def __init__(self, programs: dict[int, Program], states: dict[int, State]) -> None:
-        self._programs, self._states = programs, states
-
-    @property
-    def keys(self) -> Iterable[int]:
-        """Of the trials."""
-        return self._programs
-
-    def run_epoch(self) -> dict[int, Result]:
-        """Train every trial for one epoch; a trial whose network raises an exception leaves it as its result."""
-        started = time.perf_counter()
-        results: dict[int, Result] = {}
-        first = next(iter(self._programs.values()))
-        for program in self._programs.values():
-            program.begin_epoch()
-        for images, labels in first.stream.blocks(first.data, first.position):
-            for key, program in self._programs.items():
-                if key not in results:
-                    with _caught(key, results):
-                        program.train_block(images, labels)
-        for key, program in self._programs.items():
-            if key not in results:
-                with _caught(key, results):
-                    results[key] = program.end_epoch(started)
-                    self._states[key] = program.state()
-        return results
-
-
-@contextmanager
-def _caught(key: int, results: dict[int, Result]) -> Iterator[None]:
-    """Let an exception be the trial's result, unless the whole process is meant."""
-    try:
-        yield
-    except (Interrupted, torch.AcceleratorError):
-        raise
-    except Exception as error:
-        results[key] = error
 
 
 class FusedGroup:

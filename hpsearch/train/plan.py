@@ -9,12 +9,15 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from hpsearch.models.build import Constructor
 from hpsearch.recipe import Recipe
 from hpsearch.train.stream import block_size
 
 FIRST_LANES = 16  # with which `auto` begins on a GPU
 MOST_LANES = 1024
+CPU_LANES = 4  # with `auto`, at most: Python lets few threads of one process work at once
 WORTH = 1.1  # twice the lanes must give so many times the images per second
 
 
@@ -63,7 +66,7 @@ def bucket(width: int) -> int:
 
 @dataclass
 class LaneCount:
-    """How many lanes a device gets: `fixed`, or as many as still speed it up, found by doubling.
+    """How many lanes a device gets: `fixed`, or as many as still speed a GPU up, found by doubling, or one a core.
 
     `cache` is a file that keeps what was found, by device and architecture.
     """
@@ -78,7 +81,7 @@ class LaneCount:
 
     def __post_init__(self) -> None:
         if self.fixed is not None or not self.on_gpu:
-            self.number, self._settled = self.fixed or 1, True
+            self.number, self._settled = self.fixed or min(CPU_LANES, torch.get_num_threads()), True
         else:
             found = self._read().get(self.key)
             self.number, self._settled = found or FIRST_LANES, found is not None

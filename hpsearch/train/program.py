@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
@@ -59,6 +59,7 @@ class Program:
         self.recipe = recipe
         self._dropouts = [layer for layer in seeded(model) if not layer.idle]
         self.model = model.to(data.device)
+        self.draws = getattr(model, "own_randomness", True)  # from the random state of the whole process
         self.data = data
         self.epoch = 0
         self.stream = Stream(recipe.augmentation, recipe.batch_size, recipe.stream_seed)
@@ -102,14 +103,14 @@ class Program:
         self._settings = zip(steps.tolist(), setting.rate.tolist(), setting.momentum.tolist(), strict=True)
         self._last_rate = float(setting.rate[-1])
         self._sums = Sums(self.data.device)
-        self._random = RandomState(self.data.device, fold(self.recipe.seed, self.epoch + 1))
+        self._random = RandomState(self.data.device, fold(self.recipe.seed, self.epoch + 1)) if self.draws else None
         for layer in self._dropouts:
             layer.seed.fill_(seed_of(fold(self.recipe.seed, 1)))
 
     def train_block(self, images: Tensor, labels: Tensor) -> None:
         """Train on images (N, C, H, W) and labels (N,): the next of the epoch, a whole number of batches or the end."""
         size = self.recipe.batch_size
-        with self._random.used():
+        with self._random.used() if self._random is not None else nullcontext():
             for some, their in zip(torch.split(images, size), torch.split(labels, size), strict=True):
                 step, rate, momentum = next(self._settings)
                 for layer in self._dropouts:
