@@ -4,7 +4,7 @@
 # Run: HPSEARCH_DATA=FOLDER benchmarks/chain.sh lenet    FOLDER holds cifar-100-python/ and stl5/ (or stl10_binary/)
 #
 # Every step goes on where the last call left off, so it may be interrupted and called again as often as needed.
-# TRIALS, EPOCHS, TOP, SEEDS, TRANSFER_SEEDS and TRANSFER_EPOCHS change the budget, LANES how many trials train at once in each
+# TRIALS, EPOCHS, MIN_EPOCHS (the first rung), TOP, SEEDS, TRANSFER_SEEDS and TRANSFER_EPOCHS change the budget, LANES how many trials train at once in each
 # of the two workers; STOP_AFTER=search or confirm ends it there.
 set -euo pipefail
 study=$1
@@ -12,7 +12,8 @@ hpsearch=${HPSEARCH:-hpsearch}
 home=${HPSEARCH_HOME:-storage}
 export=$home/exports/$study
 
-$hpsearch create-study "$study" --if-missing --set "budget.trials=${TRIALS:-16}" --set "training.epochs=${EPOCHS:-10}"
+$hpsearch create-study "$study" --if-missing --set "budget.trials=${TRIALS:-16}" --set "training.epochs=${EPOCHS:-10}" \
+    --set "pruner.min_epochs=${MIN_EPOCHS:-2}"
 $hpsearch worker "$study" --device cpu --workers 2 --lanes "${LANES:-auto}"
 if [ "${STOP_AFTER:-}" = search ]; then exit; fi
 
