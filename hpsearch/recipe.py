@@ -43,8 +43,10 @@ class Rule:
     def _broken_by_name(self, value: object) -> str | None:
         if not isinstance(value, str):
             return "must be a name in quotes"
-        *others, last = map(json.dumps, self.among or ("",))
-        return None if value in self.among or not self.among else f"must be {', '.join(others)} or {last}"
+        if not self.among or value in self.among:
+            return None
+        *others, last = map(json.dumps, self.among)
+        return f"must be {', '.join(others)} or {last}"
 
 
 # Every hyperparameter that a study may fix or search: the one home of its type, its limits and its meaning.
