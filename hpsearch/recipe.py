@@ -129,13 +129,16 @@ class Recipe:
             raise UsageError(f"recipe: peak_learning_rate = {self.peak_learning_rate!r}: {rule_text}")
 
     def as_dict(self) -> dict[str, Any]:
-        """The recipe as plain JSON values, without what `LATER` leaves out."""
+        """The recipe as plain JSON values."""
+        return dict(vars(self))
+
+    def identity(self) -> dict[str, Any]:
+        """What keys of checkpoints and weights are made of: `as_dict` without what `LATER` leaves out."""
         return {name: value for name, value in vars(self).items() if (name, value) not in LATER.items()}
 
 
 ABSENT = ("peak_learning_rate", "hidden_width", "dropout", "native_size")  # may be None: not set
-# Fields that are younger than recorded recipes, left out at this value: keys of checkpoints and weights, which are made
-# of a recipe, stay the same.
+# Fields that are younger than what is stored, at the value that was meant when there was no choice: keys stay the same.
 LATER = {"precision": "float32"}
 
 

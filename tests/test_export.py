@@ -97,7 +97,6 @@ def test_its_study_file_trains_the_same_again(folder: Path, chain: Chain, tmp_pa
 def test_its_study_file_has_the_precision() -> None:
     spec, recipe = catalogue.read("lenet"), Recipe("lenet", 3, precision="bfloat16")
     assert tomllib.loads(config(spec, recipe))["training"]["precision"] == "bfloat16"
-    assert "precision" not in tomllib.loads(config(spec, Recipe("lenet", 3)))["training"]  # the default, as it was
 
 
 def test_other_ranks_and_searches_without_confirmation(chain: Chain, tmp_path: Path) -> None:

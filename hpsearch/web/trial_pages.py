@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpsearch.confusion import SAMPLES_PICTURE, Confusion
-from hpsearch.recipe import LATER, RULES
+from hpsearch.recipe import RULES
 from hpsearch.storage.studies import LoadedStudy
 from hpsearch.storage.tables import METRICS
 from hpsearch.web import figures, queries
@@ -144,7 +144,6 @@ def compared(source: Source, wanted: list[tuple[int, int]], with_figures: bool) 
 def configuration(recipes: list[dict[str, Any]], *studies: LoadedStudy) -> list[Line]:
     """The lines of a table of configurations, what was searched first; without what no trial sets."""
     searched = {name for study in studies for name in study.spec.space}
-    recipes = [{**LATER, **recipe} for recipe in recipes]
     names = ["model", *RULES]
     lines = [
         Line(

@@ -12,7 +12,6 @@ from werkzeug.test import Client
 
 from benchmarks.filling import made_up
 from hpsearch.artifacts import FolderCheckpoints, study_prefix, trial_key
-from hpsearch.recipe import Recipe
 from hpsearch.space import Choice, Float
 from hpsearch.storage.open import create
 from hpsearch.storage.studies import Progress
@@ -31,11 +30,6 @@ def progress(**known: int | float | str | None) -> Progress:
     given = {"complete": 0, "pruned": 0, "failed": 0, "running": 0, "waiting": 0, "abandoned": 0, "max_trials": 10}
     rest = {"state": "running", "startable": 5, "reason": "", "best_number": None, "best_value": None}
     return Progress(**(given | rest | known))  # type: ignore[arg-type]
-
-
-def test_a_recipe_from_before_there_were_precisions_shows_its_own() -> None:
-    lines = trial_pages.configuration([Recipe("lenet", 2).as_dict(), Recipe("lenet", 2, precision="tf32").as_dict()])
-    assert [line.values for line in lines if line.name == "precision"] == [("float32", "tf32")]
 
 
 def test_many_trials_are_thinned_and_none_that_matters_is_lost() -> None:
