@@ -1,6 +1,6 @@
 """What a precision costs in accuracy: the same trials in float32, TF32 and bfloat16, paired by their seeds.
 
-Run: python benchmarks/precision.py --data-dir FOLDER                    two CPU cores: float32 and bfloat16
+Run: python benchmarks/precision.py --data-dir FOLDER                    a CPU: float32 and bfloat16
      python benchmarks/precision.py --data-dir FOLDER --device cuda      a GPU: all three
 
 FOLDER holds cifar-100-python; `--study quickstart` takes digits, which need none. The recipe is the first [[first]] of
