@@ -140,6 +140,20 @@ layers for `frozen_epochs`; then they train at `frozen_rate` times the learning 
 images inside the network, before its first fully connected layer, to what images of 32 pixels give. All may be fixed
 or searched, as in [`transfer-stl5`](../studies/transfer-stl5.toml).
 
+## Precision
+
+`precision` says what training steps compute in. Parameters, gradients, the optimizer's buffers, every validation and
+every test are float32 in all three, so that what is reported is what the float32 weights of an export give.
+
+| `precision` | products of matrices, and convolutions |
+| --- | --- |
+| `float32` | float32; on a GPU TF32 is switched off for it, also in convolutions, where torch has it on |
+| `tf32` | of a GPU: factors with 10 bits of mantissa instead of 23, tensors as before. A CPU trains as in float32 |
+| `bfloat16` | 7 bits of mantissa, where torch.autocast takes that for safe in the forward pass and the loss |
+
+It may be searched like any other hyperparameter: `precision = ["float32", "bfloat16"]`. What it costs in accuracy:
+[benchmarks.md](benchmarks.md).
+
 ## [[first]]: known good configurations
 
 Each `[[first]]` is a configuration to try before the search makes its own: values inside the space, the peak rate as
@@ -207,7 +221,8 @@ def hyperparameter_table() -> str:
         shown = f"`{default}`" if isinstance(default, int | float | str) else ""
         shown = {"epochs": "required", "seed": "", "stream_seed": ""}.get(name, shown)
         group = catalogue.HYPERPARAMETER_GROUPS.get(name)
-        value = built_in(group) if group else f"{KINDS[rule.kind]} {rule.interval()}".strip()
+        value = built_in(group) if group else ", ".join(f"`{choice}`" for choice in rule.among)
+        value = value or f"{KINDS[rule.kind]} {rule.interval()}".strip()
         rows.append((f"`{name}`", value, shown, rule.about))
     return table(("hyperparameter", "value", "default", "meaning"), rows)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hpsearch.errors import UsageError
-from hpsearch.recipe import RULES, STARTS, Recipe
+from hpsearch.recipe import RULES, Recipe
 from hpsearch.relations import PEAK_SCHEDULER, Draft
 from hpsearch.space import Choice, Value, show, suggestion
 
@@ -60,8 +60,5 @@ def candidate_mistakes(draft: Draft, values: Mapping[str, Any]) -> Iterator[str]
     starts = [draft.training.get("start"), *(candidate.get("start") for _, candidate in candidates)]
     if draft.searched and (space := draft.space.get("start")) and isinstance(space, Choice):
         starts += space.choices
-    for start in dict.fromkeys(starts):
-        if start is not None and start not in STARTS:
-            yield f"start = {show(start)}: must be {' or '.join(map(show, STARTS))}"
     if "export" in starts and model and model.export is None:
         yield 'model.export: is missing; start = "export" needs it: the folder of an export'

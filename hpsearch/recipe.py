@@ -1,6 +1,7 @@
 """The recipe: everything that one trial trains with, as one frozen value."""
 
 import hashlib
+import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ class Rule:
     at_least: float | None = None
     above: float | None = None
     below: float | None = None
+    among: tuple[str, ...] = ()  # all names that it may be; empty where a table of the catalogue holds them
 
     def interval(self) -> str:
         """The rule in words; empty for a name."""
@@ -26,7 +28,7 @@ class Rule:
     def broken_by(self, value: object) -> str | None:
         """The rule that the value breaks, as the end of a sentence; None if it breaks none."""
         if self.kind is str:
-            return None if isinstance(value, str) else "must be a name in quotes"
+            return self._broken_by_name(value)
         if isinstance(value, bool) or not isinstance(value, int if self.kind is int else int | float):
             return "must be a whole number" if self.kind is int else "must be a number"
         if not math.isfinite(value):
@@ -37,6 +39,14 @@ class Rule:
             and (self.below is None or value < self.below)
         )
         return None if kept else f"must be {self.interval()}"
+
+    def _broken_by_name(self, value: object) -> str | None:
+        if not isinstance(value, str):
+            return "must be a name in quotes"
+        if not self.among or value in self.among:
+            return None
+        *others, last = map(json.dumps, self.among)
+        return f"must be {', '.join(others)} or {last}"
 
 
 # Every hyperparameter that a study may fix or search: the one home of its type, its limits and its meaning.
@@ -51,13 +61,20 @@ RULES = {
     "weight_decay": Rule(float, "L2 penalty of SGD and Adam, decoupled decay of AdamW", at_least=0),
     "batch_size": Rule(int, "images per step", at_least=1),
     "clip_norm": Rule(float, "largest gradient norm; 0 switches clipping off", at_least=0),
+    "precision": Rule(
+        str,
+        "of the training steps; tf32 is for GPUs, on a CPU it is the same as float32",
+        among=("float32", "tf32", "bfloat16"),
+    ),
     "augmentation": Rule(str, "how training images are varied"),
     "hidden_width": Rule(int, "units of the first hidden layer; if absent, the published width", at_least=1),
     "dropout": Rule(float, "share of units dropped; if absent, the architecture's own rate", at_least=0, below=1),
     "native_size": Rule(
         int, "side in pixels of the images that the network is made for; if absent, that of the data", at_least=8
     ),
-    "start": Rule(str, "scratch, or export: the weights of the export that `model.export` names"),
+    "start": Rule(
+        str, "scratch, or export: the weights of the export that `model.export` names", among=("scratch", "export")
+    ),
     "frozen_layers": Rule(
         int, "how many layers, from the first on, are frozen or have a rate of their own", at_least=0
     ),
@@ -88,6 +105,7 @@ class Recipe:
     weight_decay: float = 0.0
     batch_size: int = 64
     clip_norm: float = 0.0  # largest gradient norm; 0 switches clipping off
+    precision: str = "float32"  # of forward and backward passes; parameters are float32, and so is validation
     augmentation: str = "none"
     hidden_width: int | None = None  # None: the architecture's published width
     dropout: float | None = None  # None: the architecture's own rate
@@ -106,8 +124,6 @@ class Recipe:
             complaint = None if value is None and name in ABSENT else rule.broken_by(value)
             if complaint:
                 raise UsageError(f"recipe: {name} = {value!r}: {complaint}")
-        if self.start not in STARTS:
-            raise UsageError(f"recipe: start = {self.start!r}: must be {' or '.join(STARTS)}")
         if self.peak_learning_rate is not None and self.peak_learning_rate < self.learning_rate:
             rule_text = f"must not be below learning_rate = {self.learning_rate!r}"
             raise UsageError(f"recipe: peak_learning_rate = {self.peak_learning_rate!r}: {rule_text}")
@@ -116,9 +132,14 @@ class Recipe:
         """The recipe as plain JSON values."""
         return dict(vars(self))
 
+    def identity(self) -> dict[str, Any]:
+        """What keys of checkpoints and weights are made of: `as_dict` without what `LATER` leaves out."""
+        return {name: value for name, value in vars(self).items() if (name, value) not in LATER.items()}
+
 
 ABSENT = ("peak_learning_rate", "hidden_width", "dropout", "native_size")  # may be None: not set
-STARTS = ("scratch", "export")
+# Fields that are younger than what is stored, at the value that was meant when there was no choice: keys stay the same.
+LATER = {"precision": "float32"}
 
 
 def fold(*numbers: int) -> int:

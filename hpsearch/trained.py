@@ -109,7 +109,7 @@ def network(study: LoadedStudy, trial: FrozenTrial, dataset: DataSet, settings: 
     channels, height, width = dataset.train_images.shape[1:]
     model = build_model(recipe, (channels, height, width), len(dataset.classes), constructor)
     kept = open_checkpoints(settings.weights)
-    state = weights.kept(kept, key_of(recipe.as_dict(), dataset.fingerprint, study.created))
+    state = weights.kept(kept, key_of(recipe.identity(), dataset.fingerprint, study.created))
     if state is not None and _fits(model, state):
         model.load_state_dict(state)
         return model.eval()
@@ -120,7 +120,7 @@ def network(study: LoadedStudy, trial: FrozenTrial, dataset: DataSet, settings: 
     while program.epoch < recipe.epochs:
         program.run_epoch()
     with contextlib.suppress(OSError):
-        weights.keep(kept, key_of(recipe.as_dict(), dataset.fingerprint, study.created), program.state())
+        weights.keep(kept, key_of(recipe.identity(), dataset.fingerprint, study.created), program.state())
     return model.eval()
 
 

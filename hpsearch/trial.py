@@ -88,9 +88,9 @@ class Run:
     def __init__(self, bench: Bench, assignment: Assignment) -> None:
         self.bench, self.lease, self.recipe = bench, assignment.lease, assignment.recipe
         self.number = assignment.lease.number
-        self.weights_key = key_of(self.recipe.as_dict(), bench.fingerprint, bench.study.created)
+        self.weights_key = key_of(self.recipe.identity(), bench.fingerprint, bench.study.created)
         prefix = study_prefix(bench.study.name, bench.study.created)
-        self.key = trial_key(prefix, self.number, [self.recipe.as_dict(), bench.fingerprint])
+        self.key = trial_key(prefix, self.number, [self.recipe.identity(), bench.fingerprint])
         self.epoch = assignment.lease.epoch  # the last one that is trained and recorded
         self.saved_at = time.monotonic()
 

@@ -120,3 +120,8 @@ def test_a_configuration_leaves_out_seeds_and_what_is_absent() -> None:
     found = configuration(Recipe("lenet", 3, seed=4, stream_seed=5))
     assert not {"seed", "stream_seed", "model", "peak_learning_rate", "dropout"} & found.keys()
     assert found["epochs"] == 3
+
+
+def test_a_configuration_keeps_the_precision_it_was_found_with() -> None:
+    assert configuration(Recipe("lenet", 3, precision="bfloat16"))["precision"] == "bfloat16"
+    assert Recipe("lenet", **configuration(Recipe("lenet", 3))).precision == "float32"

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from hpsearch import catalogue, export_schema
 from hpsearch.errors import HpsearchError, UsageError
 from hpsearch.export import export, pinned, read, verify
 from hpsearch.export_schema import FILES, SUMS
+from hpsearch.model_card import config
+from hpsearch.recipe import Recipe
 from hpsearch.settings import Settings
 from hpsearch.storage.checkpoints import open_checkpoints
 from hpsearch.storage.open import create
@@ -89,6 +92,11 @@ def test_its_study_file_trains_the_same_again(folder: Path, chain: Chain, tmp_pa
     _, _, twice = read(tmp_path / "again")
     for name, tensor in tensors.items():
         assert torch.equal(tensor, twice[name])
+
+
+def test_its_study_file_has_the_precision() -> None:
+    spec, recipe = catalogue.read("lenet"), Recipe("lenet", 3, precision="bfloat16")
+    assert tomllib.loads(config(spec, recipe))["training"]["precision"] == "bfloat16"
 
 
 def test_other_ranks_and_searches_without_confirmation(chain: Chain, tmp_path: Path) -> None:

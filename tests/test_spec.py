@@ -128,6 +128,15 @@ def test_seed_and_epochs_may_be_searched():
     assert (recipe.epochs, recipe.seed) == (3, 2)
 
 
+def test_the_precision_may_be_fixed_or_searched():
+    fixed = spec.build(spec.with_overrides(spec.read_tables(STUDY, "s"), ["training.precision=tf32"]), "s")
+    assert fixed.recipe({}, 0, 0).precision == "tf32"
+    overrides = ["space.precision=['float32', 'bfloat16']", "first=[{precision='bfloat16'}]"]
+    searched = spec.build(spec.with_overrides(spec.read_tables(STUDY, "s"), overrides), "s")
+    assert searched.recipe(searched.first[0], 0, 0).precision == "bfloat16"
+    assert spec.parse(STUDY, "s").recipe({}, 0, 0).precision == "float32"
+
+
 def test_recorded_names_of_another_study_are_refused():
     with pytest.raises(UsageError, match="dropout is no hyperparameter"):
         spec.parse(STUDY, "s.toml").recipe({"dropout": 0.1}, 0, 0)
@@ -184,6 +193,11 @@ def test_syntax_error_has_its_line():
         ("training.clip_norm=inf", "training.clip_norm = inf", "finite"),
         ("training.dropout=1.0", "training.dropout = 1.0", "below 1"),
         ("training.augmentation=3", "training.augmentation = 3", "name in quotes"),
+        ("training.precision=bf16", 'training.precision = "bf16"', 'must be "float32", "tf32" or "bfloat16"'),
+        ("training.precision=16", "training.precision = 16", "name in quotes"),
+        ("training.start=weights", 'training.start = "weights"', 'must be "scratch" or "export"'),
+        ("space.precision=['float32', 'bf16']", 'space.precision.choices holds "bf16"', '"tf32" or "bfloat16"'),
+        ("first=[{precision='tf32'}]", "first[1].precision", "not searched"),
         ("training.augmentatoin=none", "training.augmentatoin", "did you mean augmentation?"),
         ("training.model=lenet", "training.model", "[model]"),
         ("training.batch_size=64", "space.batch_size", "fixed under [training] as well"),
@@ -308,5 +322,7 @@ def test_one_mistake_hides_no_other():
 def test_recipe_checks_itself():
     with pytest.raises(UsageError, match=r"momentum = 1\.0: must be at least 0 and below 1"):
         Recipe("lenet", 1, momentum=1.0)
+    with pytest.raises(UsageError, match='must be "float32", "tf32" or "bfloat16"'):
+        Recipe("lenet", 1, precision="half")
     with pytest.raises(UsageError, match="must not be below learning_rate"):
         Recipe("lenet", 1, learning_rate=0.1, peak_learning_rate=0.05)

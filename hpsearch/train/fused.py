@@ -25,6 +25,7 @@ from hpsearch.train.device_data import DeviceData
 from hpsearch.train.dropout import SeededDropout, seed_of, seeded
 from hpsearch.train.lane_optimizers import LANE_OPTIMIZERS, Numbers
 from hpsearch.train.metrics import VALIDATION_BATCH
+from hpsearch.train.precision import EVALUATION, autocast, multiplying
 from hpsearch.train.program import EpochResult, State, schedule_of
 from hpsearch.train.stream import Stream
 
@@ -83,7 +84,7 @@ class Fused:
         self.data, self.num_lanes = data, num_lanes
         self.lanes: list[Lane | None] = [None] * num_lanes
         self.stream = Stream(template.augmentation, template.batch_size, template.stream_seed)
-        self._optimizer = LANE_OPTIMIZERS[template.optimizer]
+        self._optimizer, self._precision = LANE_OPTIMIZERS[template.optimizer], template.precision
         padded = replace(template, hidden_width=width)
         self._module = build_model(padded, data.input_shape, data.num_classes, constructor)
         self._dropouts = seeded(self._module)
@@ -163,9 +164,11 @@ class Fused:
         position = self.position
         assert position is not None, "every lane is free"
         for step, (images, labels) in enumerate(self.stream.batches(self.data, position)):
-            self._step(images, labels, rates[step], momenta[step], first_steps + step, sums)
+            with multiplying(self._precision, self.data.device):
+                self._step(images, labels, rates[step], momenta[step], first_steps + step, sums)
         losses, hits, norms = sums.cpu().tolist()  # the only wait for the device in an epoch
-        validation = self._validate()
+        with multiplying(EVALUATION, self.data.device):
+            validation = self._validate()
         seconds = time.perf_counter() - started
         for kept, now in zip(self._kept.tensors(), self._rows.tensors(), strict=True):
             kept.copy_(now)
@@ -192,9 +195,10 @@ class Fused:
     ) -> None:
         """One update of all lanes from images (B, C, H, W), labels (B,); rate, momentum and steps (K,)."""
         self._begin(steps)
-        logits = self._forward(images)  # (K, B, k)
         every = labels.expand(self.num_lanes, -1)  # (K, B)
-        losses = functional.cross_entropy(logits.flatten(0, 1), every.flatten(), reduction="none")
+        with autocast(self._precision, self.data.device):
+            logits = self._forward(images)  # (K, B, k)
+            losses = functional.cross_entropy(logits.flatten(0, 1), every.flatten(), reduction="none")  # float32
         loss = losses.view(self.num_lanes, -1).mean(1)  # (K,)
         gradients = torch.autograd.grad(loss.sum(), list(self._parameters.values()))
         with torch.no_grad():

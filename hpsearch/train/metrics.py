@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from hpsearch.train.augment import normalise
 from hpsearch.train.device_data import DeviceData
+from hpsearch.train.precision import EVALUATION, multiplying
 
 STEPS = 32  # whose logits are kept at most before they are reduced
 
@@ -46,7 +47,8 @@ class Sums:
 
 def evaluate(model: torch.nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of the losses () and number of hits () of images (B, C, H, W)."""
-    logits = model(images)
+    with multiplying(EVALUATION, images.device):
+        logits = model(images)
     return functional.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == labels).sum()
 
 
@@ -55,5 +57,6 @@ def predictions(model: torch.nn.Module, data: DeviceData) -> Tensor:
     """The class (N,) that each validation image is taken for."""
     model.eval()
     batches = torch.split(data.validation_images, VALIDATION_BATCH)
-    found = [model(normalise(raw, data.mean, data.std)).argmax(1) for raw in batches]
+    with multiplying(EVALUATION, data.device):
+        found = [model(normalise(raw, data.mean, data.std)).argmax(1) for raw in batches]
     return torch.cat(found)

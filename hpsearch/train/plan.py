@@ -1,8 +1,8 @@
 """The plan: which trials share a program, and how many lanes pay.
 
-What changes the graph of a step decides the group: architecture, optimizer, batch size, augmentation, and the hidden
-width rounded up to a bucket, because a lane is padded with zeros to the width of its group. Everything else is a tensor
-along K.
+What changes the graph of a step decides the group: architecture, optimizer, batch size, precision, augmentation, and
+the hidden width rounded up to a bucket, because a lane is padded with zeros to the width of its group. Everything else
+is a tensor along K.
 """
 
 import json
@@ -43,6 +43,7 @@ class Graph:
     native_size: int | None
     optimizer: str
     batch_size: int
+    precision: str
     stream: Stream
     width: int | None
 
@@ -52,8 +53,8 @@ class Graph:
         width = recipe.hidden_width
         if width is not None and getattr(constructor, "pads_with_zeros", False):
             width = bucket(width)
-        stream = Stream.of(recipe)
-        return cls(recipe.model, recipe.native_size, recipe.optimizer, recipe.batch_size, stream, width)
+        step = (recipe.optimizer, recipe.batch_size, recipe.precision)
+        return cls(recipe.model, recipe.native_size, *step, Stream.of(recipe), width)
 
 
 def bucket(width: int) -> int:

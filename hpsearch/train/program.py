@@ -21,6 +21,7 @@ from hpsearch.train.dropout import seed_of, seeded
 from hpsearch.train.freezing import Part, parts, rest
 from hpsearch.train.metrics import VALIDATION_BATCH, Sums, evaluate
 from hpsearch.train.optimizers import SGD, FactoredSGD, Optimizer, Update, clip_divisor, factored_norm, gradient_norm
+from hpsearch.train.precision import autocast, multiplying
 from hpsearch.train.schedules import Schedule
 from hpsearch.train.stream import Stream
 
@@ -110,7 +111,8 @@ class Program:
     def train_block(self, images: Tensor, labels: Tensor) -> None:
         """Train on images (N, C, H, W) and labels (N,): the next of the epoch, a whole number of batches or the end."""
         size = self.recipe.batch_size
-        with self._random.used() if self._random is not None else nullcontext():
+        alone = self._random.used() if self._random is not None else nullcontext()
+        with alone, multiplying(self.recipe.precision, self.data.device):
             for some, their in zip(torch.split(images, size), torch.split(labels, size), strict=True):
                 step, rate, momentum = next(self._settings)
                 for layer in self._dropouts:
@@ -177,8 +179,9 @@ class Program:
         """One update from images (B, C, H, W) and labels (B,)."""
         for layer in self._wide:
             layer.factors = []
-        logits = self.model(images)  # (B, k)
-        loss = functional.cross_entropy(logits, labels)
+        with autocast(self.recipe.precision, self.data.device):
+            logits = self.model(images)  # (B, k)
+            loss = functional.cross_entropy(logits, labels)  # float32
         parameters = [parameter for part in self._in_training for parameter in part.parameters]
         gradients = list(torch.autograd.grad(loss, parameters, materialize_grads=True))
         with torch.no_grad():

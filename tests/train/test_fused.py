@@ -95,12 +95,6 @@ def assert_same_run(
     assert_same_state(lane, single)
 
 
-@pytest.fixture(autouse=True)
-def _full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """cuDNN multiplies in TF32 by default, with a thousandth of the precision."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("batch_size", [16, 64])  # of 70 images: the last batch has 6
 @pytest.mark.parametrize("scheduler", sorted(SCHEDULES))
