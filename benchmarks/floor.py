@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,19 +81,24 @@ def count(model: str, batch_size: int) -> Work:
 
 
 def measure(device: torch.device) -> Peaks:
-    """The device's own peaks, the best of several tries."""
+    """The device's own peaks, the best of several tries; afterwards `set_precision` is called for."""
     rows, num_bytes = SQUARE[device.type], COPIED[device.type]
     square = torch.randn(rows, rows, device=device)
     source = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     product = 2 * rows**3
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    set_precision(tf32=False)
     exact = product / _best(lambda: square @ square, device)
-    torch.set_float32_matmul_precision("high")
+    set_precision(tf32=True)
     tf32 = product / _best(lambda: square @ square, device) if device.type == "cuda" else None
-    torch.set_float32_matmul_precision(before)
     return Peaks(exact, tf32, 2 * num_bytes / _best(lambda: target.copy_(source), device))
+
+
+def set_precision(*, tf32: bool) -> None:
+    """From now on products and convolutions on a GPU are in TF32, or in float32."""
+    backends: Any = torch.backends
+    for setting in (backends.cuda.matmul, backends.cudnn.conv):
+        setting.fp32_precision = "tf32" if tf32 else "ieee"
 
 
 def _best(work: Callable[[], object], device: torch.device) -> float:

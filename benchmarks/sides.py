@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.epoch import NUM_CLASSES, NUM_TRAIN, Conventional, recipe
+from benchmarks.floor import set_precision
 from hpsearch.models.build import build_model
 from hpsearch.recipe import Recipe
 from hpsearch.train.device_data import DeviceData
@@ -217,12 +218,6 @@ def _one_of_four(setup: Setup, num_images: int, barrier: Any, ends: Any) -> None
     except BaseException:
         barrier.abort()
         raise
-
-
-def set_precision(*, tf32: bool) -> None:
-    """Products and convolutions in TF32, or all in float32."""
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32
 
 
 def _clock(work: Callable[[], object], device: str) -> float:

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from benchmarks.epoch import NUM_CLASSES, NUM_TRAIN, keep_to_two_cores, processor, seconds
-from benchmarks.floor import count, measure
+from benchmarks.floor import count, measure, set_precision
 from benchmarks.sides import (
     EPOCHS_OF_A_TRIAL,
     NUM_WORKERS,
@@ -35,7 +35,6 @@ from benchmarks.sides import (
     conventional,
     lanes,
     part,
-    set_precision,
     shared_device,
     single,
     tidy,
@@ -115,10 +114,10 @@ def compare(model: str, batch_size: int, data: DeviceData, repetitions: int) -> 
 
 def measure_all(setup: Setup, cache: Path, deadline: float, chosen: str) -> None:
     """Every side of one network and batch size, in a process of its own; a side that fails says why."""
-    set_precision(tf32=setup.tf32)
     dataset = load("cifar100", data_dir=setup.data_dir, cache_dir=cache)
     data = part(place(dataset, setup.device), setup.num_images)
     peaks, work = measure(data.device), count(setup.model, setup.batch_size)
+    set_precision(tf32=setup.tf32)
     flops = (peaks.tf32 if setup.tf32 else None) or peaks.float32
     floor = partial(work.seconds, flops=flops, bandwidth=peaks.bandwidth)
     heading(setup, peaks, work)

@@ -160,3 +160,21 @@ def test_a_step_on_a_cpu_runs_on_tensors_that_stay_where_they_are() -> None:
     assert total.tolist() == [3.0, 3.0]
     assert len(seen) == 2
     assert len(set(seen)) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU can be waited for")
+@pytest.mark.parametrize("graphed", [False, True])
+def test_nothing_waits_for_the_gpu_between_steps(graphed: bool) -> None:
+    chosen = recipes("lenet", "adamw", "onecycle", 16)
+    data = place(small_data_set(), "cuda")
+    program = Fused(chosen[0], 12, data, 3, graphed=graphed)
+    for lane, recipe in enumerate(replace(recipe, augmentation="paper") for recipe in chosen):
+        fill(program, lane, recipe)
+    program.run_epoch()  # records
+    numbers = torch.zeros(3, device="cuda")
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        for images, labels in program.stream.batches(data, 1):
+            program._advance(images, labels, numbers, numbers, numbers.int())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
