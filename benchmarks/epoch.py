@@ -70,6 +70,8 @@ class Conventional:
             "num_workers": num_workers,
             "pin_memory": device != "cpu",
             "persistent_workers": stay,
+            # As a script's workers start on Linux; in a spawned process they would be spawned, images and all.
+            "multiprocessing_context": "fork" if sys.platform == "linux" else None,
         }
         held_out = range(NUM_TRAIN, NUM_TRAIN + num_images // 9)
         self.train_loader = self._loader(data_dir, [*varied, *plain], range(num_images), shuffle=True, **options)

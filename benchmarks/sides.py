@@ -30,7 +30,7 @@ from hpsearch.train.program import Program
 EPOCHS_OF_A_TRIAL = 100
 NUM_WORKERS = 8  # of a conventional script on a GPU
 NUM_PROCESSES = 4  # conventional scripts that share a device
-START_SECONDS = 150  # at most, until four scripts are warm, and until they are done
+START_SECONDS = 120  # at most, until four scripts are warm, and until they are done
 PROBE = 4096  # images that warm up, and say how long an epoch will take
 JAX_SCRIPT = Path(__file__).parent / "lanes_jax.py"
 
@@ -122,8 +122,9 @@ def lanes(setup: Setup, data: DeviceData, num_lanes: int, *, graphed: bool) -> T
     """(d) and (e): K trials in one program, step by step or by a CUDA graph of a step."""
     recipes = [trial(setup.model, setup.batch_size, lane) for lane in range(num_lanes)]
     program = Fused(recipes[0], None, data, num_lanes, graphed=graphed)
+    model = build_model(recipes[0], data.input_shape, NUM_CLASSES)  # one for all: 256 perceptrons take seconds to draw
     for lane, one in enumerate(recipes):
-        program.fill(lane, one, build_model(one, data.input_shape, NUM_CLASSES))
+        program.fill(lane, one, model)
     name = "(d) single, CUDA graph" if graphed and num_lanes == 1 else f"(e) {num_lanes} lanes" + ", graph" * graphed
     return _timed(name, num_lanes, program, setup, data)
 
