@@ -168,7 +168,7 @@ class Population:
     def __init__(self, model: str, batch_size: int, num_lanes: int, arrays: dict[str, Array]) -> None:
         self.network, self.batch_size, self.arrays = NETWORKS[model], batch_size, arrays
         self.num_images = len(arrays["train_labels"])
-        self.block = max(1, BLOCK // batch_size) * batch_size
+        self.block = min(max(1, BLOCK // batch_size) * batch_size, self.num_images)
         self.num_blocks, self.rest = divmod(self.num_images, self.block)
         self.steps_per_epoch = -(-self.num_images // batch_size)
         self.validation_batch = min(VALIDATION_BATCH, len(arrays["validation_labels"]))

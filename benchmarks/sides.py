@@ -143,7 +143,7 @@ def vmapped(setup: Setup, folder: Path, counts: Sequence[int], timeout_seconds: 
         run = subprocess.run(
             command, env=environment, capture_output=True, text=True, check=False, timeout=timeout_seconds
         )
-        written, reason = run.stdout, run.stderr.strip().rpartition("\n")[2] if run.returncode else ""
+        written, reason = run.stdout, _last_words(run.stderr) if run.returncode else ""
     except subprocess.TimeoutExpired as error:
         written, reason = (error.stdout or b"").decode(), f"not done after {timeout_seconds:.0f} seconds"
     for line in written.splitlines():
@@ -193,6 +193,12 @@ def _timed(name: str, num_trials: int, program: Program | Fused, setup: Setup, d
     while sum(found) + found[-1] < setup.seconds:
         found.append(clock(num_images))
     return Timing(name, num_trials, min(found) * NUM_TRAIN / num_images, num_images, _peak(setup.device))
+
+
+def _last_words(text: str) -> str:
+    """The line of a traceback that names the error; without one, the last line."""
+    lines = text.strip().splitlines() or ["ended without a word"]
+    return next((line for line in reversed(lines) if "Error: " in line), lines[-1])[:200]
 
 
 def _script(setup: Setup, num_images: int) -> Conventional:
