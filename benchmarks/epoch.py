@@ -14,7 +14,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -32,14 +34,30 @@ from hpsearch.train.program import DeviceData, Program, place
 from hpsearch.train.stream import Stream
 
 BATCH, NUM_TRAIN, NUM_CLASSES, NUM_THREADS = 64, 45_000, 100, 2
+WARM_UP_STEPS = 10
 TIMED_STEPS = 150  # of each part, scaled to an epoch
 MEAN, STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
 
 
 class Conventional:
-    """torchvision's data set and PIL transforms, a DataLoader with two workers, nn.Module, torch's own classes."""
+    """torchvision's data set and PIL transforms, a DataLoader with workers, nn.Module, torch's own classes.
 
-    def __init__(self, model: str, data_dir: Path, epochs: int) -> None:
+    `num_images` of the training part, and a ninth as many to validate on. On a GPU batches come from pinned memory.
+    `stay`: the workers live on from epoch to epoch.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        data_dir: Path,
+        epochs: int,
+        *,
+        batch_size: int = BATCH,
+        device: str = "cpu",
+        num_workers: int = 2,
+        num_images: int = NUM_TRAIN,
+        stay: bool = False,
+    ) -> None:
         plain = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
         varied = [
             transforms.RandomHorizontalFlip(0.1),
@@ -47,9 +65,19 @@ class Conventional:
             transforms.RandomAdjustSharpness(2, 0.1),
             transforms.ColorJitter(0.1, 0.1, 0.1),
         ]
-        self.train_loader = self._loader(data_dir, [*varied, *plain], range(NUM_TRAIN), shuffle=True)
-        self.validation_loader = self._loader(data_dir, plain, range(NUM_TRAIN, 50_000), shuffle=False)
-        self.model = plain_lenet() if model == "lenet" else plain_2lp()
+        options = {
+            "batch_size": batch_size,
+            "num_workers": num_workers,
+            "pin_memory": device != "cpu",
+            "persistent_workers": stay,
+            # As a script's workers start on Linux; in a spawned process they would be spawned, images and all.
+            "multiprocessing_context": "fork" if sys.platform == "linux" else None,
+        }
+        held_out = range(NUM_TRAIN, NUM_TRAIN + num_images // 9)
+        self.train_loader = self._loader(data_dir, [*varied, *plain], range(num_images), shuffle=True, **options)
+        self.validation_loader = self._loader(data_dir, plain, held_out, shuffle=False, **options)
+        self.device = torch.device(device)
+        self.model = (plain_lenet() if model == "lenet" else plain_2lp()).to(self.device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
         self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, max_lr=0.1, epochs=epochs, steps_per_epoch=len(self.train_loader)
@@ -58,24 +86,35 @@ class Conventional:
     def run_epoch(self) -> None:
         self.model.train()
         for images, labels in self.train_loader:
-            self.optimizer.zero_grad()
-            loss = functional.cross_entropy(self.model(images), labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimizer.step()
-            self.scheduler.step()
+            self._step(images, labels)
         self.model.eval()
         hits = 0
         with torch.no_grad():
             for images, labels in self.validation_loader:
-                hits += int((self.model(images).argmax(1) == labels).sum())
+                logits = self.model(images.to(self.device, non_blocking=True))
+                hits += int((logits.argmax(1) == labels.to(self.device, non_blocking=True)).sum())
+
+    def warm_up(self) -> None:
+        """Start the workers, and train on a few batches."""
+        for images, labels in islice(self.train_loader, WARM_UP_STEPS):
+            self._step(images, labels)
+        next(iter(self.validation_loader))
+
+    def _step(self, images: Tensor, labels: Tensor) -> None:
+        images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        self.optimizer.zero_grad()
+        loss = functional.cross_entropy(self.model(images), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.scheduler.step()
 
     @staticmethod
     def _loader(
-        data_dir: Path, steps: list[object], rows: range, *, shuffle: bool
+        data_dir: Path, steps: list[object], rows: range, *, shuffle: bool, **options: Any
     ) -> DataLoader[tuple[Tensor, Tensor]]:
         images = torchvision.datasets.CIFAR100(str(data_dir), train=True, transform=transforms.Compose(steps))
-        return DataLoader(Subset(images, rows), batch_size=BATCH, shuffle=shuffle, num_workers=2)
+        return DataLoader(Subset(images, rows), shuffle=shuffle, **options)
 
 
 def plain_lenet() -> nn.Module:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hpsearch.train.device_data import constant, send
+
 Draws = dict[str, Tensor]  # name of the draw -> (N, ...), one row for each image
 
 FLIP_PROBABILITY = {"paper": 0.1, "crop-flip": 0.5}
@@ -54,7 +56,7 @@ def draw(name: str, num_images: int, seed: int, device: torch.device | str = "cp
         draws["order"] = torch.randint(len(ORDERS), (num_images,), generator=generator)
     if name == "crop-flip":
         draws["corner"] = torch.randint(2 * PADDING + 1, (num_images, 2), generator=generator)  # top, left
-    return {key: value.to(device) for key, value in draws.items()}
+    return {key: send(value, device) for key, value in draws.items()}
 
 
 def augment(
@@ -90,9 +92,9 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 def _normalisation(mean: Sequence[float], std: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:
     """(gain, shift), (C, 1, 1) each: uint8 * gain + shift == (uint8 / 255 - mean) / std."""
-    gain = [1 / (WHITE * deviation) for deviation in std]
-    shift = [-centre / deviation for centre, deviation in zip(mean, std, strict=True)]
-    return torch.tensor(gain, device=device)[:, None, None], torch.tensor(shift, device=device)[:, None, None]
+    gain = tuple(1 / (WHITE * deviation) for deviation in std)
+    shift = tuple(-centre / deviation for centre, deviation in zip(mean, std, strict=True))
+    return constant(gain, device)[:, None, None], constant(shift, device)[:, None, None]
 
 
 # A plan turns the draws into tensors with one row for each image. A change turns a block of uint8 images and its rows
@@ -194,8 +196,8 @@ def _plan_jitter(draws: Draws, images: Tensor) -> Plan:
     the three after the saturation; it needs a ceiling before the mean is taken, the contrast, and a ceiling after it.
     """
     channels, device = images.shape[1], images.device
-    weights = torch.tensor(GREY if channels == 3 else (1.0,), device=device)  # (C,)
-    places = torch.tensor(PLACES, device=device)[draws["order"]]  # (N, 2)
+    weights = constant(GREY if channels == 3 else (1.0,), device)  # (C,)
+    places = constant(PLACES, device)[draws["order"]]  # (N, 2)
     ones = torch.ones(len(places), 4, device=device)
     b = ones.scatter(1, places[:, :1], draws["brightness"][:, None]).view(-1, 2, 2)  # (N, half, first or second)
     c = ones[:, :2].scatter(1, places[:, 1:], draws["contrast"][:, None])  # (N, half)

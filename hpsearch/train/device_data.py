@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -65,6 +66,20 @@ def place(dataset: Arrays, device: torch.device | str) -> DeviceData:
         tuple(dataset.std),
         len(dataset.classes),
     )
+
+
+def send(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on the device; a GPU takes it from pinned memory when it gets there, and nobody waits for that."""
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+@cache
+def constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
+    """Numbers, or tuples of them, as a tensor that is made once for each device."""
+    with torch.inference_mode(mode=False):  # it may be first asked for while validating
+        return torch.tensor(values, device=device)
 
 
 def _tensor(array: Any, device: torch.device | str) -> Tensor:

@@ -23,6 +23,7 @@ from hpsearch.recipe import Recipe, fold
 from hpsearch.train.augment import normalise
 from hpsearch.train.device_data import DeviceData
 from hpsearch.train.dropout import SeededDropout, seed_of, seeded
+from hpsearch.train.graphs import StepGraph
 from hpsearch.train.lane_optimizers import LANE_OPTIMIZERS, Numbers
 from hpsearch.train.metrics import VALIDATION_BATCH
 from hpsearch.train.precision import EVALUATION, autocast, multiplying
@@ -68,6 +69,7 @@ class Fused:
     """`num_lanes` slots for trials whose recipes differ from `template` only in what is a tensor along K.
 
     `width` is the hidden width to which all are padded with zeros; None: the recipes' own, the same for all.
+    `graphed`: full batches step as a CUDA graph, recorded when it is first needed.
 
     Raises:
         CannotFuse: torch.func cannot run the network for several trials at once.
@@ -80,8 +82,12 @@ class Fused:
         data: DeviceData,
         num_lanes: int,
         constructor: Constructor | None = None,
+        *,
+        graphed: bool = False,
     ) -> None:
         self.data, self.num_lanes = data, num_lanes
+        self._graphed = graphed
+        self._graph: StepGraph | None = None
         self.lanes: list[Lane | None] = [None] * num_lanes
         self.stream = Stream(template.augmentation, template.batch_size, template.stream_seed)
         self._optimizer, self._precision = LANE_OPTIMIZERS[template.optimizer], template.precision
@@ -104,6 +110,7 @@ class Fused:
         self._rows = Rows(flat, moments, stacked)
         self._persistent = [name for name in self._module.state_dict() if name not in self._parameters]
         self._numbers = Numbers.of([template] * num_lanes, data.device)
+        self._sums = torch.zeros(3, num_lanes, device=data.device)  # loss * images, hits, norms
         self._try()
         self._kept = self._rows.clone()  # as after the last whole epoch
 
@@ -156,17 +163,19 @@ class Fused:
         active = {index: lane for index, lane in enumerate(self.lanes) if lane is not None}
         num_steps = self.stream.steps_per_epoch(self.data)
         rates, momenta, first_steps = self._settings(num_steps)
-        sums = torch.zeros(3, self.num_lanes, device=self.data.device)  # loss * images, hits, norms
+        self._sums.zero_()
         self._module.train()
         for name, layer in self._module.named_modules():
             if isinstance(layer, SeededDropout):
-                layer.idle = not bool(self._rows.others[f"{name}.rate"].any())
+                idle = not bool(self._rows.others[f"{name}.rate"].any())
+                if idle != layer.idle:
+                    layer.idle, self._graph = idle, None  # another graph
         position = self.position
         assert position is not None, "every lane is free"
         for step, (images, labels) in enumerate(self.stream.batches(self.data, position)):
             with multiplying(self._precision, self.data.device):
-                self._step(images, labels, rates[step], momenta[step], first_steps + step, sums)
-        losses, hits, norms = sums.cpu().tolist()  # the only wait for the device in an epoch
+                self._advance(images, labels, rates[step], momenta[step], first_steps + step)
+        losses, hits, norms = self._sums.cpu().tolist()  # the only wait for the device in an epoch
         with multiplying(EVALUATION, self.data.device):
             validation = self._validate()
         seconds = time.perf_counter() - started
@@ -190,9 +199,16 @@ class Fused:
             )
         return results
 
-    def _step(
-        self, images: Tensor, labels: Tensor, rate: Tensor, momentum: Tensor, steps: Tensor, sums: Tensor
-    ) -> None:
+    def _advance(self, *inputs: Tensor) -> None:
+        """One step from the inputs of `_step`; the short batch at the end of an epoch is no part of a graph."""
+        if not self._graphed or len(inputs[0]) < self.stream.batch_size:
+            self._step(*inputs)
+            return
+        if self._graph is None:
+            self._graph = StepGraph(self._step, inputs, [*self._rows.tensors(), self._sums])
+        self._graph(*inputs)
+
+    def _step(self, images: Tensor, labels: Tensor, rate: Tensor, momentum: Tensor, steps: Tensor) -> None:
         """One update of all lanes from images (B, C, H, W), labels (B,); rate, momentum and steps (K,)."""
         self._begin(steps)
         every = labels.expand(self.num_lanes, -1)  # (K, B)
@@ -207,7 +223,7 @@ class Fused:
             numbers = self._numbers.at(rate, momentum, steps, norm)
             self._optimizer.apply(self._rows.flat, gradient, self._rows.moments, numbers)
             hits = (logits.argmax(-1) == every).sum(1)
-            sums += torch.stack([loss * len(labels), hits, norm])
+            self._sums += torch.stack([loss * len(labels), hits, norm])
 
     @torch.no_grad()
     def _validate(self) -> tuple[list[float], list[float]]:
@@ -258,7 +274,7 @@ class Fused:
             steps = torch.arange(lane.epoch * num_steps, (lane.epoch + 1) * num_steps, dtype=torch.float64)
             setting = schedule_of(lane.recipe)(steps, lane.recipe, num_steps)
             rates[:, index], momenta[:, index] = setting.rate, setting.momentum
-        self._numbers = Numbers.of(recipes, self.data.device)
+        self._numbers.take(Numbers.of(recipes, self.data.device))
         device = self.data.device
         return rates.float().to(device), momenta.float().to(device), first_steps.to(device)
 
@@ -293,11 +309,10 @@ class Fused:
         """One step on nothing."""
         shape, device = self.data.input_shape, self.data.device
         nothing = torch.zeros(self.num_lanes, device=device)
-        sums = torch.zeros(3, self.num_lanes, device=device)
         images, labels = torch.zeros(2, *shape, device=device), torch.zeros(2, dtype=torch.long, device=device)
         try:
             self._module.train()
-            self._step(images, labels, nothing, nothing, nothing.int(), sums)
+            self._step(images, labels, nothing, nothing, nothing.int())
         except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise

@@ -35,6 +35,11 @@ class Numbers:
         clips = [(recipe.clip_norm if recipe else 0.0) or torch.inf for recipe in recipes]
         return cls(torch.tensor(decays, device=device), torch.tensor(clips, device=device))
 
+    def take(self, others: "Numbers") -> None:
+        """Become the others, in place: a graph goes on reading the same memory."""
+        self.weight_decay.copy_(others.weight_decay)
+        self.clip_norm.copy_(others.clip_norm)
+
     def at(self, rate: Tensor, momentum: Tensor, steps: Tensor, norm: Tensor) -> StepNumbers:
         """The numbers of a step from what changes with it (K,); `norm` is that of the gradients."""
         divisor = ((norm + CLIP_EPSILON) / self.clip_norm).clamp(min=1.0)

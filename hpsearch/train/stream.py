@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hpsearch.recipe import fold
 from hpsearch.train.augment import augment, draw
-from hpsearch.train.device_data import DeviceData
+from hpsearch.train.device_data import DeviceData, send
 
 BLOCK = 2048  # images augmented at once, about: a whole number of batches
 
@@ -32,7 +32,7 @@ class Stream:
         Images are valid until the next block is taken.
         """
         generator = torch.Generator().manual_seed(fold(self.seed, epoch))
-        order = torch.randperm(data.num_images, generator=generator).to(data.device)
+        order = send(torch.randperm(data.num_images, generator=generator), data.device)
         parts = torch.split(order, block_size(self.batch_size))
         space = torch.empty(len(parts[0]), *data.input_shape, device=data.device)  # fresh memory for each is slower
         for number, rows in enumerate(parts):

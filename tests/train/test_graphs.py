@@ -1,0 +1,180 @@
+"""A recorded step computes what the step computes, though it sees no Python again.
+
+`replayed` does on a CPU what a CUDA graph does: the operations of one step, on the tensors of that step, over and over.
+A number of Python in the step, a tensor that is made anew between steps, or a branch that should have been taken
+another way shows as on a GPU.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from hpsearch.recipe import Recipe
+from hpsearch.train import graphs as graphs_module
+from hpsearch.train.device_data import place
+from hpsearch.train.fused import Fused
+from hpsearch.train.graphs import StepGraph
+from tests.train.data import small_data_set
+from tests.train.test_fused import DEVICES, fill, recipes
+
+Step = Callable[[], None]
+
+
+class Operations(TorchDispatchMode):
+    """Collects every operation with its arguments and results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.seen.append((func, args, kwargs or {}, result))
+        return result
+
+
+def replayed(step: Step, state: Sequence[Tensor]) -> Step:
+    """As `recorded`, without a GPU."""
+    kept = [tensor.detach().clone() for tensor in state]
+    with Operations() as operations:
+        step()
+    with torch.no_grad():
+        for tensor, value in zip(state, kept, strict=True):
+            tensor.copy_(value)
+
+    @torch.no_grad()
+    def replay() -> None:
+        for func, args, kwargs, results in operations.seen:
+            again = tree_leaves(func(*args, **kwargs))
+            for result, value in zip(tree_leaves(results), again, strict=True):
+                if isinstance(result, Tensor) and result.data_ptr() != value.data_ptr():  # else a view, or in place
+                    result.copy_(value)
+
+    return replay
+
+
+@pytest.fixture
+def num_recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Steps on a CPU are replayed; one entry for each graph."""
+    made: list[int] = []
+
+    def init(graph: Any, function: Any, inputs: Sequence[Tensor], state: Sequence[Tensor]) -> None:
+        made.append(len(made))
+        graph._inputs = [tensor.clone() for tensor in inputs]
+        record = graphs_module.recorded if inputs[0].is_cuda else replayed
+        graph._run = record(lambda: function(*graph._inputs), state)
+
+    monkeypatch.setattr(StepGraph, "__init__", init)
+    return made
+
+
+def pair(first: Recipe, device: str, num_images: int = 70) -> tuple[Fused, Fused]:
+    data = place(small_data_set(num_images), device)
+    return Fused(first, 12, data, 3), Fused(first, 12, data, 3, graphed=True)
+
+
+def assert_equal(eager: Fused, graphed: Fused, num_epochs: int = 2) -> None:
+    """The same epochs, the same state: bit for bit."""
+    for _ in range(num_epochs):
+        one, other = eager.run_epoch(), graphed.run_epoch()
+        assert one.keys() == other.keys()
+        for lane in one:
+            assert replace(one[lane], images_per_second=0.0) == replace(other[lane], images_per_second=0.0)
+    for lane in one:
+        for name, value in eager.take(lane).items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(graphed.take(lane)[name])), name
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("model", "optimizer"), [("lenet-bn", "adamw"), ("3lp", "adam"), ("2lp", "sgd")])
+def test_lanes_with_a_graph_equal_lanes_without(
+    model: str, optimizer: str, device: str, num_recorded: list[int]
+) -> None:
+    chosen = recipes(model, optimizer, "onecycle", 16)  # of 70 images: the last batch has 6
+    both = pair(chosen[0], device)
+    for program in both:
+        for lane, recipe in enumerate(chosen):
+            fill(program, lane, recipe)
+    assert_equal(*both)
+    assert num_recorded == [0]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_refilled_lane_needs_no_new_graph(device: str, num_recorded: list[int]) -> None:
+    first, second, third = recipes("lenet", "sgd", "cosine", 16)
+    both = pair(first, device)
+    for program in both:
+        fill(program, 0, first)
+        fill(program, 1, second)
+    assert_equal(*both)
+    state = both[0].take(0)
+    for program in both:
+        program.free(1)
+        fill(program, 1, replace(third, stream_offset=2))
+        program.free(0)
+        fill(program, 2, first, state)
+    assert_equal(*both)
+    assert num_recorded == [0]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_dropout_that_begins_or_ends_makes_a_new_graph(device: str, num_recorded: list[int]) -> None:
+    first, second, third = recipes("3lp", "adamw", "constant", 16)
+    both = pair(first, device)
+    for lane, recipe in enumerate((second, replace(third, stream_offset=1))):  # without dropout, with it
+        for program in both:
+            fill(program, lane, recipe)
+        assert_equal(*both, num_epochs=1)
+    for program in both:
+        program.free(1)
+    assert_equal(*both)
+    assert num_recorded == [0, 1, 2]
+
+
+def test_an_epoch_shorter_than_a_batch_makes_no_graph(num_recorded: list[int]) -> None:
+    first, *_ = recipes("2lp", "sgd", "constant", 64)
+    both = pair(first, "cpu", num_images=40)
+    for program in both:
+        fill(program, 0, first)
+    assert_equal(*both)
+    assert num_recorded == []
+
+
+def test_a_step_on_a_cpu_runs_on_tensors_that_stay_where_they_are() -> None:
+    seen: list[int] = []
+    total = torch.zeros(2)
+
+    def step(values: Tensor) -> None:
+        seen.append(values.data_ptr())
+        total.add_(values)
+
+    graph = StepGraph(step, [torch.zeros(2)], [total])
+    for number in (1.0, 2.0):
+        graph(torch.full((2,), number))
+    assert total.tolist() == [3.0, 3.0]
+    assert len(seen) == 2
+    assert len(set(seen)) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU can be waited for")
+@pytest.mark.parametrize("graphed", [False, True])
+def test_nothing_waits_for_the_gpu_between_steps(graphed: bool) -> None:
+    chosen = recipes("lenet", "adamw", "onecycle", 16)
+    data = place(small_data_set(), "cuda")
+    program = Fused(chosen[0], 12, data, 3, graphed=graphed)
+    for lane, recipe in enumerate(replace(recipe, augmentation="paper") for recipe in chosen):
+        fill(program, lane, recipe)
+    program.run_epoch()  # records
+    numbers = torch.zeros(3, device="cuda")
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        for images, labels in program.stream.batches(data, 1):
+            program._advance(images, labels, numbers, numbers, numbers.int())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
