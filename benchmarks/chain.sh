@@ -4,8 +4,8 @@
 # Run: HPSEARCH_DATA=FOLDER benchmarks/chain.sh lenet    FOLDER holds cifar-100-python/ and stl5/ (or stl10_binary/)
 #
 # Every step goes on where the last call left off, so it may be interrupted and called again as often as needed.
-# TRIALS, EPOCHS, MIN_EPOCHS (the first rung), TOP, SEEDS, TRANSFER_SEEDS and TRANSFER_EPOCHS change the budget, LANES how many trials train at once in each
-# of the two workers; STOP_AFTER=search or confirm ends it there.
+# TRIALS, EPOCHS, MIN_EPOCHS (the first rung), TOP, SEEDS, TRANSFER_SEEDS and TRANSFER_EPOCHS change the budget, LANES how
+# many trials train at once in each of the two workers; STOP_AFTER=search or confirm ends it there.
 set -euo pipefail
 study=$1
 hpsearch=${HPSEARCH:-hpsearch}

@@ -32,6 +32,7 @@ class SideBySide:
     def __init__(self, programs: Mapping[int, Program], states: dict[int, State], num_threads: int) -> None:
         self._programs, self._states, self._num_threads = programs, states, num_threads
         self._results: dict[int, Result] = {}
+        self._ended: dict[int, State] = {}
 
     @property
     def keys(self) -> Iterator[int]:
@@ -41,13 +42,14 @@ class SideBySide:
     def run_epoch(self) -> dict[int, Result]:
         """Train every trial for one epoch; a trial whose network raises an exception leaves it as its result."""
         started = time.perf_counter()
-        self._results = {}
+        self._results, self._ended = {}, {}
         for program in self._programs.values():
             program.begin_epoch()
         with _Threads(self._num_threads) as threads:
             for blocks in self._blocks():
                 self._each(threads, partial(self._train, blocks))
             self._each(threads, partial(self._end, started))
+        self._states.update(self._ended)  # of all at once: Ctrl-C finds an epoch trained by all, or by none
         return {key: self._results[key] for key in self._programs}
 
     def _train(self, blocks: Mapping[Place, Block], key: int) -> None:
@@ -57,7 +59,8 @@ class SideBySide:
     def _end(self, started: float, key: int) -> None:
         program = self._programs[key]
         result = program.end_epoch(started)
-        self._states[key], self._results[key] = program.state(), result
+        self._ended[key] = program.state()
+        self._results[key] = result
 
     def _blocks(self) -> Iterator[dict[Place, Block]]:
         """The next block of every stream that has one left."""
