@@ -81,10 +81,11 @@ def run(
         now.best_value,
     )
     lanes = Lanes(bench.data, bench.constructor, fuse=device.type == "cuda")
-    training = Training(bench, lanes, lane_count(settings, study, device), Patience(database, settings, interruption))
+    patience = Patience(database, settings, interruption)
+    training = Training(bench, lanes, lane_count(settings, study, device), patience, max_trials_here)
     try:
         while training.done != max_trials_here:
-            found = yield from training.fill(None if max_trials_here is None else max_trials_here - training.done)
+            found = yield from training.fill()
             if not training.running and not found:
                 return
             yield from training.round()
@@ -98,6 +99,8 @@ def run(
         for _ in training.give_back("nobody watched the worker any more"):
             pass
         raise
+    finally:
+        training.close()
 
 
 def lane_count(settings: Settings, study: LoadedStudy, device: torch.device) -> LaneCount:
