@@ -86,6 +86,7 @@ class Reporter:
         """Record nothing more of a trial."""
         for batch in self.batches:
             batch.results.pop(key, None)
+        self.batches = [batch for batch in self.batches if batch.results or batch.sent]
 
     def close(self) -> None:
         """Wait for what is on its way, and end the thread."""

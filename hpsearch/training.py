@@ -187,7 +187,7 @@ class Training:
         for key in results.keys() - self.running.keys():
             self._drop(key)  # lost since the round began
         yield from self._settle()
-        if self._send():
+        if self._reporter.batches and self._send():
             yield from self._settle()
 
     def _send(self) -> bool:
