@@ -55,7 +55,7 @@ class Training:
         self.last_failure = ""
         self._asked_in_vain = -ASK_AGAIN_SECONDS
         self._num_groups = 1  # of the last round
-        self._lease_seconds = 0.0  # that a lease must last at least here
+        self._lease_seconds = bench.settings.lease_seconds  # or longer, if epochs are long
         self._refused: set[str] = set()
 
     def fill(self) -> Generator[Event, None, bool]:
@@ -63,11 +63,11 @@ class Training:
 
         Some may end at once.
         """
-        patient = not self.running or time.monotonic() - self._asked_in_vain >= ASK_AGAIN_SECONDS
-        if self.bench.interruption.requested or not (self._taken or (patient and self._num_free() > 0)):
+        if self.bench.interruption.requested or not (self._taken or self._asks()):
             return False
         yield from self._settle()
-        if patient and (free := self._num_free()) > 0:
+        if self._asks():
+            free = self._num_free()
             lease = partial(self.bench.session.lease, free, self._lease_seconds)
             self._hold(free, (yield from self._patiently(lease)))
         leases = list(self._taken.values())
@@ -154,7 +154,7 @@ class Training:
         run.epoch = int(state["epoch"]) if state is not None else 0
         database, kept = self.bench.session.database, True
         for one in unreported:
-            write = partial(ledger.report, database, [one], self.bench.settings.lease_seconds)
+            write = partial(ledger.report, database, [one], self._lease_seconds)
             kept = bool((yield from self._counted(write)))
         if run.lease.epoch > run.epoch:
             kept = yield from self._counted(lambda: ledger.cut_back(database, run.lease, run.epoch))
@@ -182,7 +182,7 @@ class Training:
             yield from self._make_room(list(group.keys), error)
             return
         seconds = time.monotonic() - started
-        self._lease_seconds = EPOCHS_PER_LEASE * seconds * self._num_groups
+        self._lease_seconds = max(self.bench.settings.lease_seconds, EPOCHS_PER_LEASE * seconds * self._num_groups)
         self._reporter.batches.append(Batch(dict(results), seconds / max(1, len(results))))
         for key in results.keys() - self.running.keys():
             self._drop(key)  # lost since the round began
@@ -198,7 +198,7 @@ class Training:
         if any(run.due() for run in runs.values()):
             batch.due = {key for key, run in runs.items() if run.due(ALMOST_DUE)}
         batch.due |= {key for key, result in batch.trained.items() if self.bench.session.is_rung(result.epoch)}
-        self._reporter.send(max(self.bench.settings.lease_seconds, self._lease_seconds))
+        self._reporter.send(self._lease_seconds)
         decides = any(run.decides(batch.trained[key]) for key, run in runs.items())
         return decides or bool(batch.due or batch.broken) or self.bench.session.wanted != budget.RUNNING
 
@@ -311,6 +311,11 @@ class Training:
         """Free a trial's lane; what it trained last is not recorded any more."""
         self.lanes.drop(key)
         self._reporter.drop(key)
+
+    def _asks(self) -> bool:
+        """Whether it is time to ask for trials."""
+        patient = not self.running or time.monotonic() - self._asked_in_vain >= ASK_AGAIN_SECONDS
+        return patient and self._num_free() > 0
 
     def _num_free(self, leaving: int = 0) -> int:
         """How many trials may be taken, once so many have ended."""
