@@ -7,8 +7,9 @@ import contextlib
 import math
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from optuna.trial import TrialState
@@ -17,7 +18,7 @@ from torch import nn
 from hpsearch import weights
 from hpsearch.artifacts import Checkpoints, key_of, study_prefix, trial_key
 from hpsearch.confusion import MATRIX_FILE, confusion, pictures
-from hpsearch.events import WorkerWarned
+from hpsearch.events import EpochDone, WorkerWarned
 from hpsearch.interrupt import Interruption
 from hpsearch.models.build import Constructor, build_model
 from hpsearch.models.takeover import Start, take_over
@@ -34,7 +35,8 @@ from hpsearch.train.metrics import predictions
 from hpsearch.train.program import EpochResult
 
 MEMORY_CONSTRAINT = "constraints:memory"  # Optuna's own key for constraint "memory": above 0 is infeasible
-UNREPORTED = "unreported."  # begins the keys of a checkpoint that hold an epoch which the storage could not take
+UNREPORTED = "unreported"  # the key of a checkpoint under which epochs stand that the storage could not take
+MOST_UNREPORTED = 2  # one that was being recorded, and one that was trained meanwhile
 
 
 @dataclass(frozen=True)
@@ -94,32 +96,39 @@ class Run:
         self.epoch = assignment.lease.epoch  # the last one that is trained and recorded
         self.saved_at = time.monotonic()
 
-    def last_state(self) -> tuple[State | None, Report | None]:
+    def last_state(self) -> tuple[State | None, list[Report]]:
         """The newest checkpoint that goes with the record (None: there is none, begin anew).
 
-        One that is an epoch ahead, because the storage was away, comes with that epoch's report.
+        One that is ahead, because the storage was away, comes with the reports of the epochs between.
 
         Raises:
             OSError: the place of the checkpoints cannot be reached.
         """
         if self.lease.token == 1:  # nobody had it before
-            return None, None
+            return None, []
         recorded = self.lease.epoch
-        for epoch, content in self.bench.checkpoints.load(self.key, recorded + 1):
+        for epoch, content in self.bench.checkpoints.load(self.key, recorded + MOST_UNREPORTED):
             with contextlib.suppress(ValueError):
-                state = from_bytes(content)
-                ahead = {key: state.pop(key) for key in list(state) if key.startswith(UNREPORTED)}
-                if epoch <= recorded:
-                    return state, None
-                if ahead:
-                    numbers = {key.removeprefix(UNREPORTED): value for key, value in ahead.items()}
-                    return state, self.report(EpochResult(**numbers), 0.0)  # type: ignore[arg-type]
-        return None, None
+                state: dict[str, Any] = {**from_bytes(content)}
+                kept = [EpochResult(**fields) for fields in state.pop(UNREPORTED, [])]
+                ahead = [result for result in kept if result.epoch > recorded]
+                if [result.epoch for result in ahead] == list(range(recorded + 1, epoch + 1)):
+                    return state, [self.report(result, 0.0) for result in ahead]
+        return None, []
 
     def report(self, result: EpochResult, seconds: float) -> Report:
         """What the ledger records of an epoch."""
         value = math.nan if result.diverged else getattr(result, self.bench.study.spec.objective.metric)
         return Report(self.lease, result.epoch, value, asdict(result), seconds)
+
+    def told(self, result: EpochResult) -> EpochDone:
+        """What is said about an epoch that has been recorded."""
+        value = self.report(result, 0.0).value
+        return EpochDone(self.number, result.epoch, self.recipe.epochs, value, result.images_per_second)
+
+    def decides(self, result: EpochResult) -> bool:
+        """Whether the epoch may be the trial's last."""
+        return result.diverged or result.epoch >= self.recipe.epochs or self.bench.session.decides(result.epoch)
 
     def outcome(self, result: EpochResult, pruned: bool) -> Outcome | None:
         """What the epoch means: how the trial ends, or None if it goes on."""
@@ -166,15 +175,19 @@ class Run:
             return dict(self.bench.pictures.save(name, content) for name, content in files.items())
         return {}
 
-    def due(self) -> bool:
-        """Whether it is time for a checkpoint: who passes a rung is worth keeping, others are kept every so often."""
-        waited = time.monotonic() - self.saved_at >= self.bench.settings.checkpoint_seconds
-        return waited or self.bench.session.is_rung(self.epoch)
+    def due(self, share: float = 1.0) -> bool:
+        """Whether it is time for a checkpoint; with a `share`, whether so much of that time has passed."""
+        return time.monotonic() - self.saved_at >= share * self.bench.settings.checkpoint_seconds
 
-    def save(self, state: State, unreported: EpochResult | None = None) -> WorkerWarned | None:
-        """Keep a checkpoint; a warning if that was not possible."""
+    def save(self, state: State, unreported: Sequence[EpochResult] = ()) -> WorkerWarned | None:
+        """Keep a checkpoint; a warning if that was not possible.
+
+        It must be of the last epoch recorded, or of the last one `unreported`: with others it would leave a gap.
+        """
+        if int(state["epoch"]) != self.epoch + len(unreported):
+            return None
         self.saved_at = time.monotonic()
-        ahead = {f"{UNREPORTED}{key}": value for key, value in asdict(unreported).items()} if unreported else {}
+        ahead: dict[str, Any] = {UNREPORTED: [asdict(result) for result in unreported]} if unreported else {}
         try:
             self.bench.checkpoints.save(self.key, int(state["epoch"]), to_bytes({**state, **ahead}))
         except OSError as error:

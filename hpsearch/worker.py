@@ -83,10 +83,10 @@ def run(
     count = lane_count(settings, study, device)
     num_threads = 1 if device.type == "cuda" else min(count.number, torch.get_num_threads())
     lanes = Lanes(bench.data, bench.constructor, fuse=device.type == "cuda", num_threads=num_threads)
-    training = Training(bench, lanes, count, Patience(database, settings, interruption))
+    training = Training(bench, lanes, count, Patience(database, settings, interruption), max_trials_here)
     try:
         while training.done != max_trials_here:
-            found = yield from training.fill(None if max_trials_here is None else max_trials_here - training.done)
+            found = yield from training.fill()
             if not training.running and not found:
                 return
             yield from training.round()
@@ -100,6 +100,8 @@ def run(
         for _ in training.give_back("nobody watched the worker any more"):
             pass
         raise
+    finally:
+        training.close()
 
 
 def lane_count(settings: Settings, study: LoadedStudy, device: torch.device) -> LaneCount:

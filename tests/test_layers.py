@@ -42,6 +42,7 @@ LAYERS = {
     "sealed": 2,
     "trial": 3,
     "training": 3,
+    "reporting": 3,
     "patience": 3,
     "worker": 3,
     "processes": 3,
@@ -64,6 +65,7 @@ LAYERS = {
 JOIN = (
     "trial",
     "training",
+    "reporting",
     "patience",
     "doctor",
     "worker",

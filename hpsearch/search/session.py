@@ -15,8 +15,9 @@ from hpsearch.search.racing import RacePruner
 from hpsearch.search.samplers import finite_points
 from hpsearch.search.view import View
 from hpsearch.storage import budget, fleet, ledger, snapshot
+from hpsearch.storage.budget import Plan
 from hpsearch.storage.leases import Lease
-from hpsearch.storage.ledger import Drawn, End, Report
+from hpsearch.storage.ledger import Drawn, End, Report, Taken
 from hpsearch.storage.open import Database
 from hpsearch.storage.studies import RECIPE_KEY, LoadedStudy
 from hpsearch.storage.tables import TRIALS
@@ -51,6 +52,8 @@ class Verdict:
 class Session:
     """One worker in one study.
 
+    Of the calls `record` alone may run while the worker trains, and counts no time as waiting.
+
     `wanted` is what people want of the study (budget.RUNNING, PAUSED or STOPPED), as of the last sign of life.
     """
 
@@ -80,32 +83,59 @@ class Session:
         Raises:
             StorageError: the study has been deleted.
         """
-        with self._waiting():
-            taken = ledger.take(
-                self.database,
-                self.study.study_id,
-                num,
-                self.worker.owner,
-                self._lease_seconds,
-                self.study.plan,
-                self._last_words,
-            )
+        taken = self.lease(num)
+        return Hand(self.assign(taken.leases, placed), taken.reason)
+
+    def lease(self, num: int, lease_seconds: float = 0.0) -> Taken:
+        """Take up to `num` trials, for `lease_seconds` if that is longer than a worker may be silent.
+
+        Raises:
+            StorageError: the study has been deleted.
+        """
+        with self.waiting():
+            taken = ledger.take(self.database, *self._taking(num, lease_seconds))
         self.wanted = taken.state
-        if not taken.leases:
-            return Hand((), taken.reason)
-        recipes = self._recorded(taken.leases)
-        recipes |= self._draw_up([lease for lease in taken.leases if lease.trial_id not in recipes], placed)
-        drawn = [Assignment(lease, recipes[lease.trial_id]) for lease in taken.leases if lease.trial_id in recipes]
-        return Hand(tuple(drawn), taken.reason)
+        return taken
+
+    def turn(self, ends: Sequence[End], num: int, lease_seconds: float = 0.0) -> tuple[set[int], Taken | None]:
+        """`finish` and `lease` in one transaction; None: others are starting trials just now, so ask again.
+
+        Raises:
+            StorageError: the study has been deleted.
+        """
+        if num <= 0:
+            return self.finish(ends), None
+        with self.waiting():
+            held, taken = ledger.turn(self.database, ends, *self._taking(num, lease_seconds))
+        self.wanted = taken.state if taken is not None else self.wanted
+        return held, taken
+
+    def assign(
+        self, leases: Sequence[Lease], placed: Callable[[Recipe], Recipe] = lambda recipe: recipe
+    ) -> tuple[Assignment, ...]:
+        """What the trials train that this worker holds: as recorded, or drawn up now; again after a fault."""
+        recipes = self._recorded(leases) if leases else {}
+        recipes |= self._draw_up([lease for lease in leases if lease.trial_id not in recipes], placed)
+        return tuple(Assignment(lease, recipes[lease.trial_id]) for lease in leases if lease.trial_id in recipes)
+
+    def record(self, reports: Sequence[Report], lease_seconds: float, images_per_second: float) -> set[int]:
+        """Record one epoch of each trial; the ids of those that still were this worker's."""
+        kept = ledger.report(self.database, reports, lease_seconds)
+        if time.monotonic() - self._beaten >= BEAT_SECONDS:
+            self.beat(fleet.TRAINING, images_per_second)
+        return kept
 
     def report(self, reports: Sequence[Report], lease_seconds: float, images_per_second: float) -> Verdict:
         """Record one epoch of each trial, all of them before anything is decided; decide over all that is known."""
-        with self._waiting():
-            kept = ledger.report(self.database, reports, lease_seconds)
-            if time.monotonic() - self._beaten >= BEAT_SECONDS:
-                self.beat(fleet.TRAINING, images_per_second)
-            at_rung = [one for one in reports if self._rungs is None or self.is_rung(one.epoch)]
-            if at_rung:
+        with self.waiting():
+            kept = self.record(reports, lease_seconds, images_per_second)
+        return self.decide(reports, kept)
+
+    def decide(self, reports: Sequence[Report], kept: set[int]) -> Verdict:
+        """What the epochs mean that were recorded for the trials `kept`."""
+        at_rung = [one for one in reports if self.decides(one.epoch)]
+        if at_rung:
+            with self.waiting():
                 self._view.sync()
         decided = [one.lease for one in at_rung if one.lease.trial_id in kept]
         failed = failing(self._pruner, self._view.study, [self._view.trial(lease.trial_id) for lease in decided])
@@ -116,7 +146,7 @@ class Session:
         """Whether a race has put the trial's candidate out, so that it need not be trained."""
         if not isinstance(self._pruner, RacePruner):
             return False
-        with self._waiting():
+        with self.waiting():
             self._view.sync()
         return self._pruner.prune(self._view.study, self._view.trial(lease.trial_id))
 
@@ -124,9 +154,13 @@ class Session:
         """Whether the study has rungs, and this epoch is one."""
         return self._rungs is not None and epoch in self._rungs
 
+    def decides(self, epoch: int) -> bool:
+        """Whether the pruner has a say after this epoch."""
+        return self._rungs is None or epoch in self._rungs
+
     def finish(self, ends: Sequence[End]) -> set[int]:
         """End trials; the ids of those that still were this worker's."""
-        with self._waiting():
+        with self.waiting():
             return ledger.finish(self.database, ends)
 
     def beat(self, state: str, images_per_second: float = 0.0) -> None:
@@ -139,7 +173,7 @@ class Session:
     def _recorded(self, leases: Sequence[Lease]) -> dict[int, Recipe]:
         """The recipes of trials that were drawn up before."""
         found: dict[int, Recipe] = {}
-        with self._waiting(), self.database.engine.connect() as connection:
+        with self.waiting(), self.database.engine.connect() as connection:
             for ids in snapshot.batches(lease.trial_id for lease in leases):
                 known = snapshot.user_attribute(connection, RECIPE_KEY, TRIALS.c.trial_id.in_(ids))
                 found |= {trial_id: Recipe(**fields) for trial_id, fields in known.items()}
@@ -148,8 +182,10 @@ class Session:
     def _draw_up(self, leases: Sequence[Lease], placed: Callable[[Recipe], Recipe]) -> dict[int, Recipe]:
         """Draw up trials that are new, again and again those whose configuration another trial has."""
         if leases:
-            with self._waiting():
+            with self.waiting():
                 self._view.sync()
+        for lease in leases:
+            self._view.withdraw(lease.trial_id)  # what an attempt drew up that a fault of the database ended
         recipes: dict[int, Recipe] = {}
         bare, attempt = list(leases), 0
         while bare:
@@ -161,7 +197,7 @@ class Session:
         return recipes
 
     def _record(self, drawn: Sequence[Drawn]) -> tuple[set[int], set[int]]:
-        with self._waiting():
+        with self.waiting():
             accepted, doubles = ledger.set_up(self.database, self.study.study_id, drawn)
             for trial_id in doubles:
                 self._view.withdraw(trial_id)
@@ -169,9 +205,14 @@ class Session:
                 self._view.sync()  # the trial that has the configuration may be new
         return accepted, doubles
 
+    def _taking(self, num: int, lease_seconds: float) -> tuple[int, int, str, float, Plan, Callable[[str], str]]:
+        """What the ledger wants to know of who takes trials."""
+        seconds = max(self._lease_seconds, lease_seconds)
+        return self.study.study_id, num, self.worker.owner, seconds, self.study.plan, self._last_words
+
     @contextmanager
-    def _waiting(self) -> Iterator[None]:
-        """Count the time of the block as waiting for the database."""
+    def waiting(self) -> Iterator[None]:
+        """Count the time of the block, in which nothing trains, as waiting for the database."""
         started = time.monotonic()
         try:
             yield

@@ -78,7 +78,7 @@ def workers(database: Database, study_id: int) -> list[dict[str, Any]]:
 
 
 def control(database: Database, study_id: int, state: str) -> str:
-    """Set what people want of a study, and return what they wanted before; workers notice within an epoch."""
+    """Set what people want of a study, and return what they wanted before; workers notice within two epochs."""
     with database.engine.begin() as connection:
         of_study = CONTROL.c.study_id == study_id
         before = connection.scalars(select(CONTROL.c.state).where(of_study).with_for_update()).one()

@@ -2,7 +2,8 @@
 
 What it writes reads back through Optuna's public API as if Optuna had written it. Every write to a trial is guarded by
 its lease and by `state = 'RUNNING'`: of a trial whose lease was lost, or that was ended elsewhere, nothing is written,
-and its id is missing in the set that comes back. The lock of the study, where it is needed, comes first.
+and its id is missing in the set that comes back. The lock of the study, where it is needed, comes first; whoever holds
+trials already only tries for it (`turn`), and so never waits in a circle.
 """
 
 import json
@@ -119,20 +120,33 @@ def take(
     while True:
         with database.engine.begin() as connection:
             if _try_lock_study(connection, study_id):
-                allowed = budget.allowance(connection, study_id, plan)
-                running = allowed.state == budget.RUNNING
-                adopted = _adopt(connection, study_id, num, owner, lease_seconds, last_words) if running else []
-                room = min(num - len(adopted), allowed.num_trials)
-                again, new = _start(connection, study_id, room) if room > 0 else ([], [])
-                fresh = leases.grant_again(connection, again, owner, lease_seconds)
-                fresh += leases.grant(connection, new, owner, lease_seconds)
-                if fresh and not allowed.begun:
-                    budget.note_start(connection, study_id)
-                return Taken((*adopted, *fresh), allowed.reason, allowed.state)
+                return _take(connection, study_id, num, owner, lease_seconds, plan, last_words)
         if time.monotonic() > gives_up:
             return Taken((), "others are starting trials", budget.RUNNING)
         time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 -- not all at one moment
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+def turn(
+    database: Database,
+    ends: Sequence[End],
+    study_id: int,
+    num: int,
+    owner: str,
+    lease_seconds: float,
+    plan: budget.Plan,
+    last_words: Callable[[str], str] = lambda _owner: "",
+) -> tuple[set[int], Taken | None]:
+    """`finish`, then `take` in the same transaction; nothing is taken (None) if others are starting trials just now.
+
+    Raises:
+        StorageError: the study has been deleted.
+    """
+    with database.engine.begin() as connection:
+        held = _finish(connection, ends)
+        if not _try_lock_study(connection, study_id):
+            return held, None
+        return held, _take(connection, study_id, num, owner, lease_seconds, plan, last_words)
 
 
 def set_up(database: Database, study_id: int, drawn: Sequence[Drawn]) -> tuple[set[int], set[int]]:
@@ -222,6 +236,28 @@ def _try_lock_study(connection: Connection, study_id: int) -> bool:
             return False
     lock_study(connection, study_id)
     return True
+
+
+def _take(
+    connection: Connection,
+    study_id: int,
+    num: int,
+    owner: str,
+    lease_seconds: float,
+    plan: budget.Plan,
+    last_words: Callable[[str], str],
+) -> Taken:
+    """See `take`; the caller holds the study's lock."""
+    allowed = budget.allowance(connection, study_id, plan)
+    running = allowed.state == budget.RUNNING
+    adopted = _adopt(connection, study_id, num, owner, lease_seconds, last_words) if running else []
+    room = min(num - len(adopted), allowed.num_trials)
+    again, new = _start(connection, study_id, room) if room > 0 else ([], [])
+    fresh = leases.grant_again(connection, again, owner, lease_seconds)
+    fresh += leases.grant(connection, new, owner, lease_seconds)
+    if fresh and not allowed.begun:
+        budget.note_start(connection, study_id)
+    return Taken((*adopted, *fresh), allowed.reason, allowed.state)
 
 
 def _adopt(

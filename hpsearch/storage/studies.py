@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 
 import optuna
 from optuna.storages._rdb import models
@@ -40,7 +41,7 @@ class LoadedStudy:
         """What the study may use."""
         return budget.Plan(self.spec.budget, self.spec.max_epochs, self.spec.objective.direction == "maximize")
 
-    @property
+    @cached_property
     def created(self) -> str:
         """When the study was created; tells two studies of one name apart."""
         return str(self.optuna_study.user_attrs[CREATED_KEY])
