@@ -183,7 +183,7 @@ def completions(installed: Installed, folder: Path, words: str, **variables: str
 def test_shell_completion(installed: Installed, tmp_path: Path) -> None:
     assert "_HPSEARCH_COMPLETE=zsh_complete" in installed.hpsearch(tmp_path, _HPSEARCH_COMPLETE="zsh_source")
     assert {"create-study", "worker", "best"} <= completions(installed, tmp_path, "hpsearch ")
-    assert completions(installed, tmp_path, "hpsearch create-study le") == {"lenet", "lenet-bn"}
+    assert completions(installed, tmp_path, "hpsearch create-study le") == {"lenet", "lenet-bn", "lenet-long"}
     assert completions(installed, tmp_path, "hpsearch worker ") == set()
     assert list(tmp_path.iterdir()) == []
     installed.hpsearch(tmp_path, "create-study", "baseline-2lp", "--study-name", "mine")

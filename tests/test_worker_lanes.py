@@ -28,7 +28,7 @@ from hpsearch.train.lanes import Lanes
 from hpsearch.train.program import Program
 from hpsearch.worker import run
 from tests.studies import TINY
-from tests.working import fail_once, tiny, work
+from tests.working import fail_once, num_cores, tiny, work
 
 
 @pytest.mark.parametrize("lanes", [3, 8])
@@ -54,11 +54,9 @@ def test_lanes_train_what_single_runs_train(database: Database, settings: Settin
 
 
 @pytest.mark.parametrize(("cores", "lanes"), [(1, 1), (2, 2), (8, 4)])
-def test_auto_is_a_lane_for_each_core(
-    sqlite: Database, settings: Settings, cores: int, lanes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
-    events = work(sqlite, tiny(), settings)
+def test_auto_is_a_lane_for_each_core(sqlite: Database, settings: Settings, cores: int, lanes: int) -> None:
+    with num_cores(cores):
+        events = work(sqlite, tiny(), settings)
     first_end = next(index for index, event in enumerate(events) if isinstance(event, TrialEnded))
     assert sum(isinstance(event, TrialStarted) for event in events[:first_end]) == lanes
 

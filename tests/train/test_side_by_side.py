@@ -4,7 +4,6 @@ import math
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -22,23 +21,15 @@ from hpsearch.train.program import Program
 from hpsearch.train.side_by_side import SideBySide
 from tests.train.data import small_data_set
 from tests.train.test_program import numbers
+from tests.working import num_cores
 
 DATA = place(small_data_set(), "cpu")
 EPOCHS = 2
 
 
-@contextmanager
-def cores(num: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(num)
-    yield
-    assert torch.get_num_threads() == num
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(autouse=True)
 def _two_cores() -> Iterator[None]:
-    with cores(2):
+    with num_cores(2):
         yield
 
 
@@ -95,7 +86,7 @@ def test_each_trains_as_alone(num_threads: int) -> None:
         for key, (_, alone) in enumerate(pairs):
             result = results[key]
             assert not isinstance(result, Exception)
-            with cores(2 if alone.draws else max(1, 2 // num_threads)):
+            with num_cores(2 if alone.draws else max(1, 2 // num_threads)):
                 assert numbers(result) == numbers(alone.run_epoch())
             for name, tensor in alone.state().items():
                 assert torch.equal(torch.as_tensor(states[key][name]), torch.as_tensor(tensor)), (key, name)
@@ -109,7 +100,7 @@ def test_one_that_breaks_leaves_the_others_alone() -> None:
     assert isinstance(results[1], RuntimeError)
     assert states.keys() == {0, 2}
     assert not isinstance(results[2], Exception)
-    with cores(1):
+    with num_cores(1):
         assert numbers(results[2]) == numbers(alone.run_epoch())
 
 
