@@ -1,7 +1,7 @@
 """Programs that train side by side, each in a thread of its own, on images that are augmented once for each stream.
 
 The operations of small networks hardly gain by a second core, and several processes on one core each would augment
-the images several times. Two cores, LeNet-5 at batch 64: four trials are 1.7 times as fast as one after another.
+the images several times. Figures: "Lanes" in docs/benchmarks.md.
 """
 
 import time
