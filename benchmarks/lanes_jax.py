@@ -284,7 +284,7 @@ def main() -> None:
     jax.config.update("jax_default_matmul_precision", "tensorfloat32" if arguments.tf32 else "float32")
     names = [f"{part}_{kind}" for part in ("train", "validation") for kind in ("images", "labels")]
     arrays = {name: jnp.asarray(np.load(arguments.folder / f"{name}.npy")) for name in names}
-    for num_lanes in arguments.lanes:
+    for num_lanes in sorted(arguments.lanes):  # the peak of memory is that of the process
         try:
             population = Population(arguments.model, arguments.batch_size, num_lanes, arrays)
             if not arguments.epochs:

@@ -72,7 +72,10 @@ class Sleeping:
         """Of the trials."""
         return iter(list(self._epochs))
 
-    def run_epoch(self) -> dict[int, Result]:
+    def keep_epoch(self) -> None:
+        """There is nothing to keep."""
+
+    def train_epoch(self) -> dict[int, Result]:
         """Sleep."""
         time.sleep(self._seconds)
         self._epochs = {key: epoch + 1 for key, epoch in self._epochs.items()}

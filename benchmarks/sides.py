@@ -186,6 +186,7 @@ def _timed(name: str, num_trials: int, program: Program | Fused, setup: Setup, d
 
     probe = min(PROBE, setup.num_images)
     clock(probe)  # warms up, and records a graph
+    tidy(setup.device)
     _forget_peak(setup.device)
     fitting = setup.seconds * probe / clock(probe)
     num_images = min(setup.num_images, max(probe, int(fitting) // PROBE * PROBE))
@@ -242,8 +243,8 @@ def _forget_peak(device: str) -> None:
 
 
 def _peak(device: str) -> int:
-    """Bytes: of the GPU since the peak was last forgotten; on a CPU, of the process since its start."""
+    """Bytes: of the GPU since the peak was last forgotten, a graph's own included; on a CPU, of the process so far."""
     if device != "cpu":
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_reserved()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

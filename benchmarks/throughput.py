@@ -76,7 +76,8 @@ def lanes_on_cpu(recipes: list[Recipe], data: DeviceData) -> Callable[[], None]:
 
     def run() -> None:
         for group in held.groups():
-            group.run_epoch()
+            group.train_epoch()
+            group.keep_epoch()
 
     return run
 

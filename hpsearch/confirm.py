@@ -18,6 +18,7 @@ from hpsearch import spec as study_file
 from hpsearch.errors import StorageError, UsageError
 from hpsearch.recipe import Recipe
 from hpsearch.search.racing import standing, values
+from hpsearch.search.samplers import corner
 from hpsearch.spec import StudySpec
 from hpsearch.statistics import Estimate, Race, estimate
 from hpsearch.storage.open import Database
@@ -178,7 +179,8 @@ def _candidates(study: LoadedStudy, best: Sequence[FrozenTrial], top: int) -> li
             label = f"trial {trial.number}" + (" (first)" if trial.number == 0 else "")
             complete = trial.value if trial.state.name == "COMPLETE" else None
             found[key] = (Origin(label, trial.number, complete), values)
-    default = configuration(study.spec.recipe({}, 0, 0))
+    lowest = {name: value for name, value in corner(study.spec).items() if name.startswith("peak_learning_rate")}
+    default = configuration(study.spec.recipe(lowest, 0, 0))  # of a peak rate, which has no default, the lowest
     found.setdefault(json.dumps(default, sort_keys=True), (Origin("default", None, None), default))
     if study.spec.model.export:  # what the export's weights are worth: the best configuration without them
         _, best_values = next(iter(found.values()))

@@ -46,6 +46,9 @@ class EpochDone:
     images_per_second: float
 
 
+LOST_STATE = "LOST"
+
+
 @dataclass(frozen=True)
 class TrialEnded:
     """A trial has ended here: COMPLETE, PRUNED, FAIL, WAITING when it was given back, LOST when another has it."""

@@ -85,7 +85,9 @@ class StudySpec:
             parameter = self.space[name]
             if (recorded := recorded_name(name, parameter)) in params:
                 factor_of = parameter.times if isinstance(parameter, Float) else None
-                values[name] = params[recorded] * values[factor_of] if factor_of else params[recorded]
+                values[name] = (
+                    params[recorded] * values.get(factor_of, Recipe.learning_rate) if factor_of else params[recorded]
+                )
         if values.get("scheduler") != PEAK_SCHEDULER:
             values.pop("peak_learning_rate", None)  # fixed for the trials of the search that are onecycle
         return Recipe(model=self.model.name, **values)

@@ -7,7 +7,7 @@ epochs ahead of what is known to be recorded.
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -16,7 +16,7 @@ import torch
 from optuna.trial import TrialState
 
 from hpsearch.errors import HpsearchError
-from hpsearch.events import Event, TrialEnded, TrialResumed, TrialStarted, WorkerWarned
+from hpsearch.events import LOST_STATE, Event, TrialEnded, TrialResumed, TrialStarted, WorkerWarned
 from hpsearch.patience import Patience
 from hpsearch.recipe import Recipe
 from hpsearch.reporting import Batch, Reporter
@@ -27,9 +27,10 @@ from hpsearch.storage.ledger import Report, Taken
 from hpsearch.storage.open import FAULTS
 from hpsearch.storage.studies import progress
 from hpsearch.train.checkpoint import State
+from hpsearch.train.device_data import has_room, let_go
 from hpsearch.train.lanes import Group, Lanes
 from hpsearch.train.plan import LaneCount
-from hpsearch.trial import LOST, Bench, Outcome, Run, one_line
+from hpsearch.trial import LOST, Bench, Outcome, Run, one_line, recorded
 
 EPOCHS_PER_LEASE = 10  # a lease outlasts so many epochs as long as the last one, if the setting is shorter
 ALMOST_DUE = 0.5  # of the time between two checkpoints: then a trial gets one along with another that is due
@@ -70,6 +71,7 @@ class Training:
             free = self._num_free()
             lease = partial(self.bench.session.lease, free, self._lease_seconds)
             self._hold(free, (yield from self._patiently(lease)))
+        yield from self._leave_retaken()
         leases = list(self._taken.values())
         assigned = yield from self._patiently(lambda: self.bench.session.assign(leases, self._placed))
         self._taken = {one.lease.trial_id: one.lease for one in assigned}  # others are not this worker's any more
@@ -87,6 +89,8 @@ class Training:
         """
         try:
             groups = list(self.lanes.groups())
+        except torch.AcceleratorError as error:
+            raise HpsearchError(f"the device failed: {one_line(error)}") from error
         except torch.OutOfMemoryError as error:
             yield from self._make_room(list(self.running), error)
             return
@@ -103,14 +107,13 @@ class Training:
 
     def give_back(self, reason: str, ids: Sequence[int] | None = None) -> Generator[Event, None, None]:
         """Put trials (all, if none are named) back into the queue, to go on after their last whole epoch."""
-        yield from self._record_at_once()
+        told = list(self._record_at_once())  # said at the end: a reader who has gone must keep nothing from going back
         runs = [self.running[trial_id] for trial_id in (list(self.running) if ids is None else ids)]
-        for run in runs:
-            if warning := self._keep(run):
-                yield warning
+        told += [warning for run in runs if (warning := self._keep(run))]
         held = self._release([(run.lease, run.epoch) for run in runs], reason)
         if ids is None:
             self._release_unused()
+        yield from told
         sentence = f"{reason}: it goes back to the queue"
         ended = {
             run.lease.trial_id: Outcome(TrialState.WAITING, run.epoch, reason=sentence)
@@ -164,17 +167,18 @@ class Training:
         self.lanes.add(trial_id, run.recipe, model, state)
         if run.epoch:
             yield TrialResumed(run.number, run.epoch, run.recipe.epochs)
-        if run.epoch >= run.recipe.epochs:  # it had only not been told
             rows = yield from self._counted(lambda: ledger.epochs(database, trial_id))
-            value = rows[-1][self.bench.study.spec.objective.metric]
-            yield from self._finish({trial_id: Outcome(TrialState.COMPLETE, run.epoch, value)})
+            outcome = run.outcome(recorded(rows[-1]), pruned=False)
+            if outcome is not None:  # it had ended, and only not been told
+                yield from self._finish({trial_id: outcome})
 
     def _train(self, group: Group) -> Generator[Event, None, None]:
         """One epoch of a group; meanwhile the one before is recorded."""
         started = time.monotonic()
         try:
             with self.bench.interruption.allowed():
-                results = group.run_epoch()
+                results = group.train_epoch()
+            group.keep_epoch()  # not in the block: states and results go together
         except torch.AcceleratorError as error:
             # The process cannot use the device any more; the leases run out, and the next owners count a crash.
             raise HpsearchError(f"the device failed: {one_line(error)}") from error
@@ -212,7 +216,7 @@ class Training:
 
     def _follow(self, batch: Batch, verdict: Verdict) -> Generator[Event, None, None]:
         """What a recorded epoch means for each trial."""
-        self.count.seen(len(self.running), batch.images_per_second, self._has_room())
+        self.count.seen(len(self.running), batch.images_per_second, has_room(self.bench.data.device))
         batch.advance(self.running, verdict.lost)
         ended = {key: self.running[key].broken(error) for key, error in batch.broken.items()}
         for key, result in batch.trained.items():
@@ -228,7 +232,7 @@ class Training:
                 yield warning
         yield from self._finish(ended)
 
-    def _record_at_once(self) -> Generator[Event, None, None]:
+    def _record_at_once(self) -> Iterator[Event]:
         """Record what is trained, at the first attempt or not at all, and decide nothing."""
         with contextlib.suppress(*FAULTS):
             while self._reporter.batches:
@@ -289,15 +293,16 @@ class Training:
                 now = progress(self.bench.session.database, self.bench.study)
         except FAULTS:
             now = None  # the worker is leaving because of that
-        for key, outcome in ended.items():
-            run = self.running.pop(key)
+        runs = {key: self.running.pop(key) for key in ended}
+        for key in ended:
             self._drop(key)
+        for key, outcome in ended.items():
             self.done += outcome.state not in (TrialState.WAITING, None)
             self.failures_in_a_row = self.failures_in_a_row + 1 if outcome.traceback else 0
             self.last_failure = outcome.reason if outcome.traceback else self.last_failure
             yield TrialEnded(
-                trial=run.number,
-                state=outcome.state.name if outcome.state else "LOST",
+                trial=runs[key].number,
+                state=outcome.state.name if outcome.state else LOST_STATE,
                 epoch=outcome.epoch,
                 value=outcome.value,
                 reason=outcome.reason,
@@ -311,6 +316,14 @@ class Training:
         """Free a trial's lane; what it trained last is not recorded any more."""
         self.lanes.drop(key)
         self._reporter.drop(key)
+
+    def _leave_retaken(self) -> Generator[Event, None, None]:
+        """End what runs here of trials that were taken again: their leases had run out while the storage was away."""
+        again = [key for key in self._taken if key in self.running]
+        for key in again:
+            if warning := self._keep(self.running[key]):
+                yield warning
+        yield from self._leave(dict.fromkeys(again, LOST))
 
     def _asks(self) -> bool:
         """Whether it is time to ask for trials."""
@@ -343,6 +356,7 @@ class Training:
 
     def _make_room(self, keys: Sequence[int], error: Exception) -> Generator[Event, None, None]:
         """A program did not fit into memory: half of the lanes go on, the other trials go back to the queue."""
+        let_go(error, self.bench.data.device)
         yield from self._settle()
         keys = [key for key in keys if key in self.running]
         if len(keys) == 1:
@@ -353,8 +367,6 @@ class Training:
             keep = max(1, min(number, len(keys) // 2))
             yield from self.give_back("there was no memory for it", keys[keep:])
             self.lanes.restart(keys[:keep], lambda key: self.bench.model(self.running[key].recipe))
-        if self.bench.data.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def _patiently(self, call: Callable[[], Value]) -> Generator[Event, None, Value]:
         """The call's value; while the storage is away, wait for it and call again."""
@@ -385,10 +397,3 @@ class Training:
             if model not in self._refused:
                 self._refused.add(model)
                 yield WorkerWarned(f"model {model} cannot be fused, its trials train one after another: {reason}")
-
-    def _has_room(self) -> bool:
-        """Whether the device has memory for twice as many lanes."""
-        if self.bench.data.device.type != "cuda":
-            return True
-        free, total = torch.cuda.mem_get_info(self.bench.data.device)
-        return free > total / 2

@@ -133,8 +133,8 @@ class Run:
     def outcome(self, result: EpochResult, pruned: bool) -> Outcome | None:
         """What the epoch means: how the trial ends, or None if it goes on."""
         value = getattr(result, self.bench.study.spec.objective.metric)
-        if result.diverged:
-            reason = f"diverged in epoch {result.epoch}: the training loss or a gradient is not a finite number"
+        if result.diverged or (result.epoch >= self.recipe.epochs and not math.isfinite(value)):
+            reason = f"diverged in epoch {result.epoch}: a loss or a gradient is not a finite number"
             return Outcome(TrialState.PRUNED, result.epoch, reason=reason, kind=DIVERGED)
         if result.epoch >= self.recipe.epochs:
             return Outcome(TrialState.COMPLETE, result.epoch, value)
@@ -203,6 +203,13 @@ class Run:
             with contextlib.suppress(OSError):
                 weights.keep(self.bench.weights, self.weights_key, state)
         self.bench.checkpoints.forget(self.key)
+
+
+def recorded(row: Mapping[str, Any]) -> EpochResult:
+    """An epoch as the storage has it, where None is what was no finite number."""
+    numbers: dict[str, Any] = {name: math.nan if value is None else value for name, value in row.items()}
+    diverged = not (math.isfinite(numbers["training_loss"]) and math.isfinite(numbers["gradient_norm"]))
+    return EpochResult(**numbers, diverged=diverged)
 
 
 def one_line(error: Exception) -> str:

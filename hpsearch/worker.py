@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from hpsearch import catalogue, crashes, weights
 from hpsearch.data.load import load
 from hpsearch.errors import HpsearchError, StorageAway, UsageError
-from hpsearch.events import Event, StudyOpened, TrialEnded, WorkerLeft
+from hpsearch.events import LOST_STATE, Event, StudyOpened, TrialEnded, WorkerLeft
 from hpsearch.interrupt import Interrupted, Interruption
 from hpsearch.patience import Patience
 from hpsearch.pictures import Pictures
@@ -90,7 +90,10 @@ def run(
             if not training.running and not found:
                 return
             yield from training.round()
-            _stop_if_all_fail(study, training)
+            if training.failures_in_a_row >= FAILURES_BEFORE_LEAVING:
+                failed = _all_fail(study, training)
+                yield from training.give_back("its worker leaves, because others fail there")
+                raise failed
     except Interrupted:
         yield from training.give_back("the worker was asked to stop")
     except StorageAway:
@@ -112,13 +115,12 @@ def lane_count(settings: Settings, study: LoadedStudy, device: torch.device) -> 
     return LaneCount(settings.lanes, on_gpu, f"{name}, {study.spec.model.name}", cache)
 
 
-def _stop_if_all_fail(study: LoadedStudy, training: Training) -> None:
-    num = training.failures_in_a_row
-    if num >= FAILURES_BEFORE_LEAVING:
-        raise HpsearchError(
-            f"study {study.name}: {num} trials in a row failed, the last one with: {training.last_failure}; "
-            f"see `hpsearch trials {study.name} --json` for the tracebacks, and create the study again once mended"
-        )
+def _all_fail(study: LoadedStudy, training: Training) -> HpsearchError:
+    return HpsearchError(
+        f"study {study.name}: {training.failures_in_a_row} trials in a row failed, the last one with: "
+        f"{training.last_failure}; see `hpsearch trials {study.name} --json` for the tracebacks, and create the study "
+        "again once mended"
+    )
 
 
 def _try_model(bench: Bench, recipe: Recipe) -> None:
@@ -173,7 +175,7 @@ def _serve(
             for event in run(database, name, settings, interruption, left):
                 yield event
                 if left is not None:
-                    left -= isinstance(event, TrialEnded) and event.state != TrialState.WAITING.name
+                    left -= isinstance(event, TrialEnded) and event.state not in (TrialState.WAITING.name, LOST_STATE)
         except FAULTS as error:
             if warning := patience.begins(error):
                 yield warning

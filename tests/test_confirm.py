@@ -29,6 +29,17 @@ def test_candidates_are_the_best_the_first_and_the_default(chain: Chain) -> None
     assert not spec.space
 
 
+def test_the_default_of_a_study_whose_schedule_needs_a_peak(tmp_path: Path) -> None:
+    """`lenet-long` fixes onecycle, and a peak rate has no default of its own."""
+    text = SMALL.partition("[[first]]")[0].replace("epochs = 3", "epochs = 3\nscheduler = 'onecycle'")
+    text = text.replace("momentum = {", "peak_learning_rate = { times = 'learning_rate', low = 2.0, high = 20.0 } #")
+    with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
+        create_study(database, parse(text, "peak.toml"), "peak")
+        [(origin, values)] = confirm._candidates(load_study(database, "peak"), [], 1)
+    assert origin.label == "default"
+    assert (values["learning_rate"], values["peak_learning_rate"]) == (0.01, 0.02)
+
+
 def test_seeds_are_new_and_paired(chain: Chain) -> None:
     searched = [trial.user_attrs[RECIPE_KEY] for trial in chain.search.optuna_study.trials]
     confirmed = [trial.user_attrs[RECIPE_KEY] for trial in chain.confirmation.optuna_study.trials]

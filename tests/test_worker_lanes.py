@@ -92,14 +92,14 @@ def test_out_of_memory_halves_the_lanes_and_loses_nothing(
     sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU: groups are one program, which does not fit with more than two lanes."""
-    run_epoch = Fused.run_epoch
+    train_epoch = Fused.train_epoch
 
     def small(program: Fused) -> Any:
         if program.num_lanes > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return run_epoch(program)
+        return train_epoch(program)
 
-    monkeypatch.setattr(Fused, "run_epoch", small)
+    monkeypatch.setattr(Fused, "train_epoch", small)
     monkeypatch.setattr("hpsearch.worker.Lanes", lambda data, constructor, **_: Lanes(data, constructor, fuse=True))
     head, _, _ = TINY.partition("[[first]]")
     text = "\n".join(line for line in head.splitlines() if not line.startswith("momentum"))

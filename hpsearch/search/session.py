@@ -184,6 +184,7 @@ class Session:
         if leases:
             with self.waiting():
                 self._view.sync()
+        leases = [lease for lease in leases if self._view.has(lease.trial_id)]  # the others' study has been deleted
         for lease in leases:
             self._view.withdraw(lease.trial_id)  # what an attempt drew up that a fault of the database ended
         recipes: dict[int, Recipe] = {}

@@ -52,6 +52,10 @@ class View:
         """One trial; it must have been there at the last `sync`."""
         return self._trials[trial_id]
 
+    def has(self, trial_id: int) -> bool:
+        """Whether the trial was there at the last `sync`."""
+        return trial_id in self._trials
+
     def trials(self) -> Iterable[FrozenTrial]:
         """All of them, by number."""
         return self._trials.values()

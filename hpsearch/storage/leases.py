@@ -18,6 +18,7 @@ from sqlalchemy import (
     Double,
     Select,
     bindparam,
+    case,
     exists,
     func,
     insert,
@@ -27,7 +28,7 @@ from sqlalchemy import (
 )
 
 from hpsearch.storage import bulk
-from hpsearch.storage.tables import LEASES, TRIALS
+from hpsearch.storage.tables import LEASES, TRIALS, VALUES
 
 MAX_CRASHES = 3  # owners in a row that vanish without recording an epoch; then the trial is at fault
 
@@ -122,6 +123,18 @@ def hold(connection: Connection, leases: Iterable[Lease]) -> set[int]:
     return {row.trial_id for row in found if (row.owner, row.token) == _key(mine[row.trial_id])}
 
 
+def ended(connection: Connection, trials: Sequence[tuple[Lease, TrialState, float | None]]) -> set[int]:
+    """Those that have ended in this state, with this value, under this lease: an earlier attempt has gone through."""
+    if not trials:
+        return set()
+    wanted = {lease.trial_id: (*_key(lease), state, value) for lease, state, value in trials}
+    columns = (LEASES.c.trial_id, LEASES.c.owner, LEASES.c.token, TRIALS.c.state, VALUES.c.value)
+    joined = select(*columns).join(TRIALS, TRIALS.c.trial_id == LEASES.c.trial_id)
+    joined = joined.outerjoin(VALUES, VALUES.c.trial_id == LEASES.c.trial_id)
+    found = connection.execute(joined.where(bulk.among(connection, LEASES.c.trial_id, wanted)))
+    return {trial_id for trial_id, *rest in found if tuple(rest) == wanted[trial_id]}
+
+
 def renew(connection: Connection, epochs: Sequence[tuple[Lease, int, float]], seconds: float) -> set[int]:
     """As `hold`; extends the leases, and notes the epoch that is being recorded and the device time that it took."""
     kept = hold(connection, (lease for lease, _, _ in epochs))
@@ -164,7 +177,8 @@ def _granting(dialect: str, given: bulk.Given) -> Any:
 
 def _renewal(dialect: str, given: bulk.Given) -> Any:
     row = {"expires": literal_column(_CLOCK[dialect], Double) + given["expires"], "crashes": 0, "epoch": given["epoch"]}
-    row["seconds"] = LEASES.c.seconds + given["seconds"]
+    again = LEASES.c.epoch >= given["epoch"]  # it was recorded, and nobody knew
+    row["seconds"] = LEASES.c.seconds + case((again, 0.0), else_=given["seconds"])
     return update(LEASES).where(LEASES.c.trial_id == given["trial_id"]).values(row)
 
 

@@ -352,6 +352,8 @@ def _epoch_row(one: Report) -> dict[str, Any]:
 def _finish(connection: Connection, ends: Sequence[End]) -> set[int]:
     held = leases.hold(connection, (end.lease for end in ends))
     mine = [end for end in ends if end.lease.trial_id in held]
+    missing = [(end.lease, end.state, end.value) for end in ends if end.lease.trial_id not in held]
+    before = leases.ended(connection, missing)
     values = [_objective_row(end.lease.trial_id, end.value) for end in mine if end.value is not None]
     if values:
         connection.execute(insert(VALUES), values)
@@ -362,7 +364,7 @@ def _finish(connection: Connection, ends: Sequence[End]) -> set[int]:
         ids = [end.lease.trial_id for end in mine if end.state == state]
         row = {"state": state, "datetime_complete": _now()}
         connection.execute(update(TRIALS).where(bulk.among(connection, TRIALS.c.trial_id, ids)).values(row))
-    return held
+    return held | before
 
 
 def _objective_row(trial_id: int, value: float) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A data set on the device that trains: uint8 tensors, and what it takes to normalise them."""
 
+import traceback
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -80,6 +81,21 @@ def constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
     """Numbers, or tuples of them, as a tensor that is made once for each device."""
     with torch.inference_mode(mode=False):  # it may be first asked for while validating
         return torch.tensor(values, device=device)
+
+
+def has_room(device: torch.device) -> bool:
+    """Whether the device has memory for twice as many lanes."""
+    if device.type != "cuda":
+        return True
+    free, total = torch.cuda.mem_get_info(device)
+    return free > total / 2
+
+
+def let_go(error: Exception, device: torch.device) -> None:
+    """Free what a failed step holds on the device: the exception's frames keep its activations and gradients alive."""
+    traceback.clear_frames(error.__traceback__)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _tensor(array: Any, device: torch.device | str) -> Tensor:

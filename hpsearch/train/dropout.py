@@ -33,7 +33,10 @@ class SeededDropout(nn.Module):
 
     def begin(self, step: Tensor | int) -> None:
         """The next uses of the layer belong to this step."""
-        self.step.copy_(torch.as_tensor(step))
+        if isinstance(step, Tensor):
+            self.step.copy_(step)
+        else:
+            self.step.fill_(step)  # a copy of the number would wait for the GPU
         self.uses = 0
 
     def forward(self, inputs: Tensor) -> Tensor:

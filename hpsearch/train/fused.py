@@ -158,6 +158,12 @@ class Fused:
         self.lanes[lane] = None
 
     def run_epoch(self) -> dict[int, EpochResult]:
+        """`train_epoch` and `keep_epoch`."""
+        results = self.train_epoch()
+        self.keep_epoch()
+        return results
+
+    def train_epoch(self) -> dict[int, EpochResult]:
         """Train one epoch in every lane that is not free, then validate; the results by lane."""
         started = time.perf_counter()
         active = {index: lane for index, lane in enumerate(self.lanes) if lane is not None}
@@ -178,26 +184,31 @@ class Fused:
         losses, hits, norms = self._sums.cpu().tolist()  # the only wait for the device in an epoch
         with multiplying(EVALUATION, self.data.device):
             validation = self._validate()
-        seconds = time.perf_counter() - started
-        for kept, now in zip(self._kept.tensors(), self._rows.tensors(), strict=True):
-            kept.copy_(now)
+        seconds, last_rates = time.perf_counter() - started, rates[-1].tolist()
         results = {}
         for index, lane in active.items():
-            lane.epoch += 1
             loss, norm = losses[index] / self.data.num_images, norms[index] / num_steps
             diverged = not (math.isfinite(loss) and math.isfinite(norm))
             results[index] = EpochResult(
-                epoch=lane.epoch,
+                epoch=lane.epoch + 1,
                 training_loss=loss,
                 training_accuracy=hits[index] / self.data.num_images,
                 validation_loss=math.nan if diverged else validation[0][index],
                 validation_accuracy=math.nan if diverged else validation[1][index],
-                learning_rate=float(rates[-1][index]),
+                learning_rate=last_rates[index],
                 gradient_norm=norm,
                 images_per_second=self.data.num_images / seconds,
                 diverged=diverged,
             )
         return results
+
+    def keep_epoch(self) -> None:
+        """Make what the last epoch gave what `take` gives."""
+        for kept, now in zip(self._kept.tensors(), self._rows.tensors(), strict=True):
+            kept.copy_(now)
+        for lane in self.lanes:
+            if lane is not None:
+                lane.epoch += 1
 
     def _advance(self, *inputs: Tensor) -> None:
         """One step from the inputs of `_step`; the short batch at the end of an epoch is no part of a graph."""
@@ -314,7 +325,7 @@ class Fused:
             self._module.train()
             self._step(images, labels, nothing, nothing, nothing.int())
         except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
                 raise
             raise CannotFuse(" ".join(str(error).split())[:300]) from error
         for lane in range(self.num_lanes):

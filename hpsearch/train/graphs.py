@@ -44,17 +44,20 @@ def recorded(step: Callable[[], None], state: Sequence[Tensor]) -> Callable[[], 
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(state[0].device):
         # One stream for both: the workspaces of the warm-up serve the recording.
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP_STEPS):
+        before, stream = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(before)
+        try:
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP_STEPS):
+                    step()
+            # thread_local: what other threads do on the GPU meanwhile neither enters the graph nor breaks it
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 step()
-        # thread_local: what other threads do on the GPU meanwhile neither enters the graph nor breaks it
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            step()
-        torch.cuda.current_stream().wait_stream(stream)
-        with torch.no_grad():
-            for tensor, value in zip(state, kept, strict=True):
-                tensor.copy_(value)
+        finally:
+            torch.cuda.set_stream(before)  # a recording that fails would leave it at the other one
+            before.wait_stream(stream)
+            with torch.no_grad():
+                for tensor, value in zip(state, kept, strict=True):
+                    tensor.copy_(value)
     replay: Callable[[], None] = graph.replay
     return replay

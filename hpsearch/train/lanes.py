@@ -30,8 +30,12 @@ class Group(Protocol):
         """Those keys."""
         ...
 
-    def run_epoch(self) -> dict[int, Result]:
-        """Train every trial for one epoch."""
+    def train_epoch(self) -> dict[int, Result]:
+        """Train every trial for one epoch; until `keep_epoch`, their states are those before it."""
+        ...
+
+    def keep_epoch(self) -> None:
+        """Make what the last epoch gave the trials' states; not to be cut short by a signal."""
         ...
 
 
@@ -175,9 +179,9 @@ class FusedGroup:
             self._move(program)
         free = iter([lane for lane, filled in enumerate(program.lanes) if filled is None])
         for key, trial in trials.items():
-            self.keys[key] = next(free)
-            self.recipes[key] = trial.recipe
-            program.fill(self.keys[key], trial.recipe, trial.model, trial.state)
+            lane = next(free)
+            program.fill(lane, trial.recipe, trial.model, trial.state)
+            self.keys[key], self.recipes[key] = lane, trial.recipe
 
     def state(self, key: int) -> State:
         """The trial's state after its last whole epoch."""
@@ -190,19 +194,27 @@ class FusedGroup:
             assert self._program is not None
             self._program.free(self.keys.pop(key))
             del self.recipes[key]
+            if not self.keys:
+                self._program = None  # its memory may be needed before this group is forgotten
 
-    def run_epoch(self) -> dict[int, Result]:
+    def train_epoch(self) -> dict[int, Result]:
         """Train every trial for one epoch."""
         assert self._program is not None
-        results = self._program.run_epoch()
+        results = self._program.train_epoch()
         return {key: results[lane] for key, lane in self.keys.items()}
 
+    def keep_epoch(self) -> None:
+        """Make what the last epoch gave the trials' states."""
+        if self._program is not None:
+            self._program.keep_epoch()
+
     def _move(self, program: Fused) -> None:
-        """Let the trials that are here go on in another program."""
-        old, self._program = self._program, program
+        """Let the trials that are here go on in another program: all of them, or none if there is no memory for it."""
+        old, keys = self._program, dict[int, int]()
         for lane, key in enumerate(list(self.keys)):
             assert old is not None
             recipe = self.recipes[key]
             shaped = build_model(recipe, self._data.input_shape, self._data.num_classes, self._constructor)
             program.fill(lane, recipe, shaped, old.take(self.keys[key]))
-            self.keys[key] = lane
+            keys[key] = lane
+        self._program, self.keys = program, keys

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hpsearch.train.augment import normalise
-from hpsearch.train.device_data import DeviceData
+from hpsearch.train.device_data import DeviceData, send
 from hpsearch.train.precision import EVALUATION, multiplying
 
 STEPS = 32  # whose logits are kept at most before they are reduced
@@ -32,7 +32,7 @@ class Sums:
 
     def _reduce(self) -> None:
         losses, logits, labels, norms = zip(*self._steps, strict=True)
-        sizes = torch.tensor([float(len(batch)) for batch in labels]).to(norms[0].device)
+        sizes = send(torch.tensor([float(len(batch)) for batch in labels]), norms[0].device)
         hits = (torch.cat(logits).argmax(1) == torch.cat(labels)).sum()
         self._totals += torch.stack([torch.stack(losses) @ sizes, hits, torch.stack(norms).sum()])
         self._steps.clear()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hpsearch.interrupt import Interrupted
+from hpsearch.train.device_data import let_go
 from hpsearch.train.plan import Stream
 from hpsearch.train.program import EpochResult, Program, State
 
@@ -39,7 +40,7 @@ class SideBySide:
         """Of the trials."""
         return iter(self._programs)
 
-    def run_epoch(self) -> dict[int, Result]:
+    def train_epoch(self) -> dict[int, Result]:
         """Train every trial for one epoch; a trial whose network raises an exception leaves it as its result."""
         started = time.perf_counter()
         self._results, self._ended = {}, {}
@@ -49,8 +50,11 @@ class SideBySide:
             for blocks in self._blocks():
                 self._each(threads, partial(self._train, blocks))
             self._each(threads, partial(self._end, started))
-        self._states.update(self._ended)  # of all at once: Ctrl-C finds an epoch trained by all, or by none
         return {key: self._results[key] for key in self._programs}
+
+    def keep_epoch(self) -> None:
+        """Make what the last epoch gave the trials' states."""
+        self._states.update(self._ended)
 
     def _train(self, blocks: Mapping[Place, Block], key: int) -> None:
         if (block := blocks.get(_place(self._programs[key]))) is not None:
@@ -78,6 +82,7 @@ class SideBySide:
             except (Interrupted, torch.AcceleratorError):  # the whole process is meant
                 raise
             except Exception as error:
+                let_go(error, self._programs[key].data.device)  # others train after it
                 self._results[key] = error
 
         left = {key: program for key, program in self._programs.items() if key not in self._results}
@@ -141,7 +146,7 @@ class _Threads:
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
-            if thread.ident is not None:
+            if thread.is_alive():
                 thread.join()
         torch.set_num_threads(self._cores)
 

@@ -81,7 +81,8 @@ def test_each_trains_as_alone(num_threads: int) -> None:
     states: dict[int, Any] = {}
     together = SideBySide(dict(enumerate(both for both, _ in pairs)), states, num_threads)
     for _ in range(EPOCHS):
-        results = together.run_epoch()
+        results = together.train_epoch()
+        together.keep_epoch()
         assert list(results) == list(range(len(pairs)))
         for key, (_, alone) in enumerate(pairs):
             result = results[key]
@@ -96,7 +97,9 @@ def test_one_that_breaks_leaves_the_others_alone() -> None:
     programs = {0: program(recipe("2lp", 0)), 1: program(recipe("own", 1), Broken), 2: program(recipe("2lp", 2))}
     alone = program(recipe("2lp", 2))
     states: dict[int, Any] = {}
-    results = SideBySide(programs, states, 2).run_epoch()
+    together = SideBySide(programs, states, 2)
+    results = together.train_epoch()
+    together.keep_epoch()
     assert isinstance(results[1], RuntimeError)
     assert states.keys() == {0, 2}
     assert not isinstance(results[2], Exception)
@@ -118,7 +121,7 @@ def test_a_lane_that_is_left_alone_keeps_its_cores(monkeypatch: pytest.MonkeyPat
     one = recipe("2lp", 0)
     lanes.add(0, one, build_model(one, DATA.input_shape, DATA.num_classes))
     for group in lanes.groups():
-        group.run_epoch()
+        group.train_epoch()
     assert set(seen) == {1}
 
 
@@ -127,7 +130,8 @@ def test_ctrl_c_leaves_no_thread_and_whole_epochs(monkeypatch: pytest.MonkeyPatc
     states: dict[int, Any] = {}
     programs = {key: program(recipe("2lp", key)) for key in range(3)}
     together = SideBySide(programs, states, 2)
-    together.run_epoch()
+    together.train_epoch()
+    together.keep_epoch()
     before = {
         key: {name: torch.as_tensor(value).clone() for name, value in state.items()} for key, state in states.items()
     }
@@ -143,7 +147,9 @@ def test_ctrl_c_leaves_no_thread_and_whole_epochs(monkeypatch: pytest.MonkeyPatc
 
     def run() -> None:
         with interruption.listening(), interruption.allowed():
-            together.run_epoch()
+            together.train_epoch()
+
+    together.keep_epoch()
 
     monkeypatch.setattr(Program, "_step", asking)
     with pytest.raises(Interrupted):

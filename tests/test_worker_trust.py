@@ -1,0 +1,283 @@
+"""What a worker may meet at the worst moment: nothing is lost, nothing trains twice, and the record stays whole."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from sqlalchemy import select, update
+from sqlalchemy.exc import OperationalError
+
+from hpsearch.errors import HpsearchError
+from hpsearch.events import EpochDone, TrialEnded, TrialStarted, WorkerLeft
+from hpsearch.interrupt import Interrupted, Interruption
+from hpsearch.settings import Settings
+from hpsearch.spec import StudySpec, parse
+from hpsearch.storage import ledger
+from hpsearch.storage.open import Database
+from hpsearch.storage.studies import create_study, load_study
+from hpsearch.storage.tables import LEASES
+from hpsearch.train.lanes import Lanes
+from hpsearch.train.program import Program
+from hpsearch.train.side_by_side import SideBySide
+from hpsearch.trial import Outcome, Run
+from hpsearch.worker import Limits, run, serve
+from tests.studies import TINY
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpsearch.patience.STORAGE_PAUSE_SECONDS", 0.01)
+
+
+def spec(epochs: int, trials: int, text: str = TINY) -> StudySpec:
+    """A study without a pruner."""
+    text = text.replace("epochs = 3", f"epochs = {epochs}").replace("trials = 6", f"trials = {trials}")
+    return parse(text.replace('"asha"', '"none"'), "tiny.toml")
+
+
+def expire(database: Database, *, stolen: bool = False) -> None:
+    """Let all leases run out; or let somebody else take them."""
+    with database.engine.begin() as connection:
+        values = {"expires": 0.0, "token": LEASES.c.token + stolen}
+        connection.execute(update(LEASES).values(values))
+
+
+def once(monkeypatch: pytest.MonkeyPatch, name: str, *, before: Callable[[], None], after: bool = False) -> None:
+    """The first call of a function of the ledger: something happens, and the answer is lost before or after it."""
+    original, calls = getattr(ledger, name), []
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 1:
+            return original(*arguments, **named)
+        if after:
+            original(*arguments, **named)
+        before()
+        raise OperationalError("X", {}, Exception("connection lost"))
+
+    monkeypatch.setattr(f"hpsearch.storage.ledger.{name}", call)
+
+
+def states(database: Database) -> list[TrialState]:
+    return [trial.state for trial in load_study(database, "tiny").optuna_study.get_trials(deepcopy=False)]
+
+
+def nothing() -> None:
+    """Happens."""
+
+
+def test_a_trial_that_the_worker_takes_again_has_one_lane(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The storage is away for longer than leases last while a trial ends: its worker adopts its own other one."""
+    text = TINY.partition("[[first]]")[0].replace('["sgd", "adam"]', '["sgd"]')
+    create_study(sqlite, spec(8, 6, text), "tiny")
+    monkeypatch.setattr("hpsearch.worker.Lanes", lambda data, constructor, **_: Lanes(data, constructor, fuse=True))
+    decides, outcome = Run.decides, Run.outcome
+    monkeypatch.setattr(Run, "decides", lambda one, result: decides(one, result) or one.number == 0)
+
+    def stopped(one: Run, result: Any, pruned: bool) -> Outcome | None:
+        if one.number == 0 and result.epoch == 4:
+            return Outcome(TrialState.PRUNED, result.epoch, 0.1, "for the test")
+        return outcome(one, result, pruned)
+
+    monkeypatch.setattr(Run, "outcome", stopped)
+    once(monkeypatch, "turn", before=lambda: expire(sqlite))
+    written: list[tuple[int, int]] = []
+    report = ledger.report
+
+    def watched(database: Database, reports: Any, lease_seconds: float) -> set[int]:
+        written.extend((one.lease.number, one.epoch) for one in reports)
+        return report(database, reports, lease_seconds)
+
+    monkeypatch.setattr("hpsearch.storage.ledger.report", watched)
+    events = list(run(sqlite, "tiny", replace(settings, lanes=2, checkpoint_seconds=1e9), Interruption()))
+    assert len(written) == len(set(written))
+    for trial in load_study(sqlite, "tiny").optuna_study.trials:
+        assert list(trial.intermediate_values) == list(range(1, 5 if trial.number == 0 else 9))
+    starts = [event.trial for event in events if isinstance(event, TrialStarted)]
+    ends = [event.trial for event in events if isinstance(event, TrialEnded)]
+    assert sorted(starts) == sorted(ends)
+    assert starts.count(1) == 2
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_last_epoch_without_a_value_is_no_complete_trial(
+    sqlite: Database, settings: Settings, sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest = f'[objective]\nmetric = "validation_loss"\n[sampler]\nname = "{sampler}"\n'
+    text = TINY.partition("[[first]]")[0] + rest
+    create_study(sqlite, spec(2, 12, text), "tiny")
+    validate, calls = Program.validate, []
+
+    def broken(program: Program) -> tuple[float, float]:
+        calls.append(1)
+        return (math.nan, 0.1) if len(calls) == 4 else validate(program)
+
+    monkeypatch.setattr(Program, "validate", broken)
+    list(run(sqlite, "tiny", settings, Interruption()))
+    assert states(sqlite) == [TrialState.PRUNED if number == 1 else TrialState.COMPLETE for number in range(12)]
+
+
+def test_a_diverged_last_epoch_that_was_not_told_is_pruned(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker dies between the record of the epoch and the end of the trial."""
+    text = TINY.partition("[[first]]")[0].replace("learning_rate = {", "learning_rate = { low = 1e29, high = 1e30 } #")
+    create_study(sqlite, spec(1, 1, text), "tiny")
+    events = run(sqlite, "tiny", replace(settings, checkpoint_seconds=0.0), Interruption())
+    with monkeypatch.context() as patch:
+        patch.setattr("hpsearch.training.Training._finish", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        with pytest.raises(RuntimeError, match="killed"):
+            list(events)
+    expire(sqlite)
+    list(run(sqlite, "tiny", settings, Interruption()))
+    assert states(sqlite) == [TrialState.PRUNED]
+
+
+def test_a_trial_that_was_lost_does_not_count(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--max-trials 1` trains one that counts, and leaves."""
+    create_study(sqlite, spec(3, 6), "tiny")
+    report, calls = ledger.report, []
+
+    def stolen(*arguments: Any) -> set[int]:
+        calls.append(1)
+        if len(calls) == 2:
+            expire(sqlite, stolen=True)
+        return report(*arguments)
+
+    monkeypatch.setattr("hpsearch.storage.ledger.report", stolen)
+    events = []
+    for event in serve(sqlite, "tiny", settings, Interruption(), Limits(max_trials=1)):
+        events.append(event)
+        assert len(events) < 50, "it never ends"
+    assert isinstance(events[-1], WorkerLeft)
+    ends = [event.state for event in events if isinstance(event, TrialEnded)]
+    assert ends == ["LOST", "COMPLETE"]
+
+
+def test_a_reader_who_leaves_while_trials_go_back(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_study(sqlite, spec(6, 1), "tiny")
+    begin, interruption = Program.begin_epoch, Interruption()
+
+    def interrupted(program: Program) -> None:
+        begin(program)
+        if program.epoch == 4:
+            interruption.requested = True
+            raise Interrupted
+
+    monkeypatch.setattr(Program, "begin_epoch", interrupted)
+    events = run(sqlite, "tiny", settings, interruption)
+    for event in events:
+        if isinstance(event, EpochDone) and event.epoch == 4:
+            break
+    events.close()  # type: ignore[attr-defined]
+    assert states(sqlite) == [TrialState.WAITING]
+    assert [path.name.partition(".")[0] for path in settings.home.glob("checkpoints/*/*")][-1:]
+
+
+def test_a_signal_at_the_end_of_an_epoch_loses_that_epoch_alone(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_study(sqlite, spec(8, 1), "tiny")
+    interruption, train_epoch, calls = Interruption(), SideBySide.train_epoch, []
+
+    def signalled(group: SideBySide) -> Any:
+        results = train_epoch(group)
+        calls.append(1)
+        if len(calls) == 6:
+            interruption._handle(2, None)
+        return results
+
+    monkeypatch.setattr(SideBySide, "train_epoch", signalled)
+    events = list(run(sqlite, "tiny", settings, interruption))
+    end = events[-1]
+    assert isinstance(end, TrialEnded)
+    assert (end.state, end.epoch) == ("WAITING", 5)
+    monkeypatch.setattr(SideBySide, "train_epoch", train_epoch)
+    epochs = [event.epoch for event in run(sqlite, "tiny", settings, Interruption()) if isinstance(event, EpochDone)]
+    assert epochs == [6, 7, 8]
+
+
+def test_an_end_that_went_through_unheard_is_told_once(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_study(sqlite, spec(2, 1), "tiny")
+    once(monkeypatch, "turn", before=nothing, after=True)
+    once(monkeypatch, "finish", before=nothing, after=True)
+    events = list(run(sqlite, "tiny", settings, Interruption()))
+    assert [event.state for event in events if isinstance(event, TrialEnded)] == ["COMPLETE"]
+    assert not list(settings.home.glob("checkpoints/*/*"))
+
+
+def test_an_epoch_recorded_twice_costs_its_time_once(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_study(sqlite, spec(3, 1), "tiny")
+    original, calls = ledger.report, []
+
+    def slow(database: Database, reports: Any, lease_seconds: float) -> set[int]:
+        kept = original(database, [replace(one, seconds=100.0) for one in reports], lease_seconds)
+        calls.append(1)
+        if len(calls) < 3:
+            raise OperationalError("X", {}, Exception("connection lost"))
+        return kept
+
+    monkeypatch.setattr("hpsearch.storage.ledger.report", slow)
+    list(run(sqlite, "tiny", settings, Interruption()))
+    assert len(calls) == 5
+    with sqlite.engine.connect() as connection:
+        assert connection.scalars(select(LEASES.c.seconds)).all() == [300.0]
+
+
+def test_healthy_trials_go_back_when_others_fail(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_study(sqlite, spec(40, 6), "tiny")
+    train_block, healthy = Program.train_block, []
+
+    def some_fail(program: Program, *block: Any) -> None:
+        healthy.append(program.recipe.seed)
+        if program.recipe.seed != healthy[0]:
+            raise RuntimeError("broken")
+        train_block(program, *block)
+
+    monkeypatch.setattr(Program, "train_block", some_fail)
+    with pytest.raises(HpsearchError, match="3 trials in a row failed, the last one with: RuntimeError: broken"):
+        list(run(sqlite, "tiny", replace(settings, lanes=2), Interruption()))
+    assert states(sqlite).count(TrialState.FAIL) == 3
+    assert states(sqlite)[0] == TrialState.WAITING
+
+
+def test_a_reader_who_leaves_at_the_first_of_several_ends(sqlite: Database, settings: Settings) -> None:
+    create_study(sqlite, spec(2, 2), "tiny")
+    events = run(sqlite, "tiny", replace(settings, lanes=2), Interruption())
+    for event in events:
+        if isinstance(event, TrialEnded):
+            break
+    events.close()  # type: ignore[attr-defined]
+    assert states(sqlite) == [TrialState.COMPLETE] * 2
+    assert not list(settings.home.glob("checkpoints/*/*"))
+
+
+def test_a_study_deleted_between_taking_and_drawing_up(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_study(sqlite, spec(2, 6), "tiny")
+    turn = ledger.turn
+
+    def deleted(*arguments: Any, **named: Any) -> Any:
+        answer = turn(*arguments, **named)
+        sqlite.storage.delete_study(sqlite.storage.get_study_id_from_name("tiny"))
+        return answer
+
+    monkeypatch.setattr("hpsearch.storage.ledger.turn", deleted)
+    with pytest.raises(HpsearchError, match="tiny"):
+        list(serve(sqlite, "tiny", settings, Interruption(), Limits()))
