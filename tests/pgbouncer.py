@@ -4,7 +4,6 @@ It is Debian's package `pgbouncer`; tests/install.sh installs it. PgBouncer refu
 """
 
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -60,7 +59,7 @@ def pooled(server: PostgresServer, pool_size: int, max_clients: int = 100) -> It
         _wait(process, port, folder / "log")
         yield Pooler(port, process.pid)
     finally:
-        process.send_signal(signal.SIGQUIT)  # at once, with connections open
+        process.kill()  # at once, with connections open; a shell may have had SIGQUIT ignored
         process.wait(timeout=START_SECONDS)
         shutil.rmtree(folder, ignore_errors=True)
 
