@@ -31,9 +31,10 @@ transfer() {
         --epochs "${TRANSFER_EPOCHS:-20}"
 }
 transfer
+model=$(python3 -c "import json, sys; print(json.load(open(sys.argv[1]))['model']['name'])" "$export/metrics.json")
 for size in 32 96; do
-    $hpsearch worker "$study-to-stl5-$size" --device cpu --workers 2 --lanes "${LANES:-auto}"
-    $hpsearch final-test "$study-to-stl5-$size" --show 2>/dev/null || $hpsearch final-test "$study-to-stl5-$size"
+    $hpsearch worker "$model-to-stl5-$size" --device cpu --workers 2 --lanes "${LANES:-auto}"
+    $hpsearch final-test "$model-to-stl5-$size" --show 2>/dev/null || $hpsearch final-test "$model-to-stl5-$size"
 done
 transfer
-$hpsearch report "$study" "$study-confirm" "$study-to-stl5-32" "$study-to-stl5-96" -o "$home/$study.html"
+$hpsearch report "$study" "$study-confirm" "$model-to-stl5-32" "$model-to-stl5-96" -o "$home/$study.html"
