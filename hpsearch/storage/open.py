@@ -112,13 +112,10 @@ def reach(url: str) -> Iterator[Engine]:
         StorageError: the URL has no known form, or the database cannot be reached.
     """
     parsed = _parse(url)
-    engine = _engine(parsed)
-    try:
+    with _passing_engine(parsed) as engine:
         with _readable_errors(parsed):
             engine.connect().close()
         yield engine
-    finally:
-        engine.dispose()
 
 
 @contextmanager
@@ -132,9 +129,8 @@ def filling(url: str, metadata: Sequence[MetaData]) -> Iterator[Connection]:
     """
     parsed, file = _parse(url), file_of(url)
     new = file is not None and not file.exists()
-    engine = _engine(parsed)
     with ExitStack() as stack:
-        stack.callback(engine.dispose)
+        engine = stack.enter_context(_passing_engine(parsed))
         with _readable_errors(parsed):
             if file is not None:  # else the lock is that of the transaction itself
                 stack.enter_context(_file_lock(file))
@@ -217,8 +213,19 @@ def _make_tables(connection: Connection) -> None:
         migrations.stamp(ScriptDirectory(str(Path(models.__file__).parent / "alembic")), "head")
 
 
-def _engine(url: URL) -> Engine:
-    return sqlalchemy.create_engine(url, **_engine_options(url))
+@contextmanager
+def _passing_engine(url: URL) -> Iterator[Engine]:
+    """An engine for one errand; its pool ends with it.
+
+    `Engine.dispose` would make a second pool, which inherits the events under the address of the first. The next pool
+    may lie at that address; if the garbage collector then comes between two lines of SQLAlchemy's register of events,
+    the register is wrong, and a `KeyError` appears among the messages of a command.
+    """
+    engine = sqlalchemy.create_engine(url, **_engine_options(url))
+    try:
+        yield engine
+    finally:
+        engine.pool.dispose()
 
 
 def _engine_options(url: URL) -> dict[str, Any]:
@@ -274,11 +281,8 @@ def _ping(connection: Any, record: Any, _proxy: Any) -> None:
 
 
 def _has_tables(url: URL) -> bool:
-    engine = _engine(url)
-    try:
+    with _passing_engine(url) as engine:
         return sqlalchemy.inspect(engine).has_table(tables.CONTROL.name)
-    finally:
-        engine.dispose()
 
 
 def _file_lock(path: Path) -> FileLock:
@@ -292,8 +296,7 @@ def _schema_connection(url: URL) -> Iterator[Connection]:
     with ExitStack() as stack:
         if url.get_backend_name() == "sqlite":
             stack.enter_context(_file_lock(Path(url.database or "")))
-        engine = _engine(url)
-        stack.callback(engine.dispose)
+        engine = stack.enter_context(_passing_engine(url))
         connection = stack.enter_context(engine.begin())
         if url.get_backend_name() == "postgresql":
             connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(SCHEMA_LOCK)))

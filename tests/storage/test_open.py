@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
+from sqlalchemy.event import registry
 
 from hpsearch.errors import StorageError
-from hpsearch.storage.open import connect, create
+from hpsearch.storage.open import connect, create, reach
 from tests.postgres import PostgresServer
 
 
@@ -95,3 +96,14 @@ def test_a_connection_that_was_cut_while_idle_is_replaced(
         with pytest.raises(sqlalchemy.exc.OperationalError), database.engine.connect() as connection:
             connection.scalar(one)
         assert database.answers()
+
+
+def test_no_event_is_registered_under_the_address_of_a_pool_that_is_gone(storage_url: str) -> None:
+    create(storage_url).close()
+    with reach(storage_url) as engine:
+        pass
+    engine.connect().close()  # still an engine, as SQLAlchemy says of a pool that was disposed of
+    ours = engine.pool.dispatch.connect.ref  # type: ignore[attr-defined]
+    targets = [key[0] for key, collections in registry._key_to_collection.items() if ours in collections]
+    assert set(targets) == {id(engine.pool)}
+    engine.pool.dispose()
