@@ -118,7 +118,7 @@ class Conventional:
 
 
 def plain_lenet() -> nn.Module:
-    features = [nn.Conv2d(3, 6, 5), nn.AvgPool2d(2), nn.Tanh(), nn.Conv2d(6, 16, 5), nn.AvgPool2d(2), nn.Tanh()]
+    features = [nn.Conv2d(3, 6, 5), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(6, 16, 5), nn.Tanh(), nn.AvgPool2d(2)]
     layers = [nn.Linear(400, 120), nn.Tanh(), nn.Linear(120, 84), nn.Tanh(), nn.Linear(84, NUM_CLASSES)]
     return nn.Sequential(*features, nn.Flatten(), *layers)
 

@@ -1,15 +1,14 @@
 """lenet: LeNet-5 as published, for images of any size from 16 x 16 on.
 
 Source: LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition", 1998, figure 2.
-As there, the squashing function follows the pooling; pooling and convolution are linear, so they are one layer.
-Differences: every map of the second convolution sees all six maps of the first, average pooling has no weights, and
-the output layer is linear, for cross-entropy.
+As there, what a convolution gives is squashed and then pooled. Differences, as usual today: every map of the second
+convolution sees all six maps of the first, the average pooling has no weights and squashes nothing, and the output
+layer is linear, for cross-entropy.
 """
 
 from torch import Tensor, nn
 
 from hpsearch.errors import DataError
-from hpsearch.models.layers import PooledConv2d
 
 SMALLEST = 16  # pixels: two 5 x 5 convolutions, each with pooling, leave one
 F6_SHARE = 0.7  # F6 has 84 units for the 120 of C5
@@ -52,7 +51,8 @@ class LeNet5(nn.Module):
 
 def convolutions(channels: int) -> nn.Sequential:
     """C1 to S4: (B, C, H, W) -> (B, 16, h, w); 5 x 5 for 32 x 32."""
-    return nn.Sequential(PooledConv2d(channels, 6, 5), nn.Tanh(), PooledConv2d(6, 16, 5), nn.Tanh())
+    c1, c3 = nn.Conv2d(channels, 6, 5), nn.Conv2d(6, 16, 5)
+    return nn.Sequential(c1, nn.Tanh(), nn.AvgPool2d(2), c3, nn.Tanh(), nn.AvgPool2d(2))
 
 
 def pooling(input_shape: tuple[int, int, int], native_size: int | None) -> tuple[nn.Module, int]:

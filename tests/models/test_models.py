@@ -1,13 +1,13 @@
-"""Every architecture in the table: shapes, gradients, hyperparameters, seeds, and LeNet's layers against torch's."""
+"""Every architecture in the table: shapes, gradients, hyperparameters, seeds, and what LeNet-5 computes."""
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from hpsearch.errors import DataError, UsageError
 from hpsearch.models import MODELS
 from hpsearch.models.build import build_model
-from hpsearch.models.layers import PooledConv2d
 from hpsearch.recipe import Recipe
 
 SHAPE = (3, 32, 32)
@@ -33,6 +33,21 @@ def test_hyperparameters_change_the_model(name: str) -> None:
     model = build_model(recipe(name, hidden_width=10, dropout=0.25), SHAPE, 7)
     assert any(isinstance(layer, nn.Linear) and layer.out_features == 10 for layer in model.modules())
     assert [layer.p for layer in model.modules() if isinstance(layer, nn.Dropout)] == [0.25]
+
+
+def test_lenet_squashes_each_map_before_it_is_pooled() -> None:
+    model = build_model(recipe("lenet"), SHAPE, 100).double()
+    x = images = torch.randn(4, *SHAPE, dtype=torch.float64)
+    convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    for layer in convolutions:
+        maps = functional.conv2d(x, layer.weight, layer.bias).tanh()
+        x = maps.unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5))
+    x = x.flatten(1)
+    for linear in [layer for layer in model.modules() if isinstance(layer, nn.Linear)]:
+        x = x.tanh() if linear.in_features != 400 else x
+        x = functional.linear(x, linear.weight, linear.bias)
+    assert [tuple(layer.weight.shape) for layer in convolutions] == [(6, 3, 5, 5), (16, 6, 5, 5)]
+    torch.testing.assert_close(model(images), x)
 
 
 def test_published_sizes() -> None:
@@ -75,19 +90,3 @@ def test_unknown_model_and_hyperparameters_are_refused() -> None:
     with pytest.raises(UsageError, match="hidden_width = 8: model plain has no such hyperparameter, it takes dropout"):
         build_model(recipe("plain", hidden_width=8), SHAPE, 7, Plain)
     assert isinstance(build_model(recipe("plain", dropout=0.1), SHAPE, 7, Plain), Plain)
-
-
-@pytest.mark.parametrize("size", [(32, 32), (17, 20)])
-def test_pooled_convolution_is_convolution_then_average_pooling(size: tuple[int, int]) -> None:
-    torch.manual_seed(0)
-    layer = PooledConv2d(3, 6, 5).double()
-    plain = nn.Sequential(nn.Conv2d(3, 6, 5), nn.AvgPool2d(2)).double()
-    plain[0].load_state_dict(layer.state_dict())
-    images = torch.randn(4, 3, *size, dtype=torch.float64, requires_grad=True)
-    weights = torch.randn(plain(images).shape, dtype=torch.float64)
-    ours, theirs = (
-        [module(images), *torch.autograd.grad((module(images) * weights).sum(), [images, *module.parameters()])]
-        for module in (layer, plain)
-    )
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b)
