@@ -33,7 +33,7 @@ class Checkpoints(Protocol):
         """Where they are, for messages."""
 
     def save(self, key: str, epoch: int, content: bytes) -> None:
-        """Write a checkpoint and forget all but the last two.
+        """Write a checkpoint, and keep one before it at most. Later ones, of a worker that lost the trial, make room.
 
         Raises:
             OSError: there is no room, or the place cannot be reached or written; what was there before is untouched.
@@ -119,7 +119,8 @@ class FolderCheckpoints:
                 os.unlink(temporary)
             raise
         _sync_folder(place)
-        for old in self._files(key)[KEPT:]:
+        later = [path for path in self._files(key) if _epoch(path) > epoch]
+        for old in later + self._files(key)[len(later) + KEPT :]:
             old.unlink(missing_ok=True)
 
     def load(self, key: str, last_epoch: int) -> Iterator[tuple[int, bytes]]:

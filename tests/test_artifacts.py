@@ -139,6 +139,11 @@ def test_ahead_of_the_record_is_passed_over_and_does_not_hide_what_comes_later(p
     assert load(place) == [2, 1]
 
 
+def test_those_of_a_worker_that_lost_the_trial_do_not_push_out_the_new_owners(place: Place) -> None:
+    save(place, 11, 12, 6, 7)
+    assert load(place, last_epoch=8) == [7, 6]
+
+
 def test_an_epoch_that_is_saved_again_replaces_itself(place: Place) -> None:
     save(place, 1, 2, 2)
     assert load(place) == [2, 1]
