@@ -5,7 +5,9 @@ the hidden width rounded up to a bucket, because a lane is padded with zeros to 
 is a tensor along K.
 """
 
+import contextlib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +21,7 @@ FIRST_LANES = 16  # with which `auto` begins on a GPU
 MOST_LANES = 1024
 CPU_LANES = 4  # with `auto`, at most: Python lets few threads of one process work at once
 WORTH = 1.1  # twice the lanes must give so many times the images per second
+ROUNDS = 3  # with each number, of which the fastest counts: the first one builds the programs and loads their kernels
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class LaneCount:
     key: str = ""
     cache: Path | None = None
     number: int = 0
-    _speeds: dict[int, float] = field(default_factory=dict)  # images per second in all lanes together
+    _speeds: dict[int, list[float]] = field(default_factory=dict)  # images per second in all lanes together, by round
     _settled: bool = False
 
     def __post_init__(self) -> None:
@@ -91,9 +94,11 @@ class LaneCount:
         """A round has ended: so many lanes trained, so fast together, and whether memory for twice as many is left."""
         if self._settled or num_active < self.number:
             return
-        self._speeds[num_active] = images_per_second
-        half = self._speeds.get(num_active // 2)
-        if half is not None and images_per_second < WORTH * half:
+        speeds, half = self._speeds.setdefault(num_active, []), self._speeds.get(num_active // 2)
+        speeds.append(images_per_second)
+        if len(speeds) < ROUNDS:
+            return
+        if half is not None and max(speeds) < WORTH * max(half):
             self._settle(num_active // 2)
         elif not has_room or num_active * 2 > MOST_LANES:
             self._settle(num_active)
@@ -108,12 +113,16 @@ class LaneCount:
     def _settle(self, number: int) -> None:
         self.number, self._settled = number, True
         if self.cache is not None and self.on_gpu and self.fixed is None:
-            self.cache.parent.mkdir(parents=True, exist_ok=True)
-            self.cache.write_text(json.dumps(self._read() | {self.key: number}, indent=2))
+            new = self.cache.with_name(f".{self.cache.name}.{os.getpid()}")
+            with contextlib.suppress(OSError):  # the next worker finds it out again
+                self.cache.parent.mkdir(parents=True, exist_ok=True)
+                new.write_text(json.dumps(self._read() | {self.key: number}, indent=2))
+                new.replace(self.cache)  # whole, because other workers may read it
 
     def _read(self) -> dict[str, int]:
         try:
             found = json.loads(self.cache.read_text()) if self.cache is not None else {}
         except (OSError, ValueError):
             return {}
-        return {key: number for key, number in found.items() if isinstance(number, int) and 0 < number <= MOST_LANES}
+        pairs = found.items() if isinstance(found, dict) else ()
+        return {key: number for key, number in pairs if isinstance(number, int) and 0 < number <= MOST_LANES}
