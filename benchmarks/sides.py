@@ -118,14 +118,15 @@ def single(setup: Setup, data: DeviceData) -> Timing:
     return _timed("(c) single, data on device", 1, program, setup, data)
 
 
-def lanes(setup: Setup, data: DeviceData, num_lanes: int, *, graphed: bool) -> Timing:
-    """(d) and (e): K trials in one program, step by step or by a CUDA graph of a step."""
+def lanes(setup: Setup, data: DeviceData, num_lanes: int, *, graphed: bool, compiler: str | None = None) -> Timing:
+    """(d), (e) and (g): K trials in one program, step by step or by a CUDA graph of a step, or compiled."""
     recipes = [trial(setup.model, setup.batch_size, lane, tf32=setup.tf32) for lane in range(num_lanes)]
-    program = Fused(recipes[0], None, data, num_lanes, graphed=graphed)
+    program = Fused(recipes[0], None, data, num_lanes, graphed=graphed, compiler=compiler)
     model = build_model(recipes[0], data.input_shape, NUM_CLASSES)  # one for all: 256 perceptrons take seconds to draw
     for lane, one in enumerate(recipes):
         program.fill(lane, one, model)
-    name = "(d) single, CUDA graph" if graphed and num_lanes == 1 else f"(e) {num_lanes} lanes" + ", graph" * graphed
+    name = f"({'g' if compiler else 'e'}) {num_lanes} lanes" + ", graph" * graphed + ", compiled" * bool(compiler)
+    name = "(d) single, CUDA graph" if name == "(e) 1 lanes, graph" else name
     return _timed(name, num_lanes, program, setup, data)
 
 

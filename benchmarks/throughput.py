@@ -7,7 +7,8 @@ Run, in the repository's folder:
 CIFAR-100, the `paper` augmentation, SGD with momentum, onecycle, clipping at 1, validation included. A trial is 100
 epochs. On two CPU cores whole epochs of both sides alternate, and the best of each counts. The sides on a GPU: (a) the
 conventional script, (b) four of them at once, (c) data on the device, one trial, (d) with a CUDA graph of the step,
-(e) lanes, without and with such a graph, (f) the same vmapped in JAX. `--sides LETTERS --images N` tries them on a CPU.
+(e) lanes, without and with such a graph, (f) the same vmapped in JAX, (g) lanes by torch.compile, last because that
+takes a while. `--sides LETTERS --images N` tries them on a CPU, where (g) needs a C++ compiler.
 """
 
 import argparse
@@ -150,11 +151,15 @@ def sides_of(setup: Setup, data: DeviceData, cache: Path, deadline: float, chose
     pairs = [(num_lanes, graphed) for num_lanes in counts for graphed in (True, False)]
     # One lane with a graph is (d).
     sides += [("e", partial(_lanes, setup, data, *pair)) for pair in pairs if pair != (1, True)]
+    compiled = partial(_lanes, setup, data, compiler="inductor")
+    sides += [("g", partial(compiled, num_lanes, graphed)) for num_lanes in counts[:2] for graphed in (True, False)]
     return [(letter, side) for letter, side in sides if letter in chosen]
 
 
-def _lanes(setup: Setup, data: DeviceData, num_lanes: int, graphed: bool) -> Iterable[Timing]:
-    return [lanes(setup, data, num_lanes, graphed=graphed)]
+def _lanes(
+    setup: Setup, data: DeviceData, num_lanes: int, graphed: bool, compiler: str | None = None
+) -> Iterable[Timing]:
+    return [lanes(setup, data, num_lanes, graphed=graphed, compiler=compiler)]
 
 
 def attempts(letter: str, side: Side, device: str) -> Iterator[Timing | str]:
@@ -233,7 +238,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--jax-python", default=sys.executable, help="a Python that has jax, for side f")
     arguments = parser.parse_args()
     if arguments.sides is None and arguments.device == "cuda":
-        arguments.sides = "abcdef"
+        arguments.sides = "abcdefg"
     return arguments
 
 

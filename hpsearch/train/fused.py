@@ -69,7 +69,8 @@ class Fused:
     """`num_lanes` slots for trials whose recipes differ from `template` only in what is a tensor along K.
 
     `width` is the hidden width to which all are padded with zeros; None: the recipes' own, the same for all.
-    `graphed`: full batches step as a CUDA graph, recorded when it is first needed.
+    `graphed`: full batches step as a CUDA graph, recorded when it is first needed. `compiler`: the backend with which
+    torch.compile makes the forward and backward pass of full batches; in the first step, which then takes long.
 
     Raises:
         CannotFuse: torch.func cannot run the network for several trials at once.
@@ -84,9 +85,11 @@ class Fused:
         constructor: Constructor | None = None,
         *,
         graphed: bool = False,
+        compiler: str | None = None,
     ) -> None:
         self.data, self.num_lanes = data, num_lanes
         self._graphed = graphed
+        self._compiled = torch.compile(self._forward, backend=compiler, dynamic=False) if compiler else self._forward
         self._graph: StepGraph | None = None
         self.lanes: list[Lane | None] = [None] * num_lanes
         self.stream = Stream(template.augmentation, template.batch_size, template.stream_seed)
@@ -223,8 +226,9 @@ class Fused:
         """One update of all lanes from images (B, C, H, W), labels (B,); rate, momentum and steps (K,)."""
         self._begin(steps)
         every = labels.expand(self.num_lanes, -1)  # (K, B)
+        forward = self._compiled if len(images) == self.stream.batch_size else self._forward
         with autocast(self._precision, self.data.device):
-            logits = self._forward(images)  # (K, B, k)
+            logits = forward(images)  # (K, B, k)
             losses = functional.cross_entropy(logits.flatten(0, 1), every.flatten(), reduction="none")  # float32
         loss = losses.view(self.num_lanes, -1).mean(1)  # (K,)
         gradients = torch.autograd.grad(loss.sum(), list(self._parameters.values()))
