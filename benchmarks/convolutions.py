@@ -6,10 +6,9 @@ Run, in the repository's folder:
     python -m benchmarks.convolutions --check             no timing: every side against conv2d in float64;
                                                           on a CPU with Triton if TRITON_INTERPRET=1 is set
 
-The layers are `hpsearch.models.layers.PooledConv2d` with its kernel made, 6 x 6 with stride 2: C1 on images that all
-lanes share and that want no gradient, C3 on maps of each lane's own. Every run begins with the check. Medians; the
-sides take turns. Axes: K lanes, B batch, C channels, H, W; O outputs, h, w their rows and columns; G = 1 for shared
-images, else K.
+C1 is on images that all lanes share and that want no gradient, C3 on maps of each lane's own. Every run begins with the
+check. Medians; the sides take turns. Axes: K lanes, B batch, C channels, H, W; O outputs, h, w their rows and columns;
+G = 1 for shared images, else K.
 """
 
 import argparse
@@ -30,7 +29,7 @@ from torch.nn import functional
 
 from benchmarks.epoch import processor
 
-KERNEL = 6
+KERNEL = 5
 CPU_LANES, GPU_LANES = (1, 4, 16), (1, 4, 16, 64, 256)
 BATCH_SIZES = (64, 256)
 ROUNDS = 7  # in which the sides take turns
@@ -44,7 +43,7 @@ TOLERANCE, TF32_TOLERANCE = 1e-5, 2e-3
 
 @dataclass(frozen=True)
 class Layer:
-    """A pooled convolution of square images."""
+    """A convolution of square images."""
 
     name: str
     channels: int
@@ -54,7 +53,7 @@ class Layer:
 
     @property
     def output_size(self) -> int:
-        return (self.size - KERNEL) // 2 + 1
+        return self.size - KERNEL + 1
 
     def flop(self, num_lanes: int, batch_size: int) -> int:
         """Of the products forward, for the weights' gradient and, if it is wanted, for the images'."""
@@ -74,7 +73,7 @@ LAYERS = (Layer("C1", 3, 32, 6, shared=True), Layer("C3", 6, 14, 16, shared=Fals
 
 @dataclass(frozen=True)
 class Example:
-    """images (G, B, C, H, W), weight (K, O, C, 6, 6), bias (K, O), and a gradient of the outputs (K, B, O, h, w)."""
+    """images (G, B, C, H, W), weight (K, O, C, 5, 5), bias (K, O), and a gradient of the outputs (K, B, O, h, w)."""
 
     images: Tensor
     weight: Tensor
@@ -94,7 +93,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Side:
-    """A way to compute (G, B, C, H, W), (K, O, C, 6, 6), (K, O) -> (K, B, O, h, w).
+    """A way to compute (G, B, C, H, W), (K, O, C, 5, 5), (K, O) -> (K, B, O, h, w).
 
     `order` is that of the axes in memory, of images and outputs: what one layer gives is what the next one takes.
     """
@@ -121,14 +120,14 @@ def vmapped(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def unfolded(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Patches (G, C 6 6, B h w), for shared images once for all lanes, and one matrix product for each of the G.
+    """Patches (G, C 5 5, B h w), for shared images once for all lanes, and one matrix product for each of the G.
 
     Views and one copy, because on a GPU functional.unfold starts a kernel for each image.
     """
-    patches = images.unfold(3, KERNEL, 2).unfold(4, KERNEL, 2)  # (G, B, C, h, w, 6, 6)
+    patches = images.unfold(3, KERNEL, 1).unfold(4, KERNEL, 1)  # (G, B, C, h, w, 5, 5)
     num_groups, batch_size, _, h, w = patches.shape[:5]
     columns = patches.permute(0, 2, 5, 6, 1, 3, 4).reshape(num_groups, -1, batch_size * h * w)
-    rows = weight.reshape(num_groups, -1, columns.shape[1])  # (G, O or K O, C 6 6)
+    rows = weight.reshape(num_groups, -1, columns.shape[1])  # (G, O or K O, C 5 5)
     outputs = torch.baddbmm(bias.reshape(num_groups, -1, 1), rows, columns)
     return outputs.view(*bias.shape, batch_size, h, w).transpose(1, 2)
 
@@ -144,7 +143,7 @@ def triton(precision: str, images: Tensor, weight: Tensor, bias: Tensor) -> Tens
 
 
 def convolution(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return functional.conv2d(images, weight, bias, stride=2)
+    return functional.conv2d(images, weight, bias)
 
 
 SEPARATE = Side("separate", separate, "KBCHW")

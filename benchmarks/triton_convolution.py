@@ -1,6 +1,6 @@
-"""The pooled convolution of many lanes as three Triton kernels: forward, gradient of weights and bias, of images.
+"""The convolution of many lanes as three Triton kernels: forward, gradient of weights and bias, of images.
 
-A grouped convolution of 6 x 6 with stride 2. Axes: B batch, G groups, C channels and O outputs of one group, H, W rows
+A grouped convolution of 5 x 5. Axes: B batch, G groups, C channels and O outputs of one group, H, W rows
 and columns of the images, h, w those of the outputs. G = K where each lane has images of its own; G = 1, and O is all
 outputs of all lanes, where they share them. Each kernel is one matrix product for each group, of which one factor is
 gathered while it runs and never stored (Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning", 2014,
@@ -17,15 +17,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-KERNEL = 6  # a side of the kernel: 5 x 5 and the pooling
+KERNEL = 5  # a side of the kernel
 SIDE, TAPS = tl.constexpr(KERNEL), tl.constexpr(KERNEL * KERNEL)
-HALF = tl.constexpr(KERNEL // 2)  # taps of one parity along a side
 
 # Sizes of the tiles, each a power of two and at least 16, as tl.dot wants. First guesses: no GPU has seen them.
 POSITIONS = 64  # rows of outputs and images: pixels of the batch
 LARGEST_OUTPUTS = 64  # columns: more registers than that for each tile, and fewer tiles run at once
 TERMS = 32  # terms of a sum that one step adds
-COLUMNS = 128  # weights and the bias of one output: 109 for C1, 217 for C3
+COLUMNS = 64  # weights and the bias of one output: 76 for C1, 151 for C3
 PROGRAMS = 512  # that the gradient of the weights is spread over: about four for each multiprocessor of an H100
 
 kernel = triton.jit(do_not_specialize=["B", "G", "O", "rows_of_a_part"])  # one compilation for any number of lanes
@@ -33,15 +32,15 @@ kernel = triton.jit(do_not_specialize=["B", "G", "O", "rows_of_a_part"])  # one 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def patches(images, rows, terms, num_rows, group, G, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Elements (rows, terms) of the matrix (B h w, C 6 6) of a group's patches; 0 outside of it.
+    """Elements (rows, terms) of the matrix (B h w, C 5 5) of a group's patches; 0 outside of it.
 
     images (B, G, C, H, W). `terms` is one axis of numbers, `rows` the other, each with an axis of length 1.
     """
-    h: tl.constexpr = (H - SIDE) // 2 + 1
-    w: tl.constexpr = (W - SIDE) // 2 + 1
+    h: tl.constexpr = H - SIDE + 1
+    w: tl.constexpr = W - SIDE + 1
     image, y, x = rows // (h * w), rows // w % h, rows % w
     channel, i, j = terms // TAPS, terms // SIDE % SIDE, terms % SIDE
-    at = ((image * G + group) * C + channel) * (H * W) + (2 * y + i) * W + 2 * x + j
+    at = ((image * G + group) * C + channel) * (H * W) + (y + i) * W + x + j
     return tl.load(images + at, mask=(rows < num_rows) & (terms < C * TAPS), other=0.0)
 
 
@@ -51,8 +50,8 @@ def forward_kernel(  # type: ignore[no-untyped-def]
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     POSITIONS: tl.constexpr, OUTPUTS: tl.constexpr, TERMS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """outputs (B, G, O, h, w) = patches (B h w, C 6 6) times weight (G, O, C, 6, 6), and bias (G, O)."""
-    hw: tl.constexpr = ((H - SIDE) // 2 + 1) * ((W - SIDE) // 2 + 1)
+    """outputs (B, G, O, h, w) = patches (B h w, C 5 5) times weight (G, O, C, 5, 5), and bias (G, O)."""
+    hw: tl.constexpr = (H - SIDE + 1) * (W - SIDE + 1)
     tiles = tl.cdiv(O, OUTPUTS)
     group, tile = tl.program_id(1) // tiles, tl.program_id(1) % tiles
     rows = (tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS))[:, None]
@@ -75,12 +74,12 @@ def weight_kernel(  # type: ignore[no-untyped-def]
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, TERMS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """partial (parts, G, O, C 6 6 + 1): gradient (B, G, O, h, w) times patches, summed over a part of the B h w rows.
+    """partial (parts, G, O, C 5 5 + 1): gradient (B, G, O, h, w) times patches, summed over a part of the B h w rows.
 
     The last column is the gradient of the bias, as if each patch ended with a 1. Parts are added afterwards, in order:
     atomic additions would need no memory, but their sum would change from run to run.
     """
-    hw: tl.constexpr = ((H - SIDE) // 2 + 1) * ((W - SIDE) // 2 + 1)
+    hw: tl.constexpr = (H - SIDE + 1) * (W - SIDE + 1)
     num_terms: tl.constexpr = C * TAPS
     tiles = tl.cdiv(O, OUTPUTS)
     part, group, tile = tl.program_id(0), tl.program_id(1) // tiles, tl.program_id(1) % tiles
@@ -105,44 +104,40 @@ def images_kernel(  # type: ignore[no-untyped-def]
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     POSITIONS: tl.constexpr, COLUMNS: tl.constexpr, TERMS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """result (B, G, C, H, W), the gradient of the images, for even H and W.
+    """result (B, G, C, H, W), the gradient of the images: rows are pixels (B, H, W), terms (O, i, j), columns C.
 
-    Pixel (2y + p, 2x + q) meets the taps (2a + p, 2b + q) of outputs (y - a, x - b) alone: the four pixels of a block
-    of 2 x 2 need the same outputs. So the rows are blocks (B, H/2, W/2), the terms (O, a, b), the columns (C, p, q).
+    Pixel (y, x) meets the tap (i, j) of output (y - i, x - j).
     """
-    h: tl.constexpr = (H - SIDE) // 2 + 1
-    w: tl.constexpr = (W - SIDE) // 2 + 1
-    blocks: tl.constexpr = (H // 2) * (W // 2)
+    h: tl.constexpr = H - SIDE + 1
+    w: tl.constexpr = W - SIDE + 1
     group = tl.program_id(1)
     rows = (tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS))[:, None]
-    image, y, x = rows // blocks, rows // (W // 2) % (H // 2), rows % (W // 2)
-    columns = tl.arange(0, COLUMNS)[None, :]
-    channel, p, q = columns // 4, columns // 2 % 2, columns % 2
+    image, y, x = rows // (H * W), rows // W % H, rows % W
+    channel = tl.arange(0, COLUMNS)[None, :]
     total = tl.zeros((POSITIONS, COLUMNS), tl.float32)
-    for start in range(0, O * HALF * HALF, TERMS):
+    for start in range(0, O * TAPS, TERMS):
         terms = start + tl.arange(0, TERMS)
-        output, a, b = terms // (HALF * HALF), terms // HALF % HALF, terms % HALF
-        from_y, from_x = y - a[None, :], x - b[None, :]
+        output, i, j = terms // TAPS, terms // SIDE % SIDE, terms % SIDE
+        from_y, from_x = y - i[None, :], x - j[None, :]
         inside = (from_y >= 0) & (from_y < h) & (from_x >= 0) & (from_x < w)
-        inside &= (rows < B * blocks) & (output[None, :] < O)
+        inside &= (image < B) & (output[None, :] < O)
         at = ((image * G + group) * O + output[None, :]) * (h * w) + from_y * w + from_x
         left = tl.load(gradient + at, mask=inside, other=0.0)
-        tap = (2 * a[:, None] + p) * SIDE + 2 * b[:, None] + q
-        at = ((group * O + output[:, None]) * C + channel) * TAPS + tap
+        at = ((group * O + output[:, None]) * C + channel) * TAPS + terms[:, None] % TAPS
         right = tl.load(weight + at, mask=(output[:, None] < O) & (channel < C), other=0.0)
         total = tl.dot(left, right, total, input_precision=PRECISION)
-    at = ((image * G + group) * C + channel) * (H * W) + (2 * y + p) * W + 2 * x + q
-    tl.store(result + at, total, mask=(rows < B * blocks) & (channel < C))
+    at = ((image * G + group) * C + channel) * (H * W) + rows % (H * W)
+    tl.store(result + at, total, mask=(image < B) & (channel < C))
 
 
 class GroupedConvolution(torch.autograd.Function):
-    """images (B, G, C, H, W) with even H and W, weight (G, O, C, 6, 6), bias (G, O) -> (B, G, O, h, w); all float32."""
+    """images (B, G, C, H, W), weight (G, O, C, 5, 5), bias (G, O) -> (B, G, O, h, w); all float32."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, precision: str) -> Tensor:
         (B, G, C, H, W), O = images.shape, weight.shape[1]
         images, weight = images.contiguous(), weight.contiguous()
-        h, w = (H - KERNEL) // 2 + 1, (W - KERNEL) // 2 + 1
+        h, w = H - KERNEL + 1, W - KERNEL + 1
         outputs = images.new_empty(B, G, O, h, w)
         columns = output_columns(O)
         grid = (triton.cdiv(B * h * w, POSITIONS), G * triton.cdiv(O, columns))
@@ -161,7 +156,7 @@ class GroupedConvolution(torch.autograd.Function):
 
 
 def weight_gradients(gradient: Tensor, weight: Tensor, images: Tensor, precision: str) -> tuple[Tensor, Tensor]:
-    """Gradients of the weight (G, O, C, 6, 6) and the bias (G, O)."""
+    """Gradients of the weight (G, O, C, 5, 5) and the bias (G, O)."""
     (B, G, C, H, W), O = images.shape, weight.shape[1]
     num_terms, num_rows = weight[0, 0].numel(), gradient[:, 0, 0].numel()
     outputs = output_columns(O)
@@ -180,8 +175,8 @@ def image_gradient(gradient: Tensor, weight: Tensor, images: Tensor, precision: 
     """The gradient of the images (B, G, C, H, W)."""
     (B, G, C, H, W), O = images.shape, weight.shape[1]
     result = torch.empty_like(images)
-    grid = (triton.cdiv(B * (H // 2) * (W // 2), POSITIONS), G)
-    columns = max(16, triton.next_power_of_2(4 * C))
+    grid = (triton.cdiv(B * H * W, POSITIONS), G)
+    columns = max(16, triton.next_power_of_2(C))
     images_kernel[grid](gradient, weight, result, B, G, O, C, H, W, POSITIONS, columns, TERMS, precision)
     return result
 
