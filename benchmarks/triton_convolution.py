@@ -26,7 +26,7 @@ SIDE, TAPS = tl.constexpr(KERNEL), tl.constexpr(KERNEL * KERNEL)
 POSITIONS = 64  # rows of outputs and images: pixels of the batch
 LARGEST_OUTPUTS = 64  # columns: more registers than that for each tile, and fewer tiles run at once
 TERMS = 32  # terms of a sum that one step adds
-COLUMNS = 64  # weights and the bias of one output: 76 for C1, 151 for C3
+COLUMNS = 128  # weights and the bias of one output: 76 for C1, whose maps are read once then, 151 for C3
 PROGRAMS = 512  # that the gradient of the weights is spread over: about four for each multiprocessor of an H100
 
 kernel = triton.jit(do_not_specialize=["B", "G", "O", "rows_of_a_part"])  # one compilation for any number of lanes
