@@ -1,11 +1,13 @@
-"""The pooled convolution of many lanes as three Triton kernels: forward, gradient of weights and bias, of images.
+"""Convolution, tanh and pooling of many lanes as three Triton kernels: forward, gradient of weights, of images.
 
-A grouped convolution of 6 x 6 with stride 2. Axes: B batch, G groups, C channels and O outputs of one group, H, W rows
-and columns of the images, h, w those of the outputs. G = K where each lane has images of its own; G = 1, and O is all
-outputs of all lanes, where they share them. Each kernel is one matrix product for each group, of which one factor is
-gathered while it runs and never stored (Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning", 2014,
-https://arxiv.org/abs/1410.0759, section 3). Sums are float32. With TRITON_INTERPRET=1, set before Python starts,
-Triton's interpreter runs the kernels on a CPU.
+A grouped convolution of 5 x 5 without padding, squashed, and pooled by means of 2 x 2. Axes: B batch, G groups,
+C channels and O outputs of one group, H, W rows and columns of the images, h, w those of the convolution's outputs,
+both even. G = K where each lane has images of its own; G = 1, and O is all outputs of all lanes, where they share them.
+Each kernel is one matrix product for each group, of which one factor is gathered while it runs and never stored
+(Chetlur et al., "cuDNN: Efficient Primitives for Deep Learning", 2014, https://arxiv.org/abs/1410.0759, section 3).
+Of full size only the squashed maps are stored, once, for backward: the convolution itself and the gradient before tanh
+never are. Sums are float32. With TRITON_INTERPRET=1, set before Python starts, Triton's interpreter runs the kernels on
+a CPU.
 """
 
 # ruff: noqa: E741 (O is the name of an axis)
@@ -17,82 +19,103 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-KERNEL = 6  # a side of the kernel: 5 x 5 and the pooling
+KERNEL = 5  # a side of the kernel
 SIDE, TAPS = tl.constexpr(KERNEL), tl.constexpr(KERNEL * KERNEL)
-HALF = tl.constexpr(KERNEL // 2)  # taps of one parity along a side
 
 # Sizes of the tiles, each a power of two and at least 16, as tl.dot wants. First guesses: no GPU has seen them.
 POSITIONS = 64  # rows of outputs and images: pixels of the batch
 LARGEST_OUTPUTS = 64  # columns: more registers than that for each tile, and fewer tiles run at once
 TERMS = 32  # terms of a sum that one step adds
-COLUMNS = 128  # weights and the bias of one output: 109 for C1, 217 for C3
+COLUMNS = 128  # weights and the bias of one output: 76 for C1, whose maps are read once then, 151 for C3
 PROGRAMS = 512  # that the gradient of the weights is spread over: about four for each multiprocessor of an H100
 
 kernel = triton.jit(do_not_specialize=["B", "G", "O", "rows_of_a_part"])  # one compilation for any number of lanes
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def patches(images, rows, terms, num_rows, group, G, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Elements (rows, terms) of the matrix (B h w, C 6 6) of a group's patches; 0 outside of it.
+def patches(images, place, y, x, terms, inside, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The pixel of each term (C, 5, 5) in the patch of each output (y, x); 0 where `inside` is false or terms end.
 
-    images (B, G, C, H, W). `terms` is one axis of numbers, `rows` the other, each with an axis of length 1.
+    `place` is that of the image and its group in images (B, G, C, H, W).
     """
-    h: tl.constexpr = (H - SIDE) // 2 + 1
-    w: tl.constexpr = (W - SIDE) // 2 + 1
-    image, y, x = rows // (h * w), rows // w % h, rows % w
     channel, i, j = terms // TAPS, terms // SIDE % SIDE, terms % SIDE
-    at = ((image * G + group) * C + channel) * (H * W) + (2 * y + i) * W + 2 * x + j
-    return tl.load(images + at, mask=(rows < num_rows) & (terms < C * TAPS), other=0.0)
+    at = (place * C + channel) * (H * W) + (y + i) * W + x + j
+    return tl.load(images + at, mask=inside & (terms < C * TAPS), other=0.0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def before_tanh(gradient, squashed, place, y, x, inside, h: tl.constexpr, w: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The gradient of what tanh was given, at (y, x); 0 where `inside` is false.
+
+    `place` is that of the map in gradient (B, G, O, h/2, w/2) and squashed (B, G, O, h, w).
+    """
+    above = tl.load(gradient + place * (h * w // 4) + y // 2 * (w // 2) + x // 2, mask=inside, other=0.0)
+    value = tl.load(squashed + place * (h * w) + y * w + x, mask=inside, other=0.0)
+    return above * 0.25 * (1 - value * value)
 
 
 @kernel  # type: ignore[untyped-decorator]
 def forward_kernel(  # type: ignore[no-untyped-def]
-    images, weight, bias, outputs, B, G, O,
+    images, weight, bias, squashed, pooled, B, G, O,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     POSITIONS: tl.constexpr, OUTPUTS: tl.constexpr, TERMS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """outputs (B, G, O, h, w) = patches (B h w, C 6 6) times weight (G, O, C, 6, 6), and bias (G, O)."""
-    hw: tl.constexpr = ((H - SIDE) // 2 + 1) * ((W - SIDE) // 2 + 1)
+    """squashed (B, G, O, h, w), tanh of patches times weight (G, O, C, 5, 5) and bias (G, O), and pooled.
+
+    pooled (B, G, O, h/2, w/2) are means of four rows, which are (B, h/2, w/2, 2, 2).
+    """
+    h: tl.constexpr = H - SIDE + 1
+    w: tl.constexpr = W - SIDE + 1
+    quarter: tl.constexpr = h * w // 4
     tiles = tl.cdiv(O, OUTPUTS)
     group, tile = tl.program_id(1) // tiles, tl.program_id(1) % tiles
     rows = (tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS))[:, None]
+    block, image = rows // 4, rows // (h * w)
+    y, x = block // (w // 2) % (h // 2) * 2 + rows // 2 % 2, block % (w // 2) * 2 + rows % 2
     columns = (tile * OUTPUTS + tl.arange(0, OUTPUTS))[None, :]
     total = tl.zeros((POSITIONS, OUTPUTS), tl.float32)
     for start in range(0, C * TAPS, TERMS):
         terms = start + tl.arange(0, TERMS)
-        left = patches(images, rows, terms[None, :], B * hw, group, G, C, H, W)
+        left = patches(images, image * G + group, y, x, terms[None, :], image < B, C, H, W)
         at = (group * O + columns) * (C * TAPS) + terms[:, None]
         right = tl.load(weight + at, mask=(columns < O) & (terms[:, None] < C * TAPS), other=0.0)
         total = tl.dot(left, right, total, input_precision=PRECISION)
     total += tl.load(bias + group * O + columns, mask=columns < O, other=0.0)
-    at = ((rows // hw * G + group) * O + columns) * hw + rows % hw
-    tl.store(outputs + at, total, mask=(rows < B * hw) & (columns < O))
+    value = 2 * tl.sigmoid(2 * total) - 1  # tanh, which Triton's interpreter lacks
+    at = ((image * G + group) * O + columns) * (h * w) + y * w + x
+    tl.store(squashed + at, value, mask=(image < B) & (columns < O))
+    means = tl.sum(tl.reshape(value, (POSITIONS // 4, 4, OUTPUTS)), axis=1) * 0.25
+    blocks = (tl.program_id(0) * (POSITIONS // 4) + tl.arange(0, POSITIONS // 4))[:, None]
+    at = ((blocks // quarter * G + group) * O + columns) * quarter + blocks % quarter
+    tl.store(pooled + at, means, mask=(blocks < B * quarter) & (columns < O))
 
 
 @kernel  # type: ignore[untyped-decorator]
 def weight_kernel(  # type: ignore[no-untyped-def]
-    images, gradient, partial, B, G, O, rows_of_a_part,
+    images, gradient, squashed, partial, B, G, O, rows_of_a_part,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, TERMS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """partial (parts, G, O, C 6 6 + 1): gradient (B, G, O, h, w) times patches, summed over a part of the B h w rows.
+    """partial (parts, G, O, C 5 5 + 1): gradient before tanh times patches, summed over a part of the B h w rows.
 
     The last column is the gradient of the bias, as if each patch ended with a 1. Parts are added afterwards, in order:
     atomic additions would need no memory, but their sum would change from run to run.
     """
-    hw: tl.constexpr = ((H - SIDE) // 2 + 1) * ((W - SIDE) // 2 + 1)
+    h: tl.constexpr = H - SIDE + 1
+    w: tl.constexpr = W - SIDE + 1
     num_terms: tl.constexpr = C * TAPS
     tiles = tl.cdiv(O, OUTPUTS)
     part, group, tile = tl.program_id(0), tl.program_id(1) // tiles, tl.program_id(1) % tiles
     outputs = (tile * OUTPUTS + tl.arange(0, OUTPUTS))[:, None]
     terms = (tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
     total = tl.zeros((OUTPUTS, COLUMNS), tl.float32)
-    end = tl.minimum((part + 1) * rows_of_a_part, B * hw)
+    end = tl.minimum((part + 1) * rows_of_a_part, B * h * w)
     for start in range(part * rows_of_a_part, end, TERMS):
         rows = start + tl.arange(0, TERMS)
-        at = ((rows[None, :] // hw * G + group) * O + outputs) * hw + rows[None, :] % hw
-        left = tl.load(gradient + at, mask=(outputs < O) & (rows[None, :] < end), other=0.0)
-        right = patches(images, rows[:, None], terms, end, group, G, C, H, W)
+        place, y, x, inside = rows // (h * w) * G + group, rows // w % h, rows % w, rows < end
+        mask = inside[None, :] & (outputs < O)
+        left = before_tanh(gradient, squashed, place[None, :] * O + outputs, y[None, :], x[None, :], mask, h, w)
+        right = patches(images, place[:, None], y[:, None], x[:, None], terms, inside[:, None], C, H, W)
         right = tl.where(terms == num_terms, 1.0, right)
         total = tl.dot(left, right, total, input_precision=PRECISION)
     at = ((part * G + group) * O + outputs) * (num_terms + 1) + terms
@@ -101,69 +124,66 @@ def weight_kernel(  # type: ignore[no-untyped-def]
 
 @kernel  # type: ignore[untyped-decorator]
 def images_kernel(  # type: ignore[no-untyped-def]
-    gradient, weight, result, B, G, O,
+    gradient, squashed, weight, result, B, G, O,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     POSITIONS: tl.constexpr, COLUMNS: tl.constexpr, TERMS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """result (B, G, C, H, W), the gradient of the images, for even H and W.
+    """result (B, G, C, H, W), the gradient of the images: rows are pixels (B, H, W), terms (O, i, j), columns C.
 
-    Pixel (2y + p, 2x + q) meets the taps (2a + p, 2b + q) of outputs (y - a, x - b) alone: the four pixels of a block
-    of 2 x 2 need the same outputs. So the rows are blocks (B, H/2, W/2), the terms (O, a, b), the columns (C, p, q).
+    Pixel (y, x) meets the tap (i, j) of output (y - i, x - j).
     """
-    h: tl.constexpr = (H - SIDE) // 2 + 1
-    w: tl.constexpr = (W - SIDE) // 2 + 1
-    blocks: tl.constexpr = (H // 2) * (W // 2)
+    h: tl.constexpr = H - SIDE + 1
+    w: tl.constexpr = W - SIDE + 1
     group = tl.program_id(1)
     rows = (tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS))[:, None]
-    image, y, x = rows // blocks, rows // (W // 2) % (H // 2), rows % (W // 2)
-    columns = tl.arange(0, COLUMNS)[None, :]
-    channel, p, q = columns // 4, columns // 2 % 2, columns % 2
+    image, y, x = rows // (H * W), rows // W % H, rows % W
+    channel = tl.arange(0, COLUMNS)[None, :]
     total = tl.zeros((POSITIONS, COLUMNS), tl.float32)
-    for start in range(0, O * HALF * HALF, TERMS):
+    for start in range(0, O * TAPS, TERMS):
         terms = start + tl.arange(0, TERMS)
-        output, a, b = terms // (HALF * HALF), terms // HALF % HALF, terms % HALF
-        from_y, from_x = y - a[None, :], x - b[None, :]
+        output, i, j = terms // TAPS, terms // SIDE % SIDE, terms % SIDE
+        from_y, from_x = y - i[None, :], x - j[None, :]
         inside = (from_y >= 0) & (from_y < h) & (from_x >= 0) & (from_x < w)
-        inside &= (rows < B * blocks) & (output[None, :] < O)
-        at = ((image * G + group) * O + output[None, :]) * (h * w) + from_y * w + from_x
-        left = tl.load(gradient + at, mask=inside, other=0.0)
-        tap = (2 * a[:, None] + p) * SIDE + 2 * b[:, None] + q
-        at = ((group * O + output[:, None]) * C + channel) * TAPS + tap
+        inside &= (image < B) & (output[None, :] < O)
+        place = (image * G + group) * O + output[None, :]
+        left = before_tanh(gradient, squashed, place, from_y, from_x, inside, h, w)
+        at = ((group * O + output[:, None]) * C + channel) * TAPS + terms[:, None] % TAPS
         right = tl.load(weight + at, mask=(output[:, None] < O) & (channel < C), other=0.0)
         total = tl.dot(left, right, total, input_precision=PRECISION)
-    at = ((image * G + group) * C + channel) * (H * W) + (2 * y + p) * W + 2 * x + q
-    tl.store(result + at, total, mask=(rows < B * blocks) & (channel < C))
+    at = ((image * G + group) * C + channel) * (H * W) + rows % (H * W)
+    tl.store(result + at, total, mask=(image < B) & (channel < C))
 
 
-class GroupedConvolution(torch.autograd.Function):
-    """images (B, G, C, H, W) with even H and W, weight (G, O, C, 6, 6), bias (G, O) -> (B, G, O, h, w); all float32."""
+class PooledConvolution(torch.autograd.Function):
+    """images (B, G, C, H, W), weight (G, O, C, 5, 5), bias (G, O) -> (B, G, O, h/2, w/2); all float32."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, precision: str) -> Tensor:
         (B, G, C, H, W), O = images.shape, weight.shape[1]
         images, weight = images.contiguous(), weight.contiguous()
-        h, w = (H - KERNEL) // 2 + 1, (W - KERNEL) // 2 + 1
-        outputs = images.new_empty(B, G, O, h, w)
+        h, w = H - KERNEL + 1, W - KERNEL + 1
+        squashed, pooled = images.new_empty(B, G, O, h, w), images.new_empty(B, G, O, h // 2, w // 2)
         columns = output_columns(O)
         grid = (triton.cdiv(B * h * w, POSITIONS), G * triton.cdiv(O, columns))
         sizes = (B, G, O, C, H, W, POSITIONS, columns, TERMS, precision)
-        forward_kernel[grid](images, weight, bias.contiguous(), outputs, *sizes)
-        ctx.save_for_backward(images, weight)
+        forward_kernel[grid](images, weight, bias.contiguous(), squashed, pooled, *sizes)
+        ctx.save_for_backward(images, weight, squashed)
         ctx.precision = precision
-        return outputs
+        return pooled
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
-        images, weight = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        of_images = image_gradient(gradient, weight, images, ctx.precision) if ctx.needs_input_grad[0] else None
-        return of_images, *weight_gradients(gradient, weight, images, ctx.precision), None
+        images, weight, squashed = ctx.saved_tensors
+        given = gradient.contiguous(), images, weight, squashed, ctx.precision
+        return image_gradient(*given) if ctx.needs_input_grad[0] else None, *weight_gradients(*given), None
 
 
-def weight_gradients(gradient: Tensor, weight: Tensor, images: Tensor, precision: str) -> tuple[Tensor, Tensor]:
-    """Gradients of the weight (G, O, C, 6, 6) and the bias (G, O)."""
+def weight_gradients(
+    gradient: Tensor, images: Tensor, weight: Tensor, squashed: Tensor, precision: str
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the weight (G, O, C, 5, 5) and the bias (G, O)."""
     (B, G, C, H, W), O = images.shape, weight.shape[1]
-    num_terms, num_rows = weight[0, 0].numel(), gradient[:, 0, 0].numel()
+    num_terms, num_rows = weight[0, 0].numel(), squashed[:, 0, 0].numel()
     outputs = output_columns(O)
     tiles = (G * triton.cdiv(O, outputs), triton.cdiv(num_terms + 1, COLUMNS))
     steps = triton.cdiv(num_rows, TERMS)
@@ -171,18 +191,19 @@ def weight_gradients(gradient: Tensor, weight: Tensor, images: Tensor, precision
     parts = triton.cdiv(steps, steps_of_a_part)
     partial = images.new_empty(parts, G, O, num_terms + 1)
     sizes = (B, G, O, steps_of_a_part * TERMS, C, H, W, outputs, COLUMNS, TERMS, precision)
-    weight_kernel[(parts, *tiles)](images, gradient, partial, *sizes)
+    weight_kernel[(parts, *tiles)](images, gradient, squashed, partial, *sizes)
     total = partial.sum(0)
     return total[..., :-1].reshape(weight.shape), total[..., -1]
 
 
-def image_gradient(gradient: Tensor, weight: Tensor, images: Tensor, precision: str) -> Tensor:
+def image_gradient(gradient: Tensor, images: Tensor, weight: Tensor, squashed: Tensor, precision: str) -> Tensor:
     """The gradient of the images (B, G, C, H, W)."""
     (B, G, C, H, W), O = images.shape, weight.shape[1]
     result = torch.empty_like(images)
-    grid = (triton.cdiv(B * (H // 2) * (W // 2), POSITIONS), G)
-    columns = max(16, triton.next_power_of_2(4 * C))
-    images_kernel[grid](gradient, weight, result, B, G, O, C, H, W, POSITIONS, columns, TERMS, precision)
+    grid = (triton.cdiv(B * H * W, POSITIONS), G)
+    columns = max(16, triton.next_power_of_2(C))
+    sizes = (B, G, O, C, H, W, POSITIONS, columns, TERMS, precision)
+    images_kernel[grid](gradient, squashed, weight, result, *sizes)
     return result
 
 

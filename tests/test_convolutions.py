@@ -1,4 +1,4 @@
-"""The convolutions of benchmarks/convolutions.py: every side computes what conv2d computes for each lane alone."""
+"""The layers of benchmarks/convolutions.py: every side computes what torch computes for each lane alone."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is
 
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name)
 @pytest.mark.parametrize("side", SIDES, ids=lambda side: side.name)
-def test_side_agrees_with_separate_convolutions(side: Side, layer: Layer) -> None:
+def test_side_agrees_with_separate_layers(side: Side, layer: Layer) -> None:
     for num_lanes, batch_size in ((1, 2), (5, 3)):
         assert error(side, layer, num_lanes, batch_size) <= TOLERANCE
 
@@ -39,18 +39,23 @@ def test_triton_agrees_in_its_interpreter() -> None:
 
 @needs_triton
 @pytest.mark.parametrize("precision", ["ieee", "tf32"])
-def test_triton_compiles_for_a_gpu(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter takes more than the compiler does; which needs no GPU."""
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.name)
+def test_triton_compiles_for_a_gpu(
+    layer: Layer, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter takes more than the compiler does; which needs no GPU. Tiles are the largest of each layer."""
     from benchmarks import triton_convolution as kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    sizes = {"C": 6, "H": 14, "W": 14, "POSITIONS": kernels.POSITIONS, "OUTPUTS": 16, "TERMS": kernels.TERMS}
+    outputs = kernels.output_columns(layer.outputs * (256 if layer.shared else 1))
+    sizes = {"C": layer.channels, "H": layer.size, "W": layer.size, "OUTPUTS": outputs, "PRECISION": precision}
+    sizes |= {"POSITIONS": kernels.POSITIONS, "TERMS": kernels.TERMS}
     for kernel, columns in (
         (kernels.forward_kernel, 0),
         (kernels.weight_kernel, kernels.COLUMNS),
-        (kernels.images_kernel, 32),
+        (kernels.images_kernel, 16),
     ):
-        built = compiled(kernel, {**sizes, "COLUMNS": columns, "PRECISION": precision})
+        built = compiled(kernel, {**sizes, "COLUMNS": columns})
         assert ("mma" in built.asm["ptx"]) == (precision == "tf32")
         assert 0 < built.metadata.shared <= SHARED_MEMORY
 
@@ -79,5 +84,5 @@ def test_a_line_for_each_side(capsys: pytest.CaptureFixture[str]) -> None:
     found = measure(SIDES, LAYERS[1], 2, 1, "cpu")
     show(found, LAYERS[1], 2, 1, (1e9, 1e9))
     lines = capsys.readouterr().out.splitlines()
-    assert [line[:22].strip() for line in lines[3:]] == [side.name for side in SIDES]
+    assert [line[:24].strip() for line in lines[3:]] == [side.name for side in SIDES]
     assert all(seconds > 0 for times in found.values() for seconds in times)
