@@ -76,7 +76,7 @@ def test_equals_a_plain_training_loop() -> None:
     chosen = recipe(model="lenet", scheduler="onecycle", dropout=0.0, clip_norm=0.5, weight_decay=0.01)
     running = program(chosen)
     c5, f6, output = (getattr(build_model(chosen, DATA.input_shape, 4), name) for name in ("c5", "f6", "output"))
-    convolutions = [nn.Conv2d(3, 6, 5), nn.AvgPool2d(2), nn.Tanh(), nn.Conv2d(6, 16, 5), nn.AvgPool2d(2), nn.Tanh()]
+    convolutions = [nn.Conv2d(3, 6, 5), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(6, 16, 5), nn.Tanh(), nn.AvgPool2d(2)]
     plain = nn.Sequential(*convolutions, nn.Flatten(), c5, nn.Tanh(), f6, nn.Tanh(), output)
     for parameter, value in zip(plain.parameters(), running.model.parameters(), strict=True):
         parameter.data.copy_(value.data)
