@@ -5,11 +5,12 @@ same seeds, data order and epochs. Workers train it like any other study.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from hpsearch.export_schema import Metrics
 from hpsearch.models.build import build_model
 from hpsearch.models.takeover import Fate, Start, fates
 from hpsearch.recipe import Recipe
+from hpsearch.search.racing import values
 from hpsearch.settings import Settings
 from hpsearch.spec import StudySpec
 from hpsearch.statistics import Estimate, estimate
@@ -111,17 +113,20 @@ def compare(studies: Sequence[LoadedStudy]) -> list[Arm]:
     arms = []
     for study in studies:
         sign = 1.0 if study.spec.objective.direction == "maximize" else -1.0
-        rows = [
-            [trial.value for trial in confirm.candidate_trials(study, number) if trial.value is not None]
-            for number in range(len(study.spec.candidates))
-        ]
+        rows = values(study.spec, study.optuna_study.get_trials(deepcopy=False))
         labels = [label for label, _ in study.spec.candidates]
         scratch = rows[labels.index(SCRATCH)] if SCRATCH in labels else []
         for label, row in zip(labels, rows, strict=True):
-            pairs = [sign * (own - other) for own, other in zip(row, scratch, strict=False)]
+            own = [sign * value for value in row if _there(value)]
+            pairs = [one - other for one, other in zip(row, scratch, strict=False) if _there(one) and _there(other)]
             lead = estimate(pairs) if pairs and label != SCRATCH else None
-            arms.append(Arm(study.name, study.spec.data.image_size, label, tuple(row), estimate(row), lead))
+            arms.append(Arm(study.name, study.spec.data.image_size, label, tuple(own), estimate(own), lead))
     return arms
+
+
+def _there(value: float | None) -> TypeGuard[float]:
+    """Whether a seed has given a value; some trials diverge or fail, others have not ended."""
+    return value is not None and not math.isnan(value)
 
 
 def _suit(metrics: Metrics, target: DataSet, where: str | Path) -> None:

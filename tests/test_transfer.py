@@ -4,8 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 import torch
+from optuna.trial import TrialState
 from PIL import Image
 
 from hpsearch import confirm, transfer
@@ -111,6 +113,23 @@ def test_targets_that_do_not_suit(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such folder"):
         transfer.plan(tmp_path / "absent", "digits:5-9", None, 2, None, settings)
     assert not (tmp_path / "home" / "weights").exists()
+
+
+def test_the_lead_is_paired_by_seed_where_a_trial_of_scratch_has_failed(folder: Path, tmp_path: Path) -> None:
+    """Seeds 0 and 2 of scratch are compared with seeds 0 and 2, not with the first two that there are."""
+    settings = Settings(storage_url="", home=tmp_path, data_dir=None, device="cpu")
+    with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
+        (study,) = transfer.create(database, [transfer.plan(folder, "digits:5-9", None, 3, 1, settings)], settings)
+        for values in ((0.5, 0.4, 0.4, 0.3), (0.9, 0.8, 0.8, None), (0.6, 0.5, 0.5, 0.4)):
+            for value in values:
+                state = TrialState.FAIL if value is None else TrialState.COMPLETE
+                study.optuna_study.add_trial(optuna.trial.create_trial(state=state, value=value))
+        arms = transfer.compare([study])
+        assert [arm.values for arm in arms[2:]] == [(0.4, 0.8, 0.5), (0.3, 0.4)]
+        lead = arms[0].over_scratch
+        assert lead is not None
+        assert (lead.num, lead.mean) == (2, pytest.approx(0.2))
+        assert lead.std == pytest.approx(0.0)
 
 
 def test_another_export_does_not_go_on_with_the_same_study(folder: Path, chain: Chain, tmp_path: Path) -> None:
