@@ -100,15 +100,16 @@ def create(database: Database, study: LoadedStudy, top: int, num_seeds: int) -> 
         raise UsageError(f"study {study.name}: has one configuration only, so there is nothing to compare; train more")
     used = {trial.user_attrs.get(RECIPE_KEY, {}).get("seed") for trial in study.optuna_study.get_trials(deepcopy=False)}
     seeds = list(islice((seed for seed in count() if seed not in used), num_seeds))
-    confirming = _spec(spec, candidates, seeds)
+    name = name_of(study.name)  # which is not that of the file where --study-name gave another
+    confirming = _spec(study, candidates, seeds)
     link = {
         "kind": CONFIRM,
         "study": study.name,
         "created": study.created,
         "candidates": [asdict(origin) for origin, _ in candidates],
     }
-    create_study(database, confirming, confirming.name, attributes={LINK_KEY: json.dumps(link)})
-    return load_study(database, confirming.name)
+    create_study(database, confirming, name, attributes={LINK_KEY: json.dumps(link)})
+    return load_study(database, name)
 
 
 def find(database: Database, study: LoadedStudy) -> LoadedStudy | None:
@@ -189,11 +190,12 @@ def _candidates(study: LoadedStudy, best: Sequence[FrozenTrial], top: int) -> li
     return list(found.values())
 
 
-def _spec(spec: StudySpec, candidates: Sequence[tuple[Origin, Mapping[str, Any]]], seeds: list[int]) -> StudySpec:
+def _spec(study: LoadedStudy, candidates: Sequence[tuple[Origin, Mapping[str, Any]]], seeds: list[int]) -> StudySpec:
+    spec = study.spec
     tables = {key: value for key, value in spec.to_tables().items() if key in ("seed", "model", "data", "objective")}
     tables |= {
         "name": name_of(spec.name),
-        "description": f"The best configurations of {spec.name}, trained again from {len(seeds)} new seeds each",
+        "description": f"The best configurations of {study.name}, trained again from {len(seeds)} new seeds each",
         "seeds": seeds,
         "training": {"epochs": max(values["epochs"] for _, values in candidates)},
         "pruner": {"name": "race"},

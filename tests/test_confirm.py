@@ -136,3 +136,18 @@ def test_a_configuration_leaves_out_seeds_and_what_is_absent() -> None:
 def test_a_configuration_keeps_the_precision_it_was_found_with() -> None:
     assert configuration(Recipe("lenet", 3, precision="bfloat16"))["precision"] == "bfloat16"
     assert Recipe("lenet", **configuration(Recipe("lenet", 3))).precision == "float32"
+
+
+def test_a_study_recorded_under_another_name_has_a_confirmation_of_its_own(chain: Chain) -> None:
+    """Two studies from one file, as --study-name makes them; names may hold what file names may not."""
+    for name in ("small again", "small/2"):
+        create_study(chain.database, chain.search.spec, name, 2)
+        chain.work(name)
+        study = load_study(chain.database, name)
+        made = confirm.create(chain.database, study, 1, 2)
+        assert made.name == f"{name}-confirm"
+        found = confirm.find(chain.database, study)
+        assert found is not None
+        assert (found.name, confirm.link_of(found)["study"]) == (made.name, name)
+        assert name in made.spec.description
+    assert confirm.find(chain.database, chain.search) is not None
