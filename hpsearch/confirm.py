@@ -19,6 +19,7 @@ from hpsearch.errors import StorageError, UsageError
 from hpsearch.recipe import Recipe
 from hpsearch.search.racing import standing, values
 from hpsearch.search.samplers import corner
+from hpsearch.sections import Metric, Objective
 from hpsearch.spec import StudySpec
 from hpsearch.statistics import Estimate, Race, estimate
 from hpsearch.storage.open import Database
@@ -63,7 +64,7 @@ class Confirmation:
 
     study: str
     confirms: str
-    metric: str
+    metric: Metric
     num_seeds: int
     seeds_done: int
     standings: tuple[Standing, ...]
@@ -72,6 +73,14 @@ class Confirmation:
     def finished(self) -> bool:
         """Whether every candidate that is still in the race has all seeds."""
         return self.seeds_done == self.num_seeds and bool(self.standings) and self.standings[0].in_set
+
+    @property
+    def promised(self) -> Standing | None:
+        """The candidate of which the search reported the best value; None if it reported none."""
+        lowest = Objective(metric=self.metric).direction == "minimize"
+        reported = [one for one in self.standings if one.origin.value is not None]
+        key = lambda one: one.origin.value  # noqa: E731
+        return (min if lowest else max)(reported, key=key, default=None)
 
 
 def name_of(study: str) -> str:

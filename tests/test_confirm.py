@@ -74,7 +74,10 @@ def test_the_result_is_what_is_recorded(chain: Chain) -> None:
     assert next(one for one in found.standings if one.label == "default").luck is None
 
 
-def test_of_a_loss_the_lowest_is_best_and_luck_is_still_what_was_promised_too_much(tmp_path: Path) -> None:
+def test_of_a_loss_the_lowest_is_best_and_luck_is_still_what_was_promised_too_much(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hpsearch.cli.confirm import show
     from tests.chain import make
 
     with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
@@ -87,6 +90,9 @@ def test_of_a_loss_the_lowest_is_best_and_luck_is_still_what_was_promised_too_mu
         first = next(one for one in found.standings if one.origin.value is not None)
         assert first.luck is not None
         assert first.luck.mean == pytest.approx(first.over_seeds.mean - (first.origin.value or 0.0))
+        show(found)
+        best = ranked(loss.search)[0]
+    assert f"luck: the search reported {best.value:.4f} for trial {best.number}" in capsys.readouterr().out
 
 
 def test_on_both_storages(storage_url: str, tmp_path: Path) -> None:
