@@ -189,8 +189,9 @@ def _candidates(study: LoadedStudy, best: Sequence[FrozenTrial], top: int) -> li
             label = f"trial {trial.number}" + (" (first)" if trial.number == 0 else "")
             complete = trial.value if trial.state.name == "COMPLETE" else None
             found[key] = (Origin(label, trial.number, complete), values)
-    lowest = {name: value for name, value in corner(study.spec).items() if name.startswith("peak_learning_rate")}
-    default = configuration(study.spec.recipe(lowest, 0, 0))  # of a peak rate, which has no default, the lowest
+    given = {name: value for name, value in corner(study.spec).items() if name.startswith("peak_learning_rate")}
+    given |= {"epochs": study.spec.max_epochs} if "epochs" in study.spec.space else {}  # as long as any other
+    default = configuration(study.spec.recipe(given, 0, 0))  # of a peak rate, which has no default, the lowest
     found.setdefault(json.dumps(default, sort_keys=True), (Origin("default", None, None), default))
     if study.spec.model.export:  # what the export's weights are worth: the best configuration without them
         _, best_values = next(iter(found.values()))

@@ -11,7 +11,7 @@ from hpsearch.confirm import configuration
 from hpsearch.errors import StorageError, UsageError
 from hpsearch.recipe import Recipe
 from hpsearch.spec import parse
-from hpsearch.storage.open import create
+from hpsearch.storage.open import Database, create
 from hpsearch.storage.studies import RECIPE_KEY, create_study, load_study, ranked
 from tests.chain import SMALL, Chain
 
@@ -38,6 +38,14 @@ def test_the_default_of_a_study_whose_schedule_needs_a_peak(tmp_path: Path) -> N
         [(origin, values)] = confirm._candidates(load_study(database, "peak"), [], 1)
     assert origin.label == "default"
     assert (values["learning_rate"], values["peak_learning_rate"]) == (0.01, 0.02)
+
+
+@pytest.mark.parametrize("epochs", ["{ low = 2, high = 5 }", "[5, 2]"])
+def test_the_default_of_a_study_that_searches_its_epochs(epochs: str, sqlite: Database) -> None:
+    text = SMALL.partition("[[first]]")[0].replace("epochs = 3", "").replace("[space]", f"[space]\nepochs = {epochs}")
+    create_study(sqlite, parse(text, "long.toml"), "long")
+    [(origin, values)] = confirm._candidates(load_study(sqlite, "long"), [], 1)
+    assert (origin.label, values["epochs"]) == ("default", 5)
 
 
 def test_seeds_are_new_and_paired(chain: Chain) -> None:
