@@ -28,7 +28,7 @@ from hpsearch.storage.studies import RECIPE_KEY, LoadedStudy, create_study, load
 LINK_KEY = "hpsearch:link"  # study attribute: which study this one belongs to, and where its candidates come from
 CONFIRM = "confirm"
 DEFAULT_TOP, DEFAULT_SEEDS = 5, 5
-PAIRED = ("seed", "stream_seed")  # what differs between the trials of one configuration
+PAIRED = ("seed", "stream_seed", "stream_offset")  # what differs between the trials of one configuration
 
 
 @dataclass(frozen=True)

@@ -142,8 +142,8 @@ def test_the_confirmation_of_another_study_of_that_name_is_refused(chain: Chain,
 
 
 def test_a_configuration_leaves_out_seeds_and_what_is_absent() -> None:
-    found = configuration(Recipe("lenet", 3, seed=4, stream_seed=5))
-    assert not {"seed", "stream_seed", "model", "peak_learning_rate", "dropout"} & found.keys()
+    found = configuration(Recipe("lenet", 3, seed=4, stream_seed=5, stream_offset=6))
+    assert not {"seed", "stream_seed", "stream_offset", "model", "peak_learning_rate", "dropout"} & found.keys()
     assert found["epochs"] == 3
 
 
