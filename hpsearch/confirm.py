@@ -164,9 +164,14 @@ def result(study: LoadedStudy) -> Confirmation:
 
 
 def candidate_trials(study: LoadedStudy, number: int) -> list[FrozenTrial]:
-    """The completed trials of one candidate, by seed."""
-    trials = (trial for trial in study.optuna_study.get_trials(deepcopy=False) if trial.value is not None)
-    return [t for t in trials if study.spec.place(t.number)[0] == number and t.state.name == "COMPLETE"]
+    """The completed trials of one candidate, by seed; without those beyond the seeds that all candidates have."""
+    spec, found = study.spec, []
+    for trial in study.optuna_study.get_trials(deepcopy=False):
+        candidate, block = spec.place(trial.number)
+        paired = block < len(spec.seeds) or not spec.candidates
+        if candidate == number and paired and trial.state.name == "COMPLETE" and trial.value is not None:
+            found.append(trial)
+    return found
 
 
 def configuration(recipe: Recipe) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import math
 import statistics
 from pathlib import Path
 
+import optuna
 import pytest
 
 from hpsearch import confirm
@@ -14,6 +15,7 @@ from hpsearch.spec import parse
 from hpsearch.storage.open import Database, create
 from hpsearch.storage.studies import RECIPE_KEY, create_study, load_study, ranked
 from tests.chain import SMALL, Chain
+from tests.studies import CANDIDATES
 
 
 def test_candidates_are_the_best_the_first_and_the_default(chain: Chain) -> None:
@@ -165,3 +167,13 @@ def test_a_study_recorded_under_another_name_has_a_confirmation_of_its_own(chain
         assert (found.name, confirm.link_of(found)["study"]) == (made.name, name)
         assert name in made.spec.description
     assert confirm.find(chain.database, chain.search) is not None
+
+
+def test_trials_beyond_the_seeds_belong_to_no_candidate(sqlite: Database) -> None:
+    """`hpsearch extend` gives each a seed of its own, so that they cannot be compared."""
+    create_study(sqlite, parse(CANDIDATES, "three.toml"), "three")
+    study = load_study(sqlite, "three")
+    for number in range(18):
+        study.optuna_study.add_trial(optuna.trial.create_trial(value=number / 100))
+    for number, one in enumerate(sorted(confirm.result(study).standings, key=lambda one: one.number)):
+        assert [trial.value for trial in confirm.candidate_trials(study, number)] == list(one.values)
