@@ -76,7 +76,7 @@ def export(
         CONFIG: config(one.study.spec, recipe_of(one.middle)).encode(),
         MODEL: save_tensors({name: tensor.contiguous() for name, tensor in model.state_dict().items()}),
         METRICS: (json.dumps(metrics.model_dump(), indent=1) + "\n").encode(),
-        CARD: card(metrics).encode(),
+        CARD: card(metrics, opened=bool(openings(database, study))).encode(),
     }
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
     files[SUMS] = sums.encode()  # the last one: without it nothing counts as an export
@@ -215,13 +215,14 @@ def _confirmation(one: Chosen) -> dict[str, Any] | None:
 
 
 def _test(database: Database, study: LoadedStudy) -> dict[str, Any] | None:
-    made = [record for record in openings(database, study) if "result" in record]
+    looks = openings(database, study)
+    made = [record for record in looks if "result" in record]  # the others ended while the split was open
     if not made:
         return None
     result = made[0]["result"]  # the first look is the one that counts
     keys = ("num", "mean", "std", "low", "high")
     content = {name: {key: result[name][key] for key in keys} for name in ("accuracy", "macro_f1", "calibration_error")}
-    return {"time": made[0]["time"], "openings": len(made), "label": result["label"], **content}
+    return {"time": made[0]["time"], "openings": len(looks), "label": result["label"], **content}
 
 
 def _estimate(found: Estimate) -> dict[str, Any]:

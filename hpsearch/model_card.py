@@ -37,8 +37,8 @@ def _table(name: str, values: Mapping[str, Any]) -> list[str]:
     return ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
 
 
-def card(metrics: Metrics) -> str:
-    """The README.md of an export: what it is, and the evidence for it."""
+def card(metrics: Metrics, *, opened: bool) -> str:
+    """The README.md of an export: what it is, and the evidence for it; `opened`: whether the test split ever was."""
     m = metrics
     lines = [
         f"# {m.model.name} on {m.data.name}",
@@ -56,7 +56,7 @@ def card(metrics: Metrics) -> str:
         "",
         "| what | value |",
         "| --- | --- |",
-        *(f"| {what} | {value} |" for what, value in _evidence(m)),
+        *(f"| {what} | {value} |" for what, value in _evidence(m, opened)),
         "",
         *_importances(m),
         "## Configuration",
@@ -79,7 +79,7 @@ def card(metrics: Metrics) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _evidence(m: Metrics) -> list[tuple[str, str]]:
+def _evidence(m: Metrics, opened: bool) -> list[tuple[str, str]]:
     rows = [
         ("these weights, validation accuracy", f"{m.weights.validation_accuracy:.4f} (seed {m.weights.seed})"),
         ("these weights, validation loss", f"{m.weights.validation_loss:.4f}"),
@@ -94,9 +94,10 @@ def _evidence(m: Metrics) -> list[tuple[str, str]]:
         if c.not_told_apart:
             rows.append(("cannot be told from the best", ", ".join(c.not_told_apart)))
     if m.test is None:
-        rows.append(("test split", "never opened for this study"))
+        unknown = "opened for this study, and no result was recorded" if opened else "never opened for this study"
+        rows.append(("test split", unknown))
     else:
-        once = "once" if m.test.openings == 1 else f"{m.test.openings} times; this is the first"
+        once = "once" if m.test.openings == 1 else f"{m.test.openings} times; this is the first result"
         rows.append((f"test accuracy ({m.test.label})", f"{_interval(m.test.accuracy)}; opened {once}, {m.test.time}"))
         rows.append(("test macro F1", _interval(m.test.macro_f1)))
         rows.append(("expected calibration error", _interval(m.test.calibration_error)))

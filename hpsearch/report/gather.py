@@ -49,7 +49,8 @@ class Gathered:
     rungs: tuple[int, ...]
     importances: Bootstrapped
     confirmation: Confirmation | None  # of a study with candidates
-    tested: tuple[Mapping[str, Any], ...]  # openings of the test split, with their results
+    num_openings: int  # of the test split
+    tested: tuple[Mapping[str, Any], ...]  # those that have a result; the others ended while it was open
     tested_elsewhere: tuple[Mapping[str, Any], ...]  # of the study that this one confirms
     arms: tuple[Arm, ...]  # of a transfer
     layers: tuple[Mapping[str, Any], ...]
@@ -89,6 +90,7 @@ def gather(database: Database, name: str) -> Gathered:
     trials = study.optuna_study.get_trials(deepcopy=False)
     rows = _epochs(database, study.study_id)
     found = rungs(make_pruner(spec)) or frozenset()
+    looks = openings(database, study)
     return Gathered(
         name=name,
         spec=spec,
@@ -98,18 +100,24 @@ def gather(database: Database, name: str) -> Gathered:
         rungs=tuple(sorted(found)),
         importances=_importances(study.optuna_study, spec),
         confirmation=confirm.result(study) if spec.candidates else None,
-        tested=_tested(database, name),
-        tested_elsewhere=_tested(database, link["study"]) if link.get("kind") == confirm.CONFIRM else (),
+        num_openings=len(looks),
+        tested=_with_results(looks),
+        tested_elsewhere=_tested_elsewhere(database, link),
         arms=tuple(compare([study])) if link.get("kind") == KIND else (),
         layers=tuple(link.get("layers", ())),
     )
 
 
-def _tested(database: Database, name: str) -> tuple[Mapping[str, Any], ...]:
-    """The openings of a study's test split that have a result; none if the study is gone."""
-    if name not in study_names(database):
+def _tested_elsewhere(database: Database, link: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """The final tests of the study that this one confirms; none if that is gone, or another one has its name."""
+    if link.get("kind") != confirm.CONFIRM or link["study"] not in study_names(database):
         return ()
-    return tuple(record for record in openings(database, load_study(database, name)) if "results" in record)
+    other = load_study(database, link["study"])
+    return _with_results(openings(database, other)) if other.created == link.get("created") else ()
+
+
+def _with_results(looks: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    return tuple(record for record in looks if "results" in record)
 
 
 def _importances(study: optuna.Study, spec: StudySpec) -> Bootstrapped:

@@ -110,7 +110,9 @@ def facts_of(study: Gathered) -> list[tuple[str, str]]:
     if not study.begun:
         state = "empty: no trial has begun"
     best = "none yet" if now.best_value is None else f"{short(now.best_value)} in trial {now.best_number}"
-    seal = {0: "sealed", 1: "opened once"}.get(len(study.tested), f"opened {len(study.tested)} times")
+    seal = {0: "sealed", 1: "opened once"}.get(study.num_openings, f"opened {study.num_openings} times")
+    if len(study.tested) < study.num_openings:
+        seal += f", {len(study.tested)} with a result" if study.tested else ", without a result"
     return [
         ("state", state),
         ("trials", f"{now.finished} of {now.max_trials} ended, {now.running} running"),

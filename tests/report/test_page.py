@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from hpsearch import transfer
+from hpsearch import confirm, transfer
 from hpsearch.errors import StorageError, UsageError
 from hpsearch.export import export
 from hpsearch.final_test import final_test
 from hpsearch.report.gather import gather
-from hpsearch.report.page import csv_of, page, study_figures, write
+from hpsearch.report.page import csv_of, facts_of, page, study_figures, write
 from hpsearch.settings import Settings
 from hpsearch.spec import parse
-from hpsearch.storage import ledger
+from hpsearch.storage import ledger, openings
 from hpsearch.storage.open import Database, create
-from hpsearch.storage.studies import create_study, ranked
+from hpsearch.storage.studies import create_study, load_study, ranked
 from tests.chain import SMALL, Chain, make, silent
 from tests.studies import CANDIDATES
 
@@ -202,6 +202,36 @@ def test_names_and_reasons_are_no_markup(whole: Chain, database: Database, tmp_p
     study = gather(whole.database, "small")
     figures = study_figures(study, whole.settings)
     assert "</script><b>" not in page([(study, [*figures])], []).replace("x</script><b>", "x")
+
+
+def test_a_final_test_that_ended_while_the_split_was_open_counts_as_an_opening(
+    database: Database, tmp_path: Path
+) -> None:
+    text = SMALL.partition("[space]")[0].replace('name = "small"', 'name = "plain"\nseeds = 2')
+    create_study(database, parse(text.replace("epochs = 3", "epochs = 1"), "plain.toml"), "plain")
+    chain = Chain(database, settings(tmp_path))
+    chain.work("plain")
+    study = load_study(database, "plain")
+    assert dict(facts_of(gather(database, "plain")))["test split"] == "sealed"
+    openings.begin(database, study, 0, {"time": "earlier", "again": None, "data": "digits:0-4"})
+    assert dict(facts_of(gather(database, "plain")))["test split"] == "opened once, without a result"
+    export(database, study, 1, tmp_path / "before", chain.settings, silent)
+    assert "opened for this study, and no result" in (tmp_path / "before" / "README.md").read_text()
+    final_test(database, study, chain.settings, "the power was cut", silent)
+    assert dict(facts_of(gather(database, "plain")))["test split"] == "opened 2 times, 1 with a result"
+    made = export(database, study, 1, tmp_path / "after", chain.settings, silent)
+    assert made.test is not None
+    assert made.test.openings == 2
+
+
+def test_the_test_of_another_study_of_the_name_is_not_that_of_a_confirmation(whole: Chain, tmp_path: Path) -> None:
+    with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
+        link = {confirm.LINK_KEY: json.dumps(confirm.link_of(whole.confirmation))}
+        create_study(database, whole.confirmation.spec, "small-confirm", attributes=link)
+        create_study(database, whole.search.spec, "small")
+        openings.begin(database, load_study(database, "small"), 0, {"results": []})
+        assert gather(database, "small-confirm").tested_elsewhere == ()
+    assert gather(whole.database, "small-confirm").tested_elsewhere
 
 
 def test_the_data_need_not_be_there(database: Database, tmp_path: Path) -> None:
