@@ -142,6 +142,30 @@ def test_another_export_does_not_go_on_with_the_same_study(folder: Path, chain: 
             transfer.create(database, [other], settings)
 
 
+def test_a_study_of_that_name_on_other_images_or_of_other_length_is_not_shown_for_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Folders of one name in two places give one name of a study."""
+    settings = Settings(storage_url="", home=tmp_path, data_dir=None, device="cpu")
+    with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
+
+        def created(data: str, seeds: int | None, epochs: int | None) -> str:
+            return transfer.create(database, [transfer.plan(folder, data, None, seeds, epochs, settings)], settings)[
+                0
+            ].name
+
+        name = created("digits:5-9", 2, 1)
+        assert created("digits:5-9", None, None) == created("digits:5-9", 2, 1) == name
+        with pytest.raises(UsageError, match=r"--seeds 3: .* with 2, and that is not changed"):
+            created("digits:5-9", 3, None)
+        with pytest.raises(UsageError, match=r"--epochs 4: .* with 1, and that is not changed"):
+            created("digits:5-9", None, 4)
+        wanted = transfer.plan(folder, "digits:5-9", None, None, None, settings)
+        other = replace(wanted.spec, data=wanted.spec.data.model_copy(update={"name": "folder:old/digits:5-9"}))
+        with pytest.raises(UsageError, match="is there already, with the data digits:5-9"):
+            transfer.create(database, [replace(wanted, spec=other)], settings)
+
+
 def test_a_search_of_how_to_transfer_is_confirmed_against_scratch(folder: Path, tmp_path: Path) -> None:
     from hpsearch.export import pinned
     from hpsearch.spec import parse

@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from optuna.trial import TrialState, create_trial
 
+from hpsearch.storage.open import connect
+from hpsearch.storage.studies import load_study
 from tests.chain import SMALL
 from tests.cli.inside import hpsearch, one_line
 
@@ -53,6 +56,17 @@ def test_the_whole_chain(folder: Path) -> None:
     assert "lead over scratch" in hpsearch(folder, *arguments).stdout
     arms = json.loads(hpsearch(folder, *arguments, "--json").stdout)["arms"]
     assert [len(arm["values"]) for arm in arms] == [2, 2, 2, 2]
+    assert "is not changed" in one_line(folder, *arguments[:-1], "2")
+    assert "next: hpsearch final-test lenet-to" in hpsearch(folder, *arguments[:4]).stdout
+
+    larger = (*arguments, "--image-size", "24")
+    assert "next: hpsearch worker lenet-to-digits-5-9-24" in hpsearch(folder, *larger).stdout
+    with connect(f"sqlite:///{folder / 'storage' / 'hpsearch.db'}") as database:
+        study = load_study(database, "lenet-to-digits-5-9-24").optuna_study
+        for number in range(8):
+            state, value = (TrialState.FAIL, None) if number == 3 else (TrialState.COMPLETE, 0.5)
+            study.add_trial(create_trial(state=state, value=value))
+    assert "next: hpsearch final-test lenet-to-digits-5-9-24" in hpsearch(folder, *larger).stdout
 
     written = hpsearch(folder, "report", "small", "small-confirm", "lenet-to-digits-5-9-16", "-o", "page.html").stdout
     assert "figures about small, small-confirm" in written
