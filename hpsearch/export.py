@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -124,8 +124,6 @@ def _metrics(
             f"trial {trial.number} of {one.study.name}: its weights give a validation accuracy of {accuracy:.4f} here, "
             f"and {recorded:.4f} is recorded; export it on the machine that trained it"
         )
-    given = {name: value for name in HYPERPARAMETERS if (value := getattr(recipe, name)) is not None}
-    channels, height, _width = dataset.train_images.shape[1:]
     content = {
         "schema_version": SCHEMA_VERSION,
         "hpsearch_version": version("hpsearch"),
@@ -134,6 +132,27 @@ def _metrics(
         "rank": rank,
         "metric": one.study.spec.objective.metric,
         "configuration": recipe.as_dict(),
+        **_about(dataset, model, recipe),
+        "weights": {
+            "study": one.study.name,
+            "trial": trial.number,
+            "seed": recipe.seed,
+            "epochs": recipe.epochs,
+            "validation_accuracy": accuracy,
+            "validation_loss": loss,
+        },
+        "search": _search(study),
+        "confirmation": _confirmation(one),
+        "test": _test(database, study),
+    }
+    return Metrics.model_validate(content)
+
+
+def _about(dataset: DataSet, model: nn.Module, recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """What the data and the network alone decide: `verify` compares it."""
+    given = {name: value for name in HYPERPARAMETERS if (value := getattr(recipe, name)) is not None}
+    channels, height, _width = dataset.train_images.shape[1:]
+    return {
         "model": {
             "name": recipe.model,
             "hyperparameters": given,
@@ -152,19 +171,7 @@ def _metrics(
             "num_train": len(dataset.train_labels),
             "num_validation": len(dataset.validation_labels),
         },
-        "weights": {
-            "study": one.study.name,
-            "trial": trial.number,
-            "seed": recipe.seed,
-            "epochs": recipe.epochs,
-            "validation_accuracy": accuracy,
-            "validation_loss": loss,
-        },
-        "search": _search(study),
-        "confirmation": _confirmation(one),
-        "test": _test(database, study),
     }
-    return Metrics.model_validate(content)
 
 
 def _search(study: LoadedStudy) -> dict[str, Any] | None:
@@ -312,7 +319,7 @@ def build(metrics: Metrics, tensors: Mapping[str, Tensor], where: str | Path) ->
     Raises:
         UsageError: the weights are not those of the network.
     """
-    recipe = Recipe(**metrics.configuration)
+    recipe = _recipe(metrics, where)
     prepared = metrics.preprocessing
     shape = (prepared.channels, prepared.image_size, prepared.image_size)
     constructor = catalogue.load("hpsearch.models", metrics.model.name)
@@ -328,6 +335,16 @@ def build(metrics: Metrics, tensors: Mapping[str, Tensor], where: str | Path) ->
     return model.eval()
 
 
+def _recipe(metrics: Metrics, where: str | Path) -> Recipe:
+    try:
+        return Recipe(**metrics.configuration)
+    except TypeError as error:  # hyperparameters of a later hpsearch, or one that is missing
+        known = {field.name for field in fields(Recipe)}
+        foreign = ", ".join(sorted(metrics.configuration.keys() - known))
+        problem = f"has {foreign}, which this hpsearch does not know; install a newer one" if foreign else str(error)
+        raise UsageError(f"{where}/{METRICS}: configuration: {problem}") from error
+
+
 def verify(where: str | Path, settings: Settings) -> list[str]:
     """Check all that an export claims, its validation accuracy by predicting; a sentence for each check.
 
@@ -340,14 +357,19 @@ def verify(where: str | Path, settings: Settings) -> list[str]:
     done = [f"checksums: {len(FILES)} files are as they were exported", f"schema: version {metrics.schema_version}"]
     done.append(f"{CONFIG}: a valid study of {spec.model.name} on {spec.data.name}")
     done.append(f"{MODEL}: {metrics.model.num_parameters} parameters that fit {metrics.model.name}")
-    recipe = spec.recipe({}, spec.seeds[0], 0)
-    if replace(recipe, stream_seed=0) != replace(Recipe(**metrics.configuration), stream_seed=0):
+    recipe = spec.recipe({}, spec.seeds[0], 0) if len(spec.seeds) == 1 and not spec.candidates else None
+    if recipe is None or replace(recipe, stream_seed=0) != replace(_recipe(metrics, where), stream_seed=0):
         raise UsageError(f"{where}/{CONFIG}: trains another configuration than {METRICS} states; export again")
     dataset = dataset_of(spec, settings)
     if dataset.fingerprint != metrics.data.fingerprint:
         raise UsageError(
             f"{where}: {spec.data.name} is not the data set of the export here (its fingerprint differs); "
             "check the accuracy where the same images are"
+        )
+    own, stated = _about(dataset, model, recipe), metrics.model_dump()
+    if differ := [f"{part}.{key}" for part, keys in own.items() for key in keys if stated[part][key] != keys[key]]:
+        raise UsageError(
+            f"{where}/{METRICS}: {', '.join(differ)} are not those of the data or the network; export again"
         )
     _, accuracy = Program(recipe, model, place(dataset, "cpu")).validate()
     claimed = metrics.weights.validation_accuracy

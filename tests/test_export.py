@@ -27,7 +27,7 @@ from hpsearch.storage.checkpoints import open_checkpoints
 from hpsearch.storage.open import create
 from hpsearch.storage.studies import create_study, load_study, ranked
 from hpsearch.trained import choose
-from tests.chain import Chain, silent
+from tests.chain import SMALL, Chain, silent
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +130,15 @@ def again_summed(place: Path, name: str, change: Callable[[bytes], bytes]) -> No
     (place / SUMS).write_text(sums)
 
 
-def edited(**changes: object) -> Callable[[bytes], bytes]:
-    return lambda content: json.dumps({**json.loads(content), **changes}).encode()
+def edited(part: str = "", **changes: object) -> Callable[[bytes], bytes]:
+    """Changes of the whole, or of a part of it."""
+
+    def change(content: bytes) -> bytes:
+        whole = json.loads(content)
+        (whole[part] if part else whole).update(changes)
+        return json.dumps(whole).encode()
+
+    return change
 
 
 @pytest.mark.parametrize("name", [*FILES])
@@ -172,6 +179,13 @@ def test_claims_that_the_weights_do_not_keep(copy: Path, chain: Chain) -> None:
         ("metrics.json", lambda _: b"[1, 2", "is no JSON"),
         ("metrics.json", edited(unheard_of=1), "unheard_of"),
         ("metrics.json", edited(label=3), "label"),
+        ("metrics.json", edited("model", classes=["4", "3", "2", "1", "0"]), "model.classes are not those"),
+        ("metrics.json", edited("preprocessing", mean=[0.9], std=[3.0]), "preprocessing.mean, preprocessing.std"),
+        ("metrics.json", edited("data", num_train=10**6), "data.num_train"),
+        ("metrics.json", edited("model", num_parameters=7), "model.num_parameters"),
+        ("metrics.json", edited("configuration", cutmix=0.5), "cutmix, which this hpsearch does not know"),
+        ("metrics.json", edited(configuration={"epochs": 3}), "configuration: .* 'model'"),
+        ("config.toml", lambda _: SMALL.encode(), "another configuration"),
         ("model.safetensors", lambda content: content[:100], "cannot be read"),
         ("config.toml", lambda content: content + b"\n[", "not valid TOML"),
         ("config.toml", lambda content: content.replace(b'"lenet"', b'"os:system"'), "os:system"),
