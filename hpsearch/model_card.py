@@ -22,8 +22,8 @@ def config(spec: StudySpec, recipe: Recipe) -> str:
         "# Trains the network of this export again.",
         f"# Run: hpsearch create-study config.toml && hpsearch worker {spec.name}-export",
         "",
-        f"name = {json.dumps(spec.name + '-export')}",
-        f"description = {json.dumps(f'One trial of {spec.name} again')}",
+        f"name = {_text(spec.name + '-export')}",
+        f"description = {_text(f'One trial of {spec.name} again')}",
         f"seeds = [{recipe.seed}]",
         *_table("model", model),
         *_table("data", data),
@@ -34,7 +34,12 @@ def config(spec: StudySpec, recipe: Recipe) -> str:
 
 
 def _table(name: str, values: Mapping[str, Any]) -> list[str]:
-    return ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+    return ["", f"[{name}]", *(f"{key} = {_text(value)}" for key, value in values.items())]
+
+
+def _text(value: Any) -> str:
+    """A value as TOML, in which a character beyond the 16 bits of JSON's escapes must stand as it is."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def card(metrics: Metrics, *, opened: bool) -> str:

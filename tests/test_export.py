@@ -99,6 +99,13 @@ def test_its_study_file_has_the_precision() -> None:
     assert tomllib.loads(config(spec, recipe))["training"]["precision"] == "bfloat16"
 
 
+def test_its_study_file_names_any_folder() -> None:
+    spec = catalogue.read("lenet")
+    name = 'folder:/home/\U0001f431 "Käse" \\ \x7f \t'
+    spec = replace(spec, data=spec.data.model_copy(update={"name": name}))
+    assert tomllib.loads(config(spec, Recipe("lenet", 3)))["data"]["name"] == name
+
+
 def test_other_ranks_and_searches_without_confirmation(chain: Chain, tmp_path: Path) -> None:
     second = export(chain.database, chain.search, 2, tmp_path / "second", chain.settings, silent)
     assert second.rank == 2
