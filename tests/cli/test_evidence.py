@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState, create_trial
 
+from hpsearch.cli.tables import print_table
 from hpsearch.storage.open import connect
 from hpsearch.storage.studies import load_study
 from tests.chain import SMALL
@@ -104,3 +105,10 @@ def test_nothing_is_there_yet(tmp_path: Path) -> None:
     assert "no such folder" in one_line(tmp_path, "verify", "absent")
     assert "no such folder" in one_line(tmp_path, "transfer", "absent", "--data", "digits:5-9")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(["candidate [b]", ""], [["wide [adam] [/b]", ":car:"]])
+    said = capsys.readouterr().out
+    for text in ("candidate [b]", "wide [adam] [/b]", ":car:"):
+        assert text in said
