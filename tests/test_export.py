@@ -243,6 +243,18 @@ def test_three_lines_of_a_notebook(folder: Path, chain: Chain) -> None:
     assert accuracy == pytest.approx(network.metrics.weights.validation_accuracy)
 
 
+def test_pictures_are_read_as_those_that_trained_it(folder: Path, tmp_path: Path) -> None:
+    """Turned as the camera was held, and of 16 bits all of them."""
+    half = np.repeat(np.array([[0, 255]], np.uint8), 16, axis=0).repeat(8, axis=1)  # (16, 16), dark on the left
+    network, exif = hpsearch.load_export(folder), Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter to the right: dark on top
+    Image.fromarray(half).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(np.full((16, 16), 20_000, np.uint16)).save(tmp_path / "deep.png")
+    turned, deep = (network.preprocess(Image.open(tmp_path / f"{name}.png")) for name in ("turned", "deep"))
+    assert torch.equal(turned, network.preprocess(half.T[None].copy()))
+    assert torch.equal(deep, network.preprocess(np.full((1, 16, 16), 20_000 >> 8, np.uint8)))
+
+
 def catalogue_dataset(chain: Chain):  # type: ignore[no-untyped-def]
     from hpsearch.trained import dataset_of
 
