@@ -75,6 +75,11 @@ class Confirmation:
         return self.seeds_done == self.num_seeds and bool(self.standings) and self.standings[0].in_set
 
     @property
+    def lost(self) -> bool:
+        """Whether no candidate is left: of each a trial diverged or failed."""
+        return bool(self.standings) and not any(one.in_set for one in self.standings)
+
+    @property
     def promised(self) -> Standing | None:
         """The candidate of which the search reported the best value; None if it reported none."""
         lowest = Objective(metric=self.metric).direction == "minimize"

@@ -70,7 +70,13 @@ def choose(database: Database, study: LoadedStudy, *, confirmed: bool = True) ->
         return _over_seeds(study)
     confirming = confirm.find(database, study)
     if confirming is not None:
-        if not confirm.result(confirming).finished:
+        result = confirm.result(confirming)
+        if result.lost:
+            raise UsageError(
+                f"study {study.name}: nothing is confirmed, as of every candidate a trial diverged or failed; "
+                f"see `hpsearch trials {confirming.name}`"
+            )
+        if not result.finished:
             raise UsageError(
                 f"study {study.name}: its confirmation is not finished; run `hpsearch worker {confirming.name}` first"
             )

@@ -51,6 +51,9 @@ def confirm(study: str, top: int | None, seeds: int | None, storage: str | None,
         return
     if found.seeds_done:
         show(found)
+    if found.lost:
+        click.echo(f"no candidate is left, of each a trial diverged or failed; see `hpsearch trials {linked.name}`")
+        return
     if not found.finished:
         click.echo(f"{found.seeds_done} of {found.num_seeds} seeds are done; next: hpsearch worker {linked.name}")
         return
@@ -75,7 +78,7 @@ def show(found: "Confirmation") -> None:
         ],
     )
     alike = [one.label for one in found.standings if one.in_set]
-    click.echo(f"{found.metric} over seeds; cannot be told from the best: {', '.join(alike)}")
+    click.echo(f"{found.metric} over seeds; cannot be told from the best: {', '.join(alike) or 'none'}")
     promised = found.promised
     if promised is not None and promised.luck is not None:
         click.echo(

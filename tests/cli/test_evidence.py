@@ -107,6 +107,21 @@ def test_nothing_is_there_yet(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_confirmation_of_which_every_candidate_failed(folder: Path, tmp_path: Path) -> None:
+    hpsearch(tmp_path, "create-study", str(folder / "small.toml"), "--set", "budget.trials=2")
+    hpsearch(tmp_path, "worker", "small")
+    hpsearch(tmp_path, "confirm", "small", "--top", "1", "--seeds", "2")
+    with connect(f"sqlite:///{tmp_path / 'storage' / 'hpsearch.db'}") as database:
+        confirmation = load_study(database, "small-confirm")
+        for _ in range(2 * len(confirmation.spec.candidates)):
+            confirmation.optuna_study.add_trial(create_trial(state=TrialState.FAIL))
+    said = hpsearch(tmp_path, "confirm", "small").stdout
+    assert "no candidate is left" in said
+    assert "next:" not in said
+    for command in (("final-test", "small"), ("export", "small", "-o", "out")):
+        assert "hpsearch trials small-confirm" in one_line(tmp_path, *command)
+
+
 def test_labels_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(["candidate [b]", ""], [["wide [adam] [/b]", ":car:"]])
     said = capsys.readouterr().out
