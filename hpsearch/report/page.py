@@ -61,9 +61,16 @@ def study_figures(study: Gathered, settings: Settings) -> list[Figure]:
 def across(studies: Sequence[Gathered]) -> list[Figure]:
     """Figures of several studies together."""
     found = []
-    carried = [study for study in studies if any(arm.values for arm in study.arms)]
-    if len(carried) > 1:
-        found.append(evidence_figures.transferred(carried))
+    carried: dict[tuple[str | None, ...], list[Gathered]] = {}  # what differs in nothing but the size of its images
+    for study in studies:
+        if any(arm.values for arm in study.arms):
+            model, data = study.spec.model, study.spec.data
+            carried.setdefault((model.name, model.export, data.name, study.metric), []).append(study)
+    found += [
+        evidence_figures.transferred(alike, f"transfer-{number}")
+        for number, alike in enumerate(carried.values())
+        if len(alike) > 1
+    ]
     tested = [(study.name, study.tested[0]) for study in studies if study.tested]
     for number, (one, other) in enumerate(combinations(tested, 2)):
         if one[1]["classes"] == other[1]["classes"]:
@@ -99,7 +106,7 @@ def _section(study: Gathered, figures: Sequence[Figure]) -> str:
     facts = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in facts_of(study))
     drawn = "".join(map(_figure, figures))
     described = html.escape(study.spec.description)
-    head = f'<section id="{name}"><h2>{name}</h2><p>{described}</p><dl>{facts}</dl>'
+    head = f'<section id="study:{name}"><h2>{name}</h2><p>{described}</p><dl>{facts}</dl>'
     return f'{head}<div class="figures">{drawn}</div></section>'
 
 

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from hpsearch import confirm, transfer
 from hpsearch.errors import StorageError, UsageError
 from hpsearch.export import export
 from hpsearch.final_test import final_test
+from hpsearch.report.evidence_figures import _curve, transferred
 from hpsearch.report.gather import gather
-from hpsearch.report.page import csv_of, facts_of, page, study_figures, write
+from hpsearch.report.page import across, csv_of, facts_of, page, study_figures, write
 from hpsearch.settings import Settings
 from hpsearch.spec import parse
+from hpsearch.statistics import estimate
 from hpsearch.storage import ledger, openings
 from hpsearch.storage.open import Database, create
 from hpsearch.storage.studies import create_study, load_study, ranked
@@ -232,6 +235,33 @@ def test_the_test_of_another_study_of_the_name_is_not_that_of_a_confirmation(who
         openings.begin(database, load_study(database, "small"), 0, {"results": []})
         assert gather(database, "small-confirm").tested_elsewhere == ()
     assert gather(whole.database, "small-confirm").tested_elsewhere
+
+
+def test_no_name_of_a_study_stands_in_the_way_of_a_figure(database: Database, tmp_path: Path) -> None:
+    """Scripts find figures by their ids, and the first element of an id is found."""
+    names = ["small-best", "figures", "small"]
+    for name in names:
+        create_study(database, parse(SMALL.replace("epochs = 3", "epochs = 1"), "small.toml"), name, 1)
+        Chain(database, settings(tmp_path)).work(name)
+    write(database, names, tmp_path / "page.html", settings(tmp_path))
+    text = (tmp_path / "page.html").read_text()
+    ids = re.findall(r'<(?:section|div|script)[^>]* id="([^"]*)"', text)
+    assert len(ids) == len(set(ids))
+    assert drawn(text).keys() < set(ids)
+
+
+def test_transfers_that_differ_in_more_than_the_size_are_not_drawn_together(whole: Chain) -> None:
+    sizes = [gather(whole.database, name) for name in NAMES[2:]]
+    (together,) = across(sizes)
+    assert "lenet on digits:5-9" in together.caption
+    spec = replace(sizes[1].spec, model=sizes[1].spec.model.model_copy(update={"name": "2lp"}))
+    assert across([sizes[0], replace(sizes[1], spec=spec)]) == []
+    arm = replace(sizes[0].arms[0], over_scratch=estimate([0.25]))
+    assert "transfer +0.250 (one seed)" in transferred([replace(sizes[0], arms=(arm,))], "one").caption
+
+
+def test_a_curve_has_a_gap_where_no_seed_has_a_number() -> None:
+    assert _curve([[0.5, None, 0.7], [0.3, None, 0.9]])[:2] == ([1, 3], [pytest.approx(0.4), pytest.approx(0.8)])
 
 
 def test_the_data_need_not_be_there(database: Database, tmp_path: Path) -> None:
