@@ -12,6 +12,7 @@ from hpsearch import confirm
 from hpsearch.confirm import Confirmation
 from hpsearch.search.importance import Bootstrapped, bootstrap
 from hpsearch.search.pruners import make_pruner, rungs
+from hpsearch.space import recorded_name
 from hpsearch.spec import StudySpec
 from hpsearch.storage.open import Database
 from hpsearch.storage.openings import openings
@@ -126,7 +127,8 @@ def _importances(study: optuna.Study, spec: StudySpec) -> Bootstrapped:
 
 def _trial(spec: StudySpec, trial: FrozenTrial, rows: Sequence[Mapping[str, Any]]) -> Trial:
     recipe = trial.user_attrs.get(RECIPE_KEY, {})
-    searched = {name: recipe[name] for name in spec.space if recipe.get(name) is not None}
+    drawn = [name for name, parameter in spec.space.items() if recorded_name(name, parameter) in trial.params]
+    searched = {name: recipe[name] for name in drawn if recipe.get(name) is not None}
     value = trial.value if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None
     return Trial(trial.number, trial.state.name, value, recipe, searched, spec.place(trial.number)[0], tuple(rows))
 

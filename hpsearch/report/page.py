@@ -11,6 +11,7 @@ import html
 import io
 import json
 import math
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,12 +21,13 @@ from typing import Any
 
 from hpsearch.errors import UsageError
 from hpsearch.report import evidence_figures, search_figures
-from hpsearch.report.drawing import Figure, short, words
+from hpsearch.report.drawing import Cell, Figure, short, words
 from hpsearch.report.gather import Gathered, gather
 from hpsearch.report.samples import samples
 from hpsearch.settings import Settings
 from hpsearch.storage.open import Database
 
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what a cell begins with that a spreadsheet computes
 TEMPLATE = Path(__file__).parent / "page.html"
 
 
@@ -36,19 +38,22 @@ def write(database: Database, names: Sequence[str], path: Path, settings: Settin
         StorageError: a study is not there.
         UsageError: the file cannot be written.
     """
+    if not path.name:
+        raise UsageError("-o: is empty; name the HTML file to write")
     studies = [gather(database, name) for name in dict.fromkeys(names)]
     sections = [(study, study_figures(study, settings)) for study in studies]
     shared = across(studies)
     text = page(sections, shared)
-    work = path.with_name(f".{path.name}.part")
+    work = path.with_name(f".{path.name}.{os.getpid()}.part")  # somebody else may write the same page
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         work.write_text(text, encoding="utf-8")
         work.replace(path)
     except OSError as error:
+        raise UsageError(f"-o {path}: cannot be written ({error.strerror}); name another file") from error
+    finally:
         with contextlib.suppress(OSError):
             work.unlink(missing_ok=True)
-        raise UsageError(f"-o {path}: cannot be written ({error.strerror}); name another file") from error
     return [*shared, *(figure for _, figures in sections for figure in figures)]
 
 
@@ -140,12 +145,23 @@ def _figure(figure: Figure) -> str:
 
 
 def csv_of(figure: Figure) -> str:
-    """The numbers behind a figure; what is no number is empty."""
+    """The numbers behind a figure; what is no number is empty, and no text is a formula to a spreadsheet."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(figure.columns)
-    writer.writerows([["" if _missing(cell) else cell for cell in row] for row in figure.rows])
+    writer.writerow(map(_text, figure.columns))
+    writer.writerows([["" if _missing(cell) else _text(cell) for cell in row] for row in figure.rows])
     return text.getvalue()
+
+
+def _text(cell: Cell) -> Cell:
+    """The cell; a text that spreadsheets would compute, as they do with a class called =1+1, with a quote before it."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) and not _numeric(cell) else cell
+
+
+def _numeric(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return math.isfinite(float(text))
+    return False
 
 
 def _plot(figure: Figure) -> dict[str, Any]:

@@ -15,9 +15,11 @@ from hpsearch import confirm, transfer
 from hpsearch.errors import StorageError, UsageError
 from hpsearch.export import export
 from hpsearch.final_test import final_test
+from hpsearch.report.drawing import Figure
 from hpsearch.report.evidence_figures import _curve, transferred
 from hpsearch.report.gather import gather
 from hpsearch.report.page import across, csv_of, facts_of, page, study_figures, write
+from hpsearch.report.search_figures import by_learning_rate, parallel
 from hpsearch.settings import Settings
 from hpsearch.spec import parse
 from hpsearch.statistics import estimate
@@ -25,7 +27,7 @@ from hpsearch.storage import ledger, openings
 from hpsearch.storage.open import Database, create
 from hpsearch.storage.studies import create_study, load_study, ranked
 from tests.chain import SMALL, Chain, make, silent
-from tests.studies import CANDIDATES
+from tests.studies import CANDIDATES, TINY
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +264,48 @@ def test_transfers_that_differ_in_more_than_the_size_are_not_drawn_together(whol
 
 def test_a_curve_has_a_gap_where_no_seed_has_a_number() -> None:
     assert _curve([[0.5, None, 0.7], [0.3, None, 0.9]])[:2] == ([1, 3], [pytest.approx(0.4), pytest.approx(0.8)])
+
+
+def test_no_text_is_a_formula_to_a_spreadsheet() -> None:
+    rows = [["=1+1", -1.5], ["@a", None], ["-2", 3], ["-x", 0], ["dark, light", 1]]
+    rows = list(csv.reader(io.StringIO(csv_of(Figure("key", "title", "", ["class", "+a"], rows)))))
+    assert rows == [["class", "'+a"], ["'=1+1", "-1.5"], ["'@a", ""], ["-2", "3"], ["'-x", "0"], ["dark, light", "1"]]
+
+
+def test_of_many_trials_the_best_are_drawn(whole: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpsearch.report.search_figures.MANY", 2)
+    study = gather(whole.database, "small")
+    best = {trial.number for trial in ranked(whole.search)[:2]}
+    for figure in (by_learning_rate(study), parallel(study)):
+        names = [trace["name"] for trace in figure.traces if trace.get("name")]
+        assert {int(re.findall(r"\d+", name)[0]) for name in names} == best
+        assert figure.caption.startswith("The 2 best of 4 trials")
+        assert {row[0] for row in figure.rows} == {0, 1, 2, 3}
+
+
+def test_hyperparameters_that_a_trial_does_not_have_are_empty(database: Database, tmp_path: Path) -> None:
+    create_study(database, parse(TINY, "tiny.toml"), "tiny")
+    chain = Chain(database, settings(tmp_path))
+    chain.work("tiny")
+    recorded = [trial.params.get("momentum") for trial in load_study(database, "tiny").optuna_study.trials]
+    assert None in recorded
+    table = parallel(gather(database, "tiny"))
+    assert [row[table.columns.index("momentum")] for row in table.rows] == recorded
+
+
+def test_nothing_is_left_of_a_page_that_was_interrupted(
+    whole: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write(whole.database, ["small"], tmp_path / "page.html", whole.settings)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UsageError, match="-o: is empty"):
+        write(whole.database, ["small"], Path(), whole.settings)
 
 
 def test_the_data_need_not_be_there(database: Database, tmp_path: Path) -> None:
