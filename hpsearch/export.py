@@ -41,6 +41,7 @@ from hpsearch.statistics import Estimate, estimate
 from hpsearch.storage.checkpoints import open_checkpoints, open_shelf
 from hpsearch.storage.open import Database
 from hpsearch.storage.openings import openings
+from hpsearch.storage.s3 import SCHEME
 from hpsearch.storage.studies import LoadedStudy
 from hpsearch.train.freezing import layers
 from hpsearch.train.program import Program, place
@@ -94,12 +95,14 @@ def _reaching(where: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise HpsearchError(f"{where}: {error.strerror or error}; try again once that is mended") from error
+        if str(where).startswith(SCHEME):
+            raise HpsearchError(f"{where}: {error.strerror or error}; try again once that is mended") from error
+        raise UsageError(f"{where}: cannot be written ({error.strerror}); name another folder") from error
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     """All files, or no folder."""
-    try:
+    with _reaching(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
@@ -109,8 +112,6 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
             os.rename(work, folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot be written ({error.strerror}); name another folder") from error
 
 
 def _metrics(
@@ -247,7 +248,7 @@ def read(where: str | Path) -> tuple[Metrics, StudySpec, dict[str, Tensor]]:
         HpsearchError: S3 cannot be reached.
     """
     shelf = open_shelf(where)
-    if isinstance(shelf, Folder) and not shelf.path.is_dir():
+    if isinstance(shelf, Folder) and not os.path.isdir(shelf.path):  # Path.is_dir raises for a name that is too long
         raise UsageError(f"{where}: there is no such folder; give the folder that `hpsearch export -o` wrote")
     sums = _sums(where, _got(shelf, where, SUMS))
     files = {name: _checked(f"{where}/{name}", _got(shelf, where, name), sums[name]) for name in FILES}

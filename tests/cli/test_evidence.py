@@ -122,6 +122,13 @@ def test_a_confirmation_of_which_every_candidate_failed(folder: Path, tmp_path: 
         assert "hpsearch trials small-confirm" in one_line(tmp_path, *command)
 
 
+def test_folders_that_the_system_refuses(folder: Path) -> None:
+    name = "x" * 300
+    assert "File name too long" in one_line(folder, "export", "small", "-o", name)
+    assert "no such folder" in one_line(folder, "verify", name)
+    assert "no such folder" in one_line(folder, "transfer", name, "--data", "digits:5-9")
+
+
 def test_labels_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(["candidate [b]", ""], [["wide [adam] [/b]", ":car:"]])
     said = capsys.readouterr().out
