@@ -118,7 +118,8 @@ def _section(study: Gathered, figures: Sequence[Figure]) -> str:
 def facts_of(study: Gathered) -> list[tuple[str, str]]:
     """The study in a few words and numbers."""
     now, spec = study.progress, study.spec
-    state = "finished" if now.done else "running" if now.running else "waiting for workers"
+    wanted = "waiting for workers" if now.state == "running" else now.state  # else people have paused or stopped it
+    state = "finished" if now.done else "running" if now.running else wanted
     if not study.begun:
         state = "empty: no trial has begun"
     best = "none yet" if now.best_value is None else f"{short(now.best_value)} in trial {now.best_number}"

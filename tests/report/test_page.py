@@ -15,17 +15,20 @@ from hpsearch import confirm, transfer
 from hpsearch.errors import StorageError, UsageError
 from hpsearch.export import export
 from hpsearch.final_test import final_test
+from hpsearch.interrupt import Interruption
 from hpsearch.report.drawing import Figure
 from hpsearch.report.evidence_figures import _curve, transferred
 from hpsearch.report.gather import gather
 from hpsearch.report.page import across, csv_of, facts_of, page, study_figures, write
+from hpsearch.report.samples import samples
 from hpsearch.report.search_figures import by_learning_rate, parallel
 from hpsearch.settings import Settings
 from hpsearch.spec import parse
 from hpsearch.statistics import estimate
-from hpsearch.storage import ledger, openings
+from hpsearch.storage import fleet, ledger, openings
 from hpsearch.storage.open import Database, create
 from hpsearch.storage.studies import create_study, load_study, ranked
+from hpsearch.worker import run
 from tests.chain import SMALL, Chain, make, silent
 from tests.studies import CANDIDATES, TINY
 
@@ -164,9 +167,6 @@ def database(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize("num", [0, 1])
 def test_an_empty_study_and_one_with_a_single_trial(num: int, database: Database, tmp_path: Path) -> None:
-    from hpsearch.interrupt import Interruption
-    from hpsearch.worker import run
-
     for text, name in ((SMALL, "small"), (CANDIDATES, "three")):
         create_study(database, parse(text, "x.toml"), name)
         list(run(database, name, settings(tmp_path), Interruption(), num))
@@ -179,8 +179,6 @@ def test_an_empty_study_and_one_with_a_single_trial(num: int, database: Database
 
 def test_a_running_study_with_a_trial_that_diverged(database: Database, tmp_path: Path) -> None:
     from hpsearch.events import EpochDone
-    from hpsearch.interrupt import Interruption
-    from hpsearch.worker import run
 
     text = SMALL.replace("learning_rate = 0.002", "learning_rate = 0.002\n", 1).replace("high = 1e-1", "high = 1e9")
     create_study(database, parse(text, "small.toml"), "small")
@@ -264,6 +262,29 @@ def test_transfers_that_differ_in_more_than_the_size_are_not_drawn_together(whol
 
 def test_a_curve_has_a_gap_where_no_seed_has_a_number() -> None:
     assert _curve([[0.5, None, 0.7], [0.3, None, 0.9]])[:2] == ([1, 3], [pytest.approx(0.4), pytest.approx(0.8)])
+
+
+def test_a_report_downloads_no_images(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def download(*given: object, **_: object) -> None:
+        asked.append(given)
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", download)
+    create_study(database, parse(SMALL.replace("digits:0-4", "cifar100"), "small.toml"), "small")
+    figure = samples(gather(database, "small"), settings(tmp_path))
+    assert "cifar100 is not here" in figure.caption
+    assert asked == []
+
+
+def test_a_study_that_people_have_paused_or_stopped_waits_for_no_worker(database: Database, tmp_path: Path) -> None:
+    create_study(database, parse(SMALL.replace("epochs = 3", "epochs = 1"), "small.toml"), "small", 2)
+    study = load_study(database, "small")
+    list(run(database, "small", settings(tmp_path), Interruption(), 1))
+    for state, wanted in (("running", "waiting for workers"), ("paused", "paused"), ("stopped", "stopped")):
+        fleet.control(database, study.study_id, state)
+        assert dict(facts_of(gather(database, "small")))["state"] == wanted
 
 
 def test_no_text_is_a_formula_to_a_spreadsheet() -> None:
