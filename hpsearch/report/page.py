@@ -21,13 +21,14 @@ from typing import Any
 
 from hpsearch.errors import UsageError
 from hpsearch.report import evidence_figures, search_figures
-from hpsearch.report.drawing import Cell, Figure, short, words
+from hpsearch.report.drawing import Cell, Figure, plain, short, words
 from hpsearch.report.gather import Gathered, gather
 from hpsearch.report.samples import samples
 from hpsearch.settings import Settings
 from hpsearch.storage.open import Database
 
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what a cell begins with that a spreadsheet computes
+NAMES = ("name", "x", "y")  # where names of studies, candidates and classes stand in a trace
 TEMPLATE = Path(__file__).parent / "page.html"
 
 
@@ -167,7 +168,8 @@ def _numeric(text: str) -> bool:
 
 def _plot(figure: Figure) -> dict[str, Any]:
     layout = dict(figure.layout)
-    return {"data": _finite(list(figure.traces)), "minWidth": layout.pop("minWidth", 0), "layout": _finite(layout)}
+    traces = [{key: plain(value) if key in NAMES else value for key, value in trace.items()} for trace in figure.traces]
+    return {"data": _finite(traces), "minWidth": layout.pop("minWidth", 0), "layout": _finite(layout)}
 
 
 def _finite(value: Any) -> Any:

@@ -16,8 +16,8 @@ from hpsearch.errors import StorageError, UsageError
 from hpsearch.export import export
 from hpsearch.final_test import final_test
 from hpsearch.interrupt import Interruption
-from hpsearch.report.drawing import Figure
-from hpsearch.report.evidence_figures import _curve, transferred
+from hpsearch.report.drawing import COLOURS, Figure, interval_dots, label_axis
+from hpsearch.report.evidence_figures import _curve, confusion, transferred
 from hpsearch.report.gather import gather
 from hpsearch.report.page import across, csv_of, facts_of, page, study_figures, write
 from hpsearch.report.samples import samples
@@ -235,6 +235,21 @@ def test_the_test_of_another_study_of_the_name_is_not_that_of_a_confirmation(who
         openings.begin(database, load_study(database, "small"), 0, {"results": []})
         assert gather(database, "small-confirm").tested_elsewhere == ()
     assert gather(whole.database, "small-confirm").tested_elsewhere
+
+
+def test_labels_are_no_markup_to_plotly(whole: Chain) -> None:
+    """It makes a link of <a href="...">, in legends, ticks and categories."""
+    study, label = gather(whole.database, "small"), '<a href="https://elsewhere.example">a & b</a>'
+    traces = [interval_dots(label, [0], [0.5], [0.4], [0.6], COLOURS[0])]
+    figures = [
+        Figure("dots", "Dots", "", [], [], traces, {"yaxis": label_axis([label])}),
+        confusion("matrix", "Matrix", [[1, 0], [0, 1]], ["0", label], 1),
+    ]
+    made = drawn(page([(study, figures)], []))
+    shown = '&lt;a href="https://elsewhere.example">a &amp; b&lt;/a>'
+    assert made["dots"]["data"][0]["name"] == made["dots"]["layout"]["yaxis"]["ticktext"][0] == shown
+    assert made["matrix"]["data"][0]["x"] == made["matrix"]["data"][0]["y"] == ["0", shown]
+    assert [row[0] for row in figures[1].rows] == ["0", label]
 
 
 def test_no_name_of_a_study_stands_in_the_way_of_a_figure(database: Database, tmp_path: Path) -> None:
