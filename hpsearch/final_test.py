@@ -42,7 +42,8 @@ def final_test(
             f"study {study.name}: confirms {link['study']}, whose test split is opened once, for the winner of both; "
             f"run `hpsearch final-test {link['study']}`"
         )
-    before = openings.openings(database, study)
+    known = openings.numbered(database, study)
+    before, number = list(known.values()), max(known, default=-1) + 1
     if before and not again:
         raise UsageError(
             f"study {study.name}: its test split was opened on {before[-1]['time']}; a second look makes it a second "
@@ -54,18 +55,18 @@ def final_test(
     dataset = dataset_of(tested[0].study.spec, settings)
     networks = [[network(one.study, trial, dataset, settings, say) for trial in one.trials] for one in tested]
     record = _opening(study, tested, dataset, again if before else None)
-    openings.begin(database, study, len(before), record)
+    openings.begin(database, study, number, record)
     try:
         sealed = open_seal(_source(study, settings), dataset.classes)
     except DataError:
-        openings.withdraw(database, study, len(before))
+        openings.withdraw(database, study, number)
         raise
     found = [
         _result(one, [probabilities(net, sealed.images, dataset) for net in nets], sealed)
         for one, nets in zip(tested, networks, strict=True)
     ]
     record |= {"num_images": len(sealed.labels), "result": found[0], "results": found}
-    openings.complete(database, study, len(before), record)
+    openings.complete(database, study, number, record)
     return record
 
 

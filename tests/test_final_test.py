@@ -207,6 +207,18 @@ def test_a_study_over_seeds_is_tested_when_it_has_ended(sqlite: Database, tmp_pa
     assert record["again"] is None  # it is the first
 
 
+def test_after_one_that_was_withdrawn_it_can_be_opened_again(sqlite: Database, tmp_path: Path) -> None:
+    """Somebody's first look came to nothing while somebody else's second one went on."""
+    made = plain(sqlite, tmp_path, 1)
+    made.work("plain")
+    study = load_study(sqlite, "plain")
+    for number in (0, 1):
+        openings.begin(sqlite, study, number, {"time": "earlier"})
+    openings.withdraw(sqlite, study, 0)
+    assert final_test(sqlite, study, made.settings, "the others are gone", silent)["again"]
+    assert list(openings.numbered(sqlite, study)) == [1, 2]
+
+
 def make_settings(home: Path):  # type: ignore[no-untyped-def]
     from hpsearch.settings import Settings
 
