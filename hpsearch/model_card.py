@@ -46,10 +46,10 @@ def card(metrics: Metrics, *, opened: bool) -> str:
     """The README.md of an export: what it is, and the evidence for it; `opened`: whether the test split ever was."""
     m = metrics
     lines = [
-        f"# {m.model.name} on {m.data.name}",
+        f"# {m.model.name} on {_cell(m.data.name)}",
         "",
         f"{m.model.num_parameters:,} parameters, {len(m.model.classes)} classes; made by hpsearch {m.hpsearch_version} "
-        f"on {m.created}. Rank {m.rank}: {m.label}.",
+        f"on {m.created}. Rank {m.rank}: {_cell(m.label)}.",
         "",
         "```python",
         "import hpsearch",
@@ -61,14 +61,14 @@ def card(metrics: Metrics, *, opened: bool) -> str:
         "",
         "| what | value |",
         "| --- | --- |",
-        *(f"| {what} | {value} |" for what, value in _evidence(m, opened)),
+        *(f"| {_cell(what)} | {_cell(value)} |" for what, value in _evidence(m, opened)),
         "",
         *_importances(m),
         "## Configuration",
         "",
         "| hyperparameter | value |",
         "| --- | --- |",
-        *(f"| {name} | {value} |" for name, value in m.configuration.items() if value is not None),
+        *(f"| {name} | {_cell(str(value))} |" for name, value in m.configuration.items() if value is not None),
         "",
         "## Preprocessing",
         "",
@@ -76,7 +76,7 @@ def card(metrics: Metrics, *, opened: bool) -> str:
         f"(bicubic, antialiased), scaled to 0..1; mean {_numbers(m.preprocessing.mean)} subtracted, divided by "
         f"{_numbers(m.preprocessing.std)}.",
         "",
-        "Classes, in the order of the outputs: " + ", ".join(m.model.classes) + ".",
+        "Classes, in the order of the outputs: " + ", ".join(map(_cell, m.model.classes)) + ".",
         "",
         "`hpsearch verify THIS FOLDER` checks the checksums, the schema, and that the weights give the validation",
         "accuracy that is stated here.",
@@ -130,6 +130,11 @@ def _interval(found: Estimate) -> str:
     if found.low is None or found.high is None:
         return f"{found.mean:.4f}"
     return f"{found.mean:.4f} (95 % interval {found.low:.4f} to {found.high:.4f}, {found.num} seeds)"
+
+
+def _cell(text: str) -> str:
+    """A text that ends no cell of a table, and is no markup."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 def _numbers(values: list[float]) -> str:

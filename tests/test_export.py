@@ -20,7 +20,7 @@ from hpsearch import catalogue, export_schema
 from hpsearch.errors import HpsearchError, UsageError
 from hpsearch.export import export, pinned, read, verify
 from hpsearch.export_schema import FILES, SUMS
-from hpsearch.model_card import config
+from hpsearch.model_card import card, config
 from hpsearch.recipe import Recipe
 from hpsearch.settings import Settings
 from hpsearch.storage.checkpoints import open_checkpoints
@@ -123,6 +123,18 @@ def test_other_ranks_and_searches_without_confirmation(chain: Chain, tmp_path: P
         assert made.label == f"trial {ranked(load_study(database, 'bare'))[0].number}"
     assert "partly luck" in (tmp_path / "bare" / "README.md").read_text()
     assert not (tmp_path / "none").exists()
+
+
+def test_a_label_ends_no_cell_of_the_model_card(folder: Path) -> None:
+    metrics, _, _ = read(folder)
+    assert metrics.confirmation is not None
+    label = "adam | <b>wide</b>"
+    confirmation = metrics.confirmation.model_copy(update={"not_told_apart": [label]})
+    changed = metrics.model_copy(update={"label": label, "confirmation": confirmation})
+    text = card(changed, opened=False)
+    (row,) = [line for line in text.splitlines() if line.startswith("| cannot be told")]
+    assert row.replace(r"\|", "").count("|") == 3
+    assert "<b>" not in text
 
 
 # What is wrong with it
