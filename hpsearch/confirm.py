@@ -19,6 +19,7 @@ from hpsearch.errors import StorageError, UsageError
 from hpsearch.recipe import Recipe
 from hpsearch.search.racing import standing, values
 from hpsearch.search.samplers import corner
+from hpsearch.sections import Metric, Objective
 from hpsearch.spec import StudySpec
 from hpsearch.statistics import Estimate, Race, estimate
 from hpsearch.storage.open import Database
@@ -27,7 +28,7 @@ from hpsearch.storage.studies import RECIPE_KEY, LoadedStudy, create_study, load
 LINK_KEY = "hpsearch:link"  # study attribute: which study this one belongs to, and where its candidates come from
 CONFIRM = "confirm"
 DEFAULT_TOP, DEFAULT_SEEDS = 5, 5
-PAIRED = ("seed", "stream_seed")  # what differs between the trials of one configuration
+PAIRED = ("seed", "stream_seed", "stream_offset")  # what differs between the trials of one configuration
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Confirmation:
 
     study: str
     confirms: str
-    metric: str
+    metric: Metric
     num_seeds: int
     seeds_done: int
     standings: tuple[Standing, ...]
@@ -72,6 +73,19 @@ class Confirmation:
     def finished(self) -> bool:
         """Whether every candidate that is still in the race has all seeds."""
         return self.seeds_done == self.num_seeds and bool(self.standings) and self.standings[0].in_set
+
+    @property
+    def lost(self) -> bool:
+        """Whether no candidate is left: of each a trial diverged or failed."""
+        return bool(self.standings) and not any(one.in_set for one in self.standings)
+
+    @property
+    def promised(self) -> Standing | None:
+        """The candidate of which the search reported the best value; None if it reported none."""
+        lowest = Objective(metric=self.metric).direction == "minimize"
+        reported = [one for one in self.standings if one.origin.value is not None]
+        key = lambda one: one.origin.value  # noqa: E731
+        return (min if lowest else max)(reported, key=key, default=None)
 
 
 def name_of(study: str) -> str:
@@ -100,15 +114,16 @@ def create(database: Database, study: LoadedStudy, top: int, num_seeds: int) -> 
         raise UsageError(f"study {study.name}: has one configuration only, so there is nothing to compare; train more")
     used = {trial.user_attrs.get(RECIPE_KEY, {}).get("seed") for trial in study.optuna_study.get_trials(deepcopy=False)}
     seeds = list(islice((seed for seed in count() if seed not in used), num_seeds))
-    confirming = _spec(spec, candidates, seeds)
+    name = name_of(study.name)  # which is not that of the file where --study-name gave another
+    confirming = _spec(study, candidates, seeds)
     link = {
         "kind": CONFIRM,
         "study": study.name,
         "created": study.created,
         "candidates": [asdict(origin) for origin, _ in candidates],
     }
-    create_study(database, confirming, confirming.name, attributes={LINK_KEY: json.dumps(link)})
-    return load_study(database, confirming.name)
+    create_study(database, confirming, name, attributes={LINK_KEY: json.dumps(link)})
+    return load_study(database, name)
 
 
 def find(database: Database, study: LoadedStudy) -> LoadedStudy | None:
@@ -154,9 +169,14 @@ def result(study: LoadedStudy) -> Confirmation:
 
 
 def candidate_trials(study: LoadedStudy, number: int) -> list[FrozenTrial]:
-    """The completed trials of one candidate, by seed."""
-    trials = (trial for trial in study.optuna_study.get_trials(deepcopy=False) if trial.value is not None)
-    return [t for t in trials if study.spec.place(t.number)[0] == number and t.state.name == "COMPLETE"]
+    """The completed trials of one candidate, by seed; without those beyond the seeds that all candidates have."""
+    spec, found = study.spec, []
+    for trial in study.optuna_study.get_trials(deepcopy=False):
+        candidate, block = spec.place(trial.number)
+        paired = block < len(spec.seeds) or not spec.candidates
+        if candidate == number and paired and trial.state.name == "COMPLETE" and trial.value is not None:
+            found.append(trial)
+    return found
 
 
 def configuration(recipe: Recipe) -> dict[str, Any]:
@@ -179,8 +199,9 @@ def _candidates(study: LoadedStudy, best: Sequence[FrozenTrial], top: int) -> li
             label = f"trial {trial.number}" + (" (first)" if trial.number == 0 else "")
             complete = trial.value if trial.state.name == "COMPLETE" else None
             found[key] = (Origin(label, trial.number, complete), values)
-    lowest = {name: value for name, value in corner(study.spec).items() if name.startswith("peak_learning_rate")}
-    default = configuration(study.spec.recipe(lowest, 0, 0))  # of a peak rate, which has no default, the lowest
+    given = {name: value for name, value in corner(study.spec).items() if name.startswith("peak_learning_rate")}
+    given |= {"epochs": study.spec.max_epochs} if "epochs" in study.spec.space else {}  # as long as any other
+    default = configuration(study.spec.recipe(given, 0, 0))  # of a peak rate, which has no default, the lowest
     found.setdefault(json.dumps(default, sort_keys=True), (Origin("default", None, None), default))
     if study.spec.model.export:  # what the export's weights are worth: the best configuration without them
         _, best_values = next(iter(found.values()))
@@ -189,11 +210,12 @@ def _candidates(study: LoadedStudy, best: Sequence[FrozenTrial], top: int) -> li
     return list(found.values())
 
 
-def _spec(spec: StudySpec, candidates: Sequence[tuple[Origin, Mapping[str, Any]]], seeds: list[int]) -> StudySpec:
+def _spec(study: LoadedStudy, candidates: Sequence[tuple[Origin, Mapping[str, Any]]], seeds: list[int]) -> StudySpec:
+    spec = study.spec
     tables = {key: value for key, value in spec.to_tables().items() if key in ("seed", "model", "data", "objective")}
     tables |= {
         "name": name_of(spec.name),
-        "description": f"The best configurations of {spec.name}, trained again from {len(seeds)} new seeds each",
+        "description": f"The best configurations of {study.name}, trained again from {len(seeds)} new seeds each",
         "seeds": seeds,
         "training": {"epochs": max(values["epochs"] for _, values in candidates)},
         "pruner": {"name": "race"},

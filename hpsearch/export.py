@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +41,7 @@ from hpsearch.statistics import Estimate, estimate
 from hpsearch.storage.checkpoints import open_checkpoints, open_shelf
 from hpsearch.storage.open import Database
 from hpsearch.storage.openings import openings
+from hpsearch.storage.s3 import SCHEME
 from hpsearch.storage.studies import LoadedStudy
 from hpsearch.train.freezing import layers
 from hpsearch.train.program import Program, place
@@ -76,7 +77,7 @@ def export(
         CONFIG: config(one.study.spec, recipe_of(one.middle)).encode(),
         MODEL: save_tensors({name: tensor.contiguous() for name, tensor in model.state_dict().items()}),
         METRICS: (json.dumps(metrics.model_dump(), indent=1) + "\n").encode(),
-        CARD: card(metrics).encode(),
+        CARD: card(metrics, opened=bool(openings(database, study))).encode(),
     }
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
     files[SUMS] = sums.encode()  # the last one: without it nothing counts as an export
@@ -94,12 +95,14 @@ def _reaching(where: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise HpsearchError(f"{where}: {error.strerror or error}; try again once that is mended") from error
+        if str(where).startswith(SCHEME):
+            raise HpsearchError(f"{where}: {error.strerror or error}; try again once that is mended") from error
+        raise UsageError(f"{where}: cannot be written ({error.strerror}); name another folder") from error
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     """All files, or no folder."""
-    try:
+    with _reaching(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
@@ -109,8 +112,6 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
             os.rename(work, folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot be written ({error.strerror}); name another folder") from error
 
 
 def _metrics(
@@ -124,8 +125,6 @@ def _metrics(
             f"trial {trial.number} of {one.study.name}: its weights give a validation accuracy of {accuracy:.4f} here, "
             f"and {recorded:.4f} is recorded; export it on the machine that trained it"
         )
-    given = {name: value for name in HYPERPARAMETERS if (value := getattr(recipe, name)) is not None}
-    channels, height, _width = dataset.train_images.shape[1:]
     content = {
         "schema_version": SCHEMA_VERSION,
         "hpsearch_version": version("hpsearch"),
@@ -134,6 +133,27 @@ def _metrics(
         "rank": rank,
         "metric": one.study.spec.objective.metric,
         "configuration": recipe.as_dict(),
+        **_about(dataset, model, recipe),
+        "weights": {
+            "study": one.study.name,
+            "trial": trial.number,
+            "seed": recipe.seed,
+            "epochs": recipe.epochs,
+            "validation_accuracy": accuracy,
+            "validation_loss": loss,
+        },
+        "search": _search(study),
+        "confirmation": _confirmation(one),
+        "test": _test(database, study),
+    }
+    return Metrics.model_validate(content)
+
+
+def _about(dataset: DataSet, model: nn.Module, recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """What the data and the network alone decide: `verify` compares it."""
+    given = {name: value for name in HYPERPARAMETERS if (value := getattr(recipe, name)) is not None}
+    channels, height, _width = dataset.train_images.shape[1:]
+    return {
         "model": {
             "name": recipe.model,
             "hyperparameters": given,
@@ -152,19 +172,7 @@ def _metrics(
             "num_train": len(dataset.train_labels),
             "num_validation": len(dataset.validation_labels),
         },
-        "weights": {
-            "study": one.study.name,
-            "trial": trial.number,
-            "seed": recipe.seed,
-            "epochs": recipe.epochs,
-            "validation_accuracy": accuracy,
-            "validation_loss": loss,
-        },
-        "search": _search(study),
-        "confirmation": _confirmation(one),
-        "test": _test(database, study),
     }
-    return Metrics.model_validate(content)
 
 
 def _search(study: LoadedStudy) -> dict[str, Any] | None:
@@ -215,13 +223,14 @@ def _confirmation(one: Chosen) -> dict[str, Any] | None:
 
 
 def _test(database: Database, study: LoadedStudy) -> dict[str, Any] | None:
-    made = [record for record in openings(database, study) if "result" in record]
+    looks = openings(database, study)
+    made = [record for record in looks if "result" in record]  # the others ended while the split was open
     if not made:
         return None
     result = made[0]["result"]  # the first look is the one that counts
     keys = ("num", "mean", "std", "low", "high")
     content = {name: {key: result[name][key] for key in keys} for name in ("accuracy", "macro_f1", "calibration_error")}
-    return {"time": made[0]["time"], "openings": len(made), "label": result["label"], **content}
+    return {"time": made[0]["time"], "openings": len(looks), "label": result["label"], **content}
 
 
 def _estimate(found: Estimate) -> dict[str, Any]:
@@ -239,7 +248,7 @@ def read(where: str | Path) -> tuple[Metrics, StudySpec, dict[str, Tensor]]:
         HpsearchError: S3 cannot be reached.
     """
     shelf = open_shelf(where)
-    if isinstance(shelf, Folder) and not shelf.path.is_dir():
+    if isinstance(shelf, Folder) and not os.path.isdir(shelf.path):  # Path.is_dir raises for a name that is too long
         raise UsageError(f"{where}: there is no such folder; give the folder that `hpsearch export -o` wrote")
     sums = _sums(where, _got(shelf, where, SUMS))
     files = {name: _checked(f"{where}/{name}", _got(shelf, where, name), sums[name]) for name in FILES}
@@ -311,7 +320,7 @@ def build(metrics: Metrics, tensors: Mapping[str, Tensor], where: str | Path) ->
     Raises:
         UsageError: the weights are not those of the network.
     """
-    recipe = Recipe(**metrics.configuration)
+    recipe = _recipe(metrics, where)
     prepared = metrics.preprocessing
     shape = (prepared.channels, prepared.image_size, prepared.image_size)
     constructor = catalogue.load("hpsearch.models", metrics.model.name)
@@ -327,6 +336,16 @@ def build(metrics: Metrics, tensors: Mapping[str, Tensor], where: str | Path) ->
     return model.eval()
 
 
+def _recipe(metrics: Metrics, where: str | Path) -> Recipe:
+    try:
+        return Recipe(**metrics.configuration)
+    except TypeError as error:  # hyperparameters of a later hpsearch, or one that is missing
+        known = {field.name for field in fields(Recipe)}
+        foreign = ", ".join(sorted(metrics.configuration.keys() - known))
+        problem = f"has {foreign}, which this hpsearch does not know; install a newer one" if foreign else str(error)
+        raise UsageError(f"{where}/{METRICS}: configuration: {problem}") from error
+
+
 def verify(where: str | Path, settings: Settings) -> list[str]:
     """Check all that an export claims, its validation accuracy by predicting; a sentence for each check.
 
@@ -339,14 +358,19 @@ def verify(where: str | Path, settings: Settings) -> list[str]:
     done = [f"checksums: {len(FILES)} files are as they were exported", f"schema: version {metrics.schema_version}"]
     done.append(f"{CONFIG}: a valid study of {spec.model.name} on {spec.data.name}")
     done.append(f"{MODEL}: {metrics.model.num_parameters} parameters that fit {metrics.model.name}")
-    recipe = spec.recipe({}, spec.seeds[0], 0)
-    if replace(recipe, stream_seed=0) != replace(Recipe(**metrics.configuration), stream_seed=0):
+    recipe = spec.recipe({}, spec.seeds[0], 0) if len(spec.seeds) == 1 and not spec.candidates else None
+    if recipe is None or replace(recipe, stream_seed=0) != replace(_recipe(metrics, where), stream_seed=0):
         raise UsageError(f"{where}/{CONFIG}: trains another configuration than {METRICS} states; export again")
     dataset = dataset_of(spec, settings)
     if dataset.fingerprint != metrics.data.fingerprint:
         raise UsageError(
             f"{where}: {spec.data.name} is not the data set of the export here (its fingerprint differs); "
             "check the accuracy where the same images are"
+        )
+    own, stated = _about(dataset, model, recipe), metrics.model_dump()
+    if differ := [f"{part}.{key}" for part, keys in own.items() for key in keys if stated[part][key] != keys[key]]:
+        raise UsageError(
+            f"{where}/{METRICS}: {', '.join(differ)} are not those of the data or the network; export again"
         )
     _, accuracy = Program(recipe, model, place(dataset, "cpu")).validate()
     claimed = metrics.weights.validation_accuracy

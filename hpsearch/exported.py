@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from hpsearch.data.folder import upright
 from hpsearch.data.images import resized
 from hpsearch.errors import UsageError
 from hpsearch.export import build, read
@@ -44,7 +45,7 @@ class Exported(nn.Module):
         """
         wanted = self.metrics.preprocessing
         if isinstance(images, Image.Image):
-            converted = images.convert("RGB" if wanted.channels == 3 else "L")
+            converted = upright(images).convert("RGB" if wanted.channels == 3 else "L")
             images = np.atleast_3d(np.asarray(converted)).transpose(2, 0, 1)
         array = images.cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
         array = array[None] if array.ndim == 3 else array

@@ -32,10 +32,18 @@ def final_test(
     """Test the study's winner over all of its seeds; of a comparison with a target, every candidate. The record.
 
     Raises:
-        UsageError: nothing is confirmed yet, or the split was opened before and `again` gives no reason.
+        UsageError: nothing is confirmed yet, the study confirms another one, or the split was opened before and `again`
+            gives no reason.
         DataError: there is no test split, or it cannot be read; nothing is recorded then.
     """
-    before = openings.openings(database, study)
+    link = confirm.link_of(study)
+    if link.get("kind") == confirm.CONFIRM:
+        raise UsageError(
+            f"study {study.name}: confirms {link['study']}, whose test split is opened once, for the winner of both; "
+            f"run `hpsearch final-test {link['study']}`"
+        )
+    known = openings.numbered(database, study)
+    before, number = list(known.values()), max(known, default=-1) + 1
     if before and not again:
         raise UsageError(
             f"study {study.name}: its test split was opened on {before[-1]['time']}; a second look makes it a second "
@@ -43,22 +51,22 @@ def final_test(
             "give the reason with --again REASON, and the record shows it"
         )
     chosen = choose(database, study)
-    tested = chosen if confirm.link_of(study).get("kind") == "transfer" else chosen[:1]
+    tested = chosen if link.get("kind") == "transfer" else chosen[:1]
     dataset = dataset_of(tested[0].study.spec, settings)
     networks = [[network(one.study, trial, dataset, settings, say) for trial in one.trials] for one in tested]
-    record = _opening(study, tested, dataset, again)
-    openings.begin(database, study, len(before), record)
+    record = _opening(study, tested, dataset, again if before else None)
+    openings.begin(database, study, number, record)
     try:
         sealed = open_seal(_source(study, settings), dataset.classes)
     except DataError:
-        openings.withdraw(database, study, len(before))
+        openings.withdraw(database, study, number)
         raise
     found = [
         _result(one, [probabilities(net, sealed.images, dataset) for net in nets], sealed)
         for one, nets in zip(tested, networks, strict=True)
     ]
     record |= {"num_images": len(sealed.labels), "result": found[0], "results": found}
-    openings.complete(database, study, len(before), record)
+    openings.complete(database, study, number, record)
     return record
 
 

@@ -22,8 +22,8 @@ def config(spec: StudySpec, recipe: Recipe) -> str:
         "# Trains the network of this export again.",
         f"# Run: hpsearch create-study config.toml && hpsearch worker {spec.name}-export",
         "",
-        f"name = {json.dumps(spec.name + '-export')}",
-        f"description = {json.dumps(f'One trial of {spec.name} again')}",
+        f"name = {_text(spec.name + '-export')}",
+        f"description = {_text(f'One trial of {spec.name} again')}",
         f"seeds = [{recipe.seed}]",
         *_table("model", model),
         *_table("data", data),
@@ -34,17 +34,22 @@ def config(spec: StudySpec, recipe: Recipe) -> str:
 
 
 def _table(name: str, values: Mapping[str, Any]) -> list[str]:
-    return ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+    return ["", f"[{name}]", *(f"{key} = {_text(value)}" for key, value in values.items())]
 
 
-def card(metrics: Metrics) -> str:
-    """The README.md of an export: what it is, and the evidence for it."""
+def _text(value: Any) -> str:
+    """A value as TOML, in which a character beyond the 16 bits of JSON's escapes must stand as it is."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def card(metrics: Metrics, *, opened: bool) -> str:
+    """The README.md of an export: what it is, and the evidence for it; `opened`: whether the test split ever was."""
     m = metrics
     lines = [
-        f"# {m.model.name} on {m.data.name}",
+        f"# {m.model.name} on {_cell(m.data.name)}",
         "",
         f"{m.model.num_parameters:,} parameters, {len(m.model.classes)} classes; made by hpsearch {m.hpsearch_version} "
-        f"on {m.created}. Rank {m.rank}: {m.label}.",
+        f"on {m.created}. Rank {m.rank}: {_cell(m.label)}.",
         "",
         "```python",
         "import hpsearch",
@@ -56,14 +61,14 @@ def card(metrics: Metrics) -> str:
         "",
         "| what | value |",
         "| --- | --- |",
-        *(f"| {what} | {value} |" for what, value in _evidence(m)),
+        *(f"| {_cell(what)} | {_cell(value)} |" for what, value in _evidence(m, opened)),
         "",
         *_importances(m),
         "## Configuration",
         "",
         "| hyperparameter | value |",
         "| --- | --- |",
-        *(f"| {name} | {value} |" for name, value in m.configuration.items() if value is not None),
+        *(f"| {name} | {_cell(str(value))} |" for name, value in m.configuration.items() if value is not None),
         "",
         "## Preprocessing",
         "",
@@ -71,7 +76,7 @@ def card(metrics: Metrics) -> str:
         f"(bicubic, antialiased), scaled to 0..1; mean {_numbers(m.preprocessing.mean)} subtracted, divided by "
         f"{_numbers(m.preprocessing.std)}.",
         "",
-        "Classes, in the order of the outputs: " + ", ".join(m.model.classes) + ".",
+        "Classes, in the order of the outputs: " + ", ".join(map(_cell, m.model.classes)) + ".",
         "",
         "`hpsearch verify THIS FOLDER` checks the checksums, the schema, and that the weights give the validation",
         "accuracy that is stated here.",
@@ -79,7 +84,7 @@ def card(metrics: Metrics) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _evidence(m: Metrics) -> list[tuple[str, str]]:
+def _evidence(m: Metrics, opened: bool) -> list[tuple[str, str]]:
     rows = [
         ("these weights, validation accuracy", f"{m.weights.validation_accuracy:.4f} (seed {m.weights.seed})"),
         ("these weights, validation loss", f"{m.weights.validation_loss:.4f}"),
@@ -94,9 +99,10 @@ def _evidence(m: Metrics) -> list[tuple[str, str]]:
         if c.not_told_apart:
             rows.append(("cannot be told from the best", ", ".join(c.not_told_apart)))
     if m.test is None:
-        rows.append(("test split", "never opened for this study"))
+        unknown = "opened for this study, and no result was recorded" if opened else "never opened for this study"
+        rows.append(("test split", unknown))
     else:
-        once = "once" if m.test.openings == 1 else f"{m.test.openings} times; this is the first"
+        once = "once" if m.test.openings == 1 else f"{m.test.openings} times; this is the first result"
         rows.append((f"test accuracy ({m.test.label})", f"{_interval(m.test.accuracy)}; opened {once}, {m.test.time}"))
         rows.append(("test macro F1", _interval(m.test.macro_f1)))
         rows.append(("expected calibration error", _interval(m.test.calibration_error)))
@@ -124,6 +130,11 @@ def _interval(found: Estimate) -> str:
     if found.low is None or found.high is None:
         return f"{found.mean:.4f}"
     return f"{found.mean:.4f} (95 % interval {found.low:.4f} to {found.high:.4f}, {found.num} seeds)"
+
+
+def _cell(text: str) -> str:
+    """A text that ends no cell of a table, and is no markup."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 def _numbers(values: list[float]) -> str:

@@ -3,9 +3,11 @@
 [training], [space] and [[first]] hold hyperparameters instead; their rules are `recipe.RULES`.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
+
+Metric: TypeAlias = Literal["validation_accuracy", "validation_loss"]
 
 
 class Section(BaseModel):
@@ -76,7 +78,7 @@ class Budget(Section):
 class Objective(Section):
     """[objective]: what makes a trial better than another."""
 
-    metric: Literal["validation_accuracy", "validation_loss"] = Field(
+    metric: Metric = Field(
         "validation_accuracy", description="validation_accuracy (the higher the better) or validation_loss (the lower)"
     )
 

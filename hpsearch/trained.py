@@ -23,7 +23,7 @@ from hpsearch.settings import Settings
 from hpsearch.spec import StudySpec
 from hpsearch.storage.checkpoints import open_checkpoints
 from hpsearch.storage.open import Database
-from hpsearch.storage.studies import RECIPE_KEY, LoadedStudy, ranked
+from hpsearch.storage.studies import RECIPE_KEY, LoadedStudy, progress, ranked
 from hpsearch.train.program import Program, place
 
 Say = Callable[[str], None]
@@ -55,16 +55,28 @@ def recipe_of(trial: FrozenTrial) -> Recipe:
 def choose(database: Database, study: LoadedStudy, *, confirmed: bool = True) -> list[Chosen]:
     """The configurations of a study that can be tested or exported, the best first.
 
-    Those of a search are taken from its confirmation; with `confirmed=False` from the search itself if there is none.
+    Those of a search are taken from its confirmation; with `confirmed=False` from the search itself if there is none. A
+    study over seeds must have ended, unless `confirmed=False`.
 
     Raises:
         UsageError: nothing can be chosen yet; it says what to do.
     """
     if not study.spec.space:
+        if confirmed and (now := progress(database, study)).unfinished:
+            raise UsageError(
+                f"study {study.name}: {now.finished} of its {now.max_trials} trials have ended; "
+                f"run `hpsearch worker {study.name}` first"
+            )
         return _over_seeds(study)
     confirming = confirm.find(database, study)
     if confirming is not None:
-        if not confirm.result(confirming).finished:
+        result = confirm.result(confirming)
+        if result.lost:
+            raise UsageError(
+                f"study {study.name}: nothing is confirmed, as of every candidate a trial diverged or failed; "
+                f"see `hpsearch trials {confirming.name}`"
+            )
+        if not result.finished:
             raise UsageError(
                 f"study {study.name}: its confirmation is not finished; run `hpsearch worker {confirming.name}` first"
             )

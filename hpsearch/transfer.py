@@ -5,11 +5,12 @@ same seeds, data order and epochs. Workers train it like any other study.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from hpsearch.export_schema import Metrics
 from hpsearch.models.build import build_model
 from hpsearch.models.takeover import Fate, Start, fates
 from hpsearch.recipe import Recipe
+from hpsearch.search.racing import values
 from hpsearch.settings import Settings
 from hpsearch.spec import StudySpec
 from hpsearch.statistics import Estimate, estimate
@@ -32,6 +34,7 @@ from hpsearch.train.freezing import layers
 
 KIND = "transfer"
 SCRATCH = "scratch"
+DEFAULT_SEEDS = 5
 THAW_SHARE = 4  # "thawed" trains the head alone for a quarter of the epochs
 THAW_RATE = 0.1  # and then the rest with a tenth of the rate
 
@@ -45,6 +48,8 @@ class Plan:
     tensors: Mapping[str, Tensor]
     head: str  # the layer of them whose outputs stand for the classes
     classes: tuple[str, ...]
+    num_seeds: int | None  # as asked for: what nobody asked for is as in the study, if it is there already
+    epochs: int | None
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Arm:
 
 
 def plan(
-    where: str | Path, data: str, image_size: int | None, num_seeds: int, epochs: int | None, settings: Settings
+    where: str | Path, data: str, image_size: int | None, num_seeds: int | None, epochs: int | None, settings: Settings
 ) -> Plan:
     """What a transfer would compare. Reads the target's training part; creates nothing.
 
@@ -83,8 +88,8 @@ def plan(
         fixed.pop("gamma", None)
     start = Start(tensors, "" if target.classes == classes else head)
     found, num_layers = _fates(metrics, target, native, start)
-    spec = _spec(metrics, data, size, num_seeds, fixed, num_layers)
-    return Plan(spec, tuple(found), tensors, head, classes)
+    spec = _spec(metrics, data, size, num_seeds or DEFAULT_SEEDS, fixed, num_layers)
+    return Plan(spec, tuple(found), tensors, head, classes, num_seeds, epochs)
 
 
 def create(database: Database, plans: Sequence[Plan], settings: Settings) -> list[LoadedStudy]:
@@ -98,7 +103,7 @@ def create(database: Database, plans: Sequence[Plan], settings: Settings) -> lis
         digest = weights.pin(open_checkpoints(settings.weights), one.tensors, one.head, one.classes)
         spec = study_file.build(_pinned(one.spec, digest), one.spec.name)
         if spec.name in study_names(database):
-            made.append(_same(load_study(database, spec.name), digest))
+            made.append(_same(load_study(database, spec.name), one, digest))
             continue
         link = {"kind": KIND, "export": digest, "layers": [asdict(fate) for fate in one.layers]}
         create_study(database, spec, spec.name, attributes={confirm.LINK_KEY: json.dumps(link)})
@@ -111,17 +116,20 @@ def compare(studies: Sequence[LoadedStudy]) -> list[Arm]:
     arms = []
     for study in studies:
         sign = 1.0 if study.spec.objective.direction == "maximize" else -1.0
-        rows = [
-            [trial.value for trial in confirm.candidate_trials(study, number) if trial.value is not None]
-            for number in range(len(study.spec.candidates))
-        ]
+        rows = values(study.spec, study.optuna_study.get_trials(deepcopy=False))
         labels = [label for label, _ in study.spec.candidates]
         scratch = rows[labels.index(SCRATCH)] if SCRATCH in labels else []
         for label, row in zip(labels, rows, strict=True):
-            pairs = [sign * (own - other) for own, other in zip(row, scratch, strict=False)]
+            own = [sign * value for value in row if _there(value)]
+            pairs = [one - other for one, other in zip(row, scratch, strict=False) if _there(one) and _there(other)]
             lead = estimate(pairs) if pairs and label != SCRATCH else None
-            arms.append(Arm(study.name, study.spec.data.image_size, label, tuple(row), estimate(row), lead))
+            arms.append(Arm(study.name, study.spec.data.image_size, label, tuple(own), estimate(own), lead))
     return arms
+
+
+def _there(value: float | None) -> TypeGuard[float]:
+    """Whether a seed has given a value; some trials diverge or fail, others have not ended."""
+    return value is not None and not math.isnan(value)
 
 
 def _suit(metrics: Metrics, target: DataSet, where: str | Path) -> None:
@@ -174,9 +182,18 @@ def _pinned(spec: StudySpec, digest: str) -> dict[str, Any]:
     return {**tables, "model": {**tables["model"], "export": digest}}
 
 
-def _same(study: LoadedStudy, digest: str) -> LoadedStudy:
-    if study.spec.model.export != digest:
-        raise UsageError(
-            f"study {study.name}: is there already, from another export; choose another storage with --storage"
-        )
+def _same(study: LoadedStudy, wanted: Plan, digest: str) -> LoadedStudy:
+    spec = study.spec
+    other = "from another export" if spec.model.export != digest else f"with the data {spec.data.name}"
+    if spec.model.export != digest or spec.data.name != wanted.spec.data.name:
+        raise UsageError(f"study {study.name}: is there already, {other}; choose another storage with --storage")
+    for option, asked, there in (
+        ("--seeds", wanted.num_seeds, len(spec.seeds)),
+        ("--epochs", wanted.epochs, spec.max_epochs),
+    ):
+        if asked not in (None, there):
+            raise UsageError(
+                f"{option} {asked}: study {study.name} exists already, with {there}, and that is not changed; "
+                "leave the option out to see the result"
+            )
     return study

@@ -4,6 +4,7 @@ import math
 import statistics
 from pathlib import Path
 
+import optuna
 import pytest
 
 from hpsearch import confirm
@@ -11,9 +12,10 @@ from hpsearch.confirm import configuration
 from hpsearch.errors import StorageError, UsageError
 from hpsearch.recipe import Recipe
 from hpsearch.spec import parse
-from hpsearch.storage.open import create
+from hpsearch.storage.open import Database, create
 from hpsearch.storage.studies import RECIPE_KEY, create_study, load_study, ranked
 from tests.chain import SMALL, Chain
+from tests.studies import CANDIDATES
 
 
 def test_candidates_are_the_best_the_first_and_the_default(chain: Chain) -> None:
@@ -38,6 +40,14 @@ def test_the_default_of_a_study_whose_schedule_needs_a_peak(tmp_path: Path) -> N
         [(origin, values)] = confirm._candidates(load_study(database, "peak"), [], 1)
     assert origin.label == "default"
     assert (values["learning_rate"], values["peak_learning_rate"]) == (0.01, 0.02)
+
+
+@pytest.mark.parametrize("epochs", ["{ low = 2, high = 5 }", "[5, 2]"])
+def test_the_default_of_a_study_that_searches_its_epochs(epochs: str, sqlite: Database) -> None:
+    text = SMALL.partition("[[first]]")[0].replace("epochs = 3", "").replace("[space]", f"[space]\nepochs = {epochs}")
+    create_study(sqlite, parse(text, "long.toml"), "long")
+    [(origin, values)] = confirm._candidates(load_study(sqlite, "long"), [], 1)
+    assert (origin.label, values["epochs"]) == ("default", 5)
 
 
 def test_seeds_are_new_and_paired(chain: Chain) -> None:
@@ -74,7 +84,10 @@ def test_the_result_is_what_is_recorded(chain: Chain) -> None:
     assert next(one for one in found.standings if one.label == "default").luck is None
 
 
-def test_of_a_loss_the_lowest_is_best_and_luck_is_still_what_was_promised_too_much(tmp_path: Path) -> None:
+def test_of_a_loss_the_lowest_is_best_and_luck_is_still_what_was_promised_too_much(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hpsearch.cli.confirm import show
     from tests.chain import make
 
     with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
@@ -87,6 +100,9 @@ def test_of_a_loss_the_lowest_is_best_and_luck_is_still_what_was_promised_too_mu
         first = next(one for one in found.standings if one.origin.value is not None)
         assert first.luck is not None
         assert first.luck.mean == pytest.approx(first.over_seeds.mean - (first.origin.value or 0.0))
+        show(found)
+        best = ranked(loss.search)[0]
+    assert f"luck: the search reported {best.value:.4f} for trial {best.number}" in capsys.readouterr().out
 
 
 def test_on_both_storages(storage_url: str, tmp_path: Path) -> None:
@@ -128,11 +144,36 @@ def test_the_confirmation_of_another_study_of_that_name_is_refused(chain: Chain,
 
 
 def test_a_configuration_leaves_out_seeds_and_what_is_absent() -> None:
-    found = configuration(Recipe("lenet", 3, seed=4, stream_seed=5))
-    assert not {"seed", "stream_seed", "model", "peak_learning_rate", "dropout"} & found.keys()
+    found = configuration(Recipe("lenet", 3, seed=4, stream_seed=5, stream_offset=6))
+    assert not {"seed", "stream_seed", "stream_offset", "model", "peak_learning_rate", "dropout"} & found.keys()
     assert found["epochs"] == 3
 
 
 def test_a_configuration_keeps_the_precision_it_was_found_with() -> None:
     assert configuration(Recipe("lenet", 3, precision="bfloat16"))["precision"] == "bfloat16"
     assert Recipe("lenet", **configuration(Recipe("lenet", 3))).precision == "float32"
+
+
+def test_a_study_recorded_under_another_name_has_a_confirmation_of_its_own(chain: Chain) -> None:
+    """Two studies from one file, as --study-name makes them; names may hold what file names may not."""
+    for name in ("small again", "small/2"):
+        create_study(chain.database, chain.search.spec, name, 2)
+        chain.work(name)
+        study = load_study(chain.database, name)
+        made = confirm.create(chain.database, study, 1, 2)
+        assert made.name == f"{name}-confirm"
+        found = confirm.find(chain.database, study)
+        assert found is not None
+        assert (found.name, confirm.link_of(found)["study"]) == (made.name, name)
+        assert name in made.spec.description
+    assert confirm.find(chain.database, chain.search) is not None
+
+
+def test_trials_beyond_the_seeds_belong_to_no_candidate(sqlite: Database) -> None:
+    """`hpsearch extend` gives each a seed of its own, so that they cannot be compared."""
+    create_study(sqlite, parse(CANDIDATES, "three.toml"), "three")
+    study = load_study(sqlite, "three")
+    for number in range(18):
+        study.optuna_study.add_trial(optuna.trial.create_trial(value=number / 100))
+    for number, one in enumerate(sorted(confirm.result(study).standings, key=lambda one: one.number)):
+        assert [trial.value for trial in confirm.candidate_trials(study, number)] == list(one.values)

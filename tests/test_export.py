@@ -20,14 +20,14 @@ from hpsearch import catalogue, export_schema
 from hpsearch.errors import HpsearchError, UsageError
 from hpsearch.export import export, pinned, read, verify
 from hpsearch.export_schema import FILES, SUMS
-from hpsearch.model_card import config
+from hpsearch.model_card import card, config
 from hpsearch.recipe import Recipe
 from hpsearch.settings import Settings
 from hpsearch.storage.checkpoints import open_checkpoints
 from hpsearch.storage.open import create
 from hpsearch.storage.studies import create_study, load_study, ranked
 from hpsearch.trained import choose
-from tests.chain import Chain, silent
+from tests.chain import SMALL, Chain, silent
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,13 @@ def test_its_study_file_has_the_precision() -> None:
     assert tomllib.loads(config(spec, recipe))["training"]["precision"] == "bfloat16"
 
 
+def test_its_study_file_names_any_folder() -> None:
+    spec = catalogue.read("lenet")
+    name = 'folder:/home/\U0001f431 "Käse" \\ \x7f \t'
+    spec = replace(spec, data=spec.data.model_copy(update={"name": name}))
+    assert tomllib.loads(config(spec, Recipe("lenet", 3)))["data"]["name"] == name
+
+
 def test_other_ranks_and_searches_without_confirmation(chain: Chain, tmp_path: Path) -> None:
     second = export(chain.database, chain.search, 2, tmp_path / "second", chain.settings, silent)
     assert second.rank == 2
@@ -118,6 +125,18 @@ def test_other_ranks_and_searches_without_confirmation(chain: Chain, tmp_path: P
     assert not (tmp_path / "none").exists()
 
 
+def test_a_label_ends_no_cell_of_the_model_card(folder: Path) -> None:
+    metrics, _, _ = read(folder)
+    assert metrics.confirmation is not None
+    label = "adam | <b>wide</b>"
+    confirmation = metrics.confirmation.model_copy(update={"not_told_apart": [label]})
+    changed = metrics.model_copy(update={"label": label, "confirmation": confirmation})
+    text = card(changed, opened=False)
+    (row,) = [line for line in text.splitlines() if line.startswith("| cannot be told")]
+    assert row.replace(r"\|", "").count("|") == 3
+    assert "<b>" not in text
+
+
 # What is wrong with it
 
 
@@ -130,8 +149,15 @@ def again_summed(place: Path, name: str, change: Callable[[bytes], bytes]) -> No
     (place / SUMS).write_text(sums)
 
 
-def edited(**changes: object) -> Callable[[bytes], bytes]:
-    return lambda content: json.dumps({**json.loads(content), **changes}).encode()
+def edited(part: str = "", **changes: object) -> Callable[[bytes], bytes]:
+    """Changes of the whole, or of a part of it."""
+
+    def change(content: bytes) -> bytes:
+        whole = json.loads(content)
+        (whole[part] if part else whole).update(changes)
+        return json.dumps(whole).encode()
+
+    return change
 
 
 @pytest.mark.parametrize("name", [*FILES])
@@ -172,6 +198,13 @@ def test_claims_that_the_weights_do_not_keep(copy: Path, chain: Chain) -> None:
         ("metrics.json", lambda _: b"[1, 2", "is no JSON"),
         ("metrics.json", edited(unheard_of=1), "unheard_of"),
         ("metrics.json", edited(label=3), "label"),
+        ("metrics.json", edited("model", classes=["4", "3", "2", "1", "0"]), "model.classes are not those"),
+        ("metrics.json", edited("preprocessing", mean=[0.9], std=[3.0]), "preprocessing.mean, preprocessing.std"),
+        ("metrics.json", edited("data", num_train=10**6), "data.num_train"),
+        ("metrics.json", edited("model", num_parameters=7), "model.num_parameters"),
+        ("metrics.json", edited("configuration", cutmix=0.5), "cutmix, which this hpsearch does not know"),
+        ("metrics.json", edited(configuration={"epochs": 3}), "configuration: .* 'model'"),
+        ("config.toml", lambda _: SMALL.encode(), "another configuration"),
         ("model.safetensors", lambda content: content[:100], "cannot be read"),
         ("config.toml", lambda content: content + b"\n[", "not valid TOML"),
         ("config.toml", lambda content: content.replace(b'"lenet"', b'"os:system"'), "os:system"),
@@ -220,6 +253,18 @@ def test_three_lines_of_a_notebook(folder: Path, chain: Chain) -> None:
     right = [network.classes[label] for label in dataset.validation_labels.tolist()]
     accuracy = float(np.mean([a == b for a, b in zip(found, right, strict=True)]))
     assert accuracy == pytest.approx(network.metrics.weights.validation_accuracy)
+
+
+def test_pictures_are_read_as_those_that_trained_it(folder: Path, tmp_path: Path) -> None:
+    """Turned as the camera was held, and of 16 bits all of them."""
+    half = np.repeat(np.array([[0, 255]], np.uint8), 16, axis=0).repeat(8, axis=1)  # (16, 16), dark on the left
+    network, exif = hpsearch.load_export(folder), Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter to the right: dark on top
+    Image.fromarray(half).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(np.full((16, 16), 20_000, np.uint16)).save(tmp_path / "deep.png")
+    turned, deep = (network.preprocess(Image.open(tmp_path / f"{name}.png")) for name in ("turned", "deep"))
+    assert torch.equal(turned, network.preprocess(half.T[None].copy()))
+    assert torch.equal(deep, network.preprocess(np.full((1, 16, 16), 20_000 >> 8, np.uint8)))
 
 
 def catalogue_dataset(chain: Chain):  # type: ignore[no-untyped-def]

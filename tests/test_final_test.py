@@ -11,13 +11,15 @@ from sklearn.metrics import f1_score, log_loss, precision_score, recall_score
 from hpsearch.data.images import Source
 from hpsearch.errors import DataError, StorageError, UsageError
 from hpsearch.final_test import final_test
+from hpsearch.interrupt import Interruption
 from hpsearch.scores import BINS, coarse, scores, summed
 from hpsearch.sealed.images import open_seal
 from hpsearch.spec import parse
-from hpsearch.storage import openings
-from hpsearch.storage.open import create
+from hpsearch.storage import budget, fleet, openings
+from hpsearch.storage.open import Database, create
 from hpsearch.storage.studies import create_study, load_study
 from hpsearch.trained import choose, dataset_of, network
+from hpsearch.worker import run
 from tests.chain import SMALL, Chain, make, silent
 
 
@@ -174,6 +176,47 @@ def test_a_test_split_that_cannot_be_read_leaves_no_record(tmp_path: Path, monke
             database, study, plain.settings, None, silent
         )  # a study of one recipe needs no confirmation
         assert len(record["result"]["seeds"]) == 2
+
+
+def test_the_study_that_confirms_has_no_seal_of_its_own(tested: tuple[Chain, dict]) -> None:
+    """Else the winner's test images would be read twice without a reason."""
+    chain, _ = tested
+    with pytest.raises(UsageError, match="hpsearch final-test small`"):
+        final_test(chain.database, chain.confirmation, chain.settings, None, silent)
+    assert openings.openings(chain.database, chain.confirmation) == []
+
+
+def plain(database: Database, home: Path, num_seeds: int) -> Chain:
+    text = SMALL.partition("[space]")[0].replace('name = "small"', f'name = "plain"\nseeds = {num_seeds}')
+    create_study(database, parse(text.replace("epochs = 3", "epochs = 1"), "plain.toml"), "plain")
+    return Chain(database, make_settings(home))
+
+
+def test_a_study_over_seeds_is_tested_when_it_has_ended(sqlite: Database, tmp_path: Path) -> None:
+    made = plain(sqlite, tmp_path, 3)
+    list(run(sqlite, "plain", made.settings, Interruption(), 2))
+    study = load_study(sqlite, "plain")
+    for state in (budget.RUNNING, budget.PAUSED):
+        fleet.control(sqlite, study.study_id, state)
+        with pytest.raises(UsageError, match="2 of its 3 trials have ended"):
+            final_test(sqlite, study, made.settings, None, silent)
+    assert openings.openings(sqlite, study) == []
+    fleet.control(sqlite, study.study_id, budget.STOPPED)  # somebody has said that these are all
+    record = final_test(sqlite, study, made.settings, "a reason that nobody asked for", silent)
+    assert len(record["result"]["seeds"]) == 2
+    assert record["again"] is None  # it is the first
+
+
+def test_after_one_that_was_withdrawn_it_can_be_opened_again(sqlite: Database, tmp_path: Path) -> None:
+    """Somebody's first look came to nothing while somebody else's second one went on."""
+    made = plain(sqlite, tmp_path, 1)
+    made.work("plain")
+    study = load_study(sqlite, "plain")
+    for number in (0, 1):
+        openings.begin(sqlite, study, number, {"time": "earlier"})
+    openings.withdraw(sqlite, study, 0)
+    assert final_test(sqlite, study, made.settings, "the others are gone", silent)["again"]
+    assert list(openings.numbered(sqlite, study)) == [1, 2]
 
 
 def make_settings(home: Path):  # type: ignore[no-untyped-def]

@@ -4,8 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 import torch
+from optuna.trial import TrialState
 from PIL import Image
 
 from hpsearch import confirm, transfer
@@ -113,6 +115,23 @@ def test_targets_that_do_not_suit(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "home" / "weights").exists()
 
 
+def test_the_lead_is_paired_by_seed_where_a_trial_of_scratch_has_failed(folder: Path, tmp_path: Path) -> None:
+    """Seeds 0 and 2 of scratch are compared with seeds 0 and 2, not with the first two that there are."""
+    settings = Settings(storage_url="", home=tmp_path, data_dir=None, device="cpu")
+    with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
+        (study,) = transfer.create(database, [transfer.plan(folder, "digits:5-9", None, 3, 1, settings)], settings)
+        for values in ((0.5, 0.4, 0.4, 0.3), (0.9, 0.8, 0.8, None), (0.6, 0.5, 0.5, 0.4)):
+            for value in values:
+                state = TrialState.FAIL if value is None else TrialState.COMPLETE
+                study.optuna_study.add_trial(optuna.trial.create_trial(state=state, value=value))
+        arms = transfer.compare([study])
+        assert [arm.values for arm in arms[2:]] == [(0.4, 0.8, 0.5), (0.3, 0.4)]
+        lead = arms[0].over_scratch
+        assert lead is not None
+        assert (lead.num, lead.mean) == (2, pytest.approx(0.2))
+        assert lead.std == pytest.approx(0.0)
+
+
 def test_another_export_does_not_go_on_with_the_same_study(folder: Path, chain: Chain, tmp_path: Path) -> None:
     settings = replace(chain.settings, home=tmp_path)
     export(chain.database, chain.search, 2, tmp_path / "other", chain.settings, silent)
@@ -121,6 +140,30 @@ def test_another_export_does_not_go_on_with_the_same_study(folder: Path, chain: 
         other = transfer.plan(tmp_path / "other", "digits:5-9", None, 2, 1, settings)
         with pytest.raises(UsageError, match="from another export"):
             transfer.create(database, [other], settings)
+
+
+def test_a_study_of_that_name_on_other_images_or_of_other_length_is_not_shown_for_it(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Folders of one name in two places give one name of a study."""
+    settings = Settings(storage_url="", home=tmp_path, data_dir=None, device="cpu")
+    with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
+
+        def created(data: str, seeds: int | None, epochs: int | None) -> str:
+            return transfer.create(database, [transfer.plan(folder, data, None, seeds, epochs, settings)], settings)[
+                0
+            ].name
+
+        name = created("digits:5-9", 2, 1)
+        assert created("digits:5-9", None, None) == created("digits:5-9", 2, 1) == name
+        with pytest.raises(UsageError, match=r"--seeds 3: .* with 2, and that is not changed"):
+            created("digits:5-9", 3, None)
+        with pytest.raises(UsageError, match=r"--epochs 4: .* with 1, and that is not changed"):
+            created("digits:5-9", None, 4)
+        wanted = transfer.plan(folder, "digits:5-9", None, None, None, settings)
+        other = replace(wanted.spec, data=wanted.spec.data.model_copy(update={"name": "folder:old/digits:5-9"}))
+        with pytest.raises(UsageError, match="is there already, with the data digits:5-9"):
+            transfer.create(database, [replace(wanted, spec=other)], settings)
 
 
 def test_a_search_of_how_to_transfer_is_confirmed_against_scratch(folder: Path, tmp_path: Path) -> None:

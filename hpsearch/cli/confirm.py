@@ -51,6 +51,9 @@ def confirm(study: str, top: int | None, seeds: int | None, storage: str | None,
         return
     if found.seeds_done:
         show(found)
+    if found.lost:
+        click.echo(f"no candidate is left, of each a trial diverged or failed; see `hpsearch trials {linked.name}`")
+        return
     if not found.finished:
         click.echo(f"{found.seeds_done} of {found.num_seeds} seeds are done; next: hpsearch worker {linked.name}")
         return
@@ -75,18 +78,13 @@ def show(found: "Confirmation") -> None:
         ],
     )
     alike = [one.label for one in found.standings if one.in_set]
-    click.echo(f"{found.metric} over seeds; cannot be told from the best: {', '.join(alike)}")
-    promised = max((one for one in found.standings if one.origin.trial is not None), key=_promise, default=None)
+    click.echo(f"{found.metric} over seeds; cannot be told from the best: {', '.join(alike) or 'none'}")
+    promised = found.promised
     if promised is not None and promised.luck is not None:
         click.echo(
             f"luck: the search reported {number(promised.origin.value)} for {promised.label}, new seeds give "
             f"{number(promised.over_seeds.mean)}; {promised.luck.mean:+.4f} ({interval(promised.luck)}) was luck"
         )
-
-
-def _promise(one: "object") -> float:
-    value: float | None = one.origin.value  # type: ignore[attr-defined]
-    return -1e9 if value is None else value
 
 
 def number(value: float | None) -> str:

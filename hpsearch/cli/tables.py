@@ -96,4 +96,4 @@ def print_table(columns: list[str], rows: list[list[str]]) -> None:
         table.add_column(column, no_wrap=index == 0 or short, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)  # labels and names are texts: [adam] is no style

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="Height and width of the target's images, several times to compare; default: that of the export.",
 )
-@click.option("--seeds", type=click.IntRange(min=2), default=5, show_default=True, help="Seeds of each way to train.")
+@click.option("--seeds", type=click.IntRange(min=2), help="Seeds of each way to train.  [default: 5]")
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs of every trial; default: those of the export.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of data sets; default: HPSEARCH_DATA.")
 @storage_option
@@ -34,7 +34,7 @@ def transfer(
     export: str,
     data: str,
     sizes: tuple[int, ...],
-    seeds: int,
+    seeds: int | None,
     epochs: int | None,
     data_dir: Path | None,
     storage: str | None,
@@ -51,6 +51,7 @@ def transfer(
     from hpsearch.confirm import link_of
     from hpsearch.models.takeover import Fate
     from hpsearch.storage.open import create
+    from hpsearch.storage.studies import progress
 
     settings = settings_from(storage, None, data_dir)
     plans = [transferring.plan(export, data, size, seeds, epochs, settings) for size in dict.fromkeys(sizes or [None])]
@@ -67,7 +68,7 @@ def transfer(
         show_layers(layers[study.name])
     if any(arm.values for arm in arms):
         show_arms(arms)
-    wanting = [s for s in studies if any(len(a.values) < len(s.spec.seeds) for a in arms if a.study == s.name)]
+    wanting = [study for study in studies if not progress(database, study).done]
     for study in wanting:
         click.echo(f"next: hpsearch worker {study.name}")
     for study in studies if not wanting else []:

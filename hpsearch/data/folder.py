@@ -93,12 +93,17 @@ def _decode_into(out: Images, path: Path) -> str:
     try:
         with Image.open(path) as image:
             image.draft("RGB", (2 * width, 2 * height))  # JPEG: decode no larger than needed
-            rgb = _eight_bit(ImageOps.exif_transpose(image)).convert("RGB")
+            rgb = upright(image).convert("RGB")
         small = rgb.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
     except Exception as error:  # decoders of damaged files raise nearly anything
         return f"{type(error).__name__}: {str(error).removesuffix(f' {str(path)!r}')}"
     out[:] = np.asarray(small).transpose(2, 0, 1)
     return ""
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image as its camera was held, in 8 bits."""
+    return _eight_bit(ImageOps.exif_transpose(image))
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -45,7 +45,7 @@ def fates(model: nn.Module, start: Start) -> list[Fate]:
     given = _by_layer(start.tensors)
     found = [
         _fate(layer, tensors, given.get(layer))
-        if layer != start.foreign_head
+        if not start.foreign_head or layer != start.foreign_head  # "" is the layer of a network's own parameters
         else Fate(layer, NEW, "in the export its outputs stand for other classes", _size(tensors))
         for layer, tensors in own.items()
     ]

@@ -96,10 +96,17 @@ def interval_dots(
     }
 
 
+def plain(value: Any) -> Any:
+    """A text, or a list with texts, in which Plotly sees no markup: it would make links of labels."""
+    if isinstance(value, str):
+        return value.replace("&", "&amp;").replace("<", "&lt;")
+    return [plain(item) for item in value] if isinstance(value, list) else value
+
+
 def label_axis(labels: Sequence[str]) -> dict[str, Any]:
     """A vertical axis whose heights 0, 1, ... are called by these labels."""
     heights = list(range(len(labels)))
-    return {"tickvals": heights, "ticktext": list(labels), "range": [-0.6, len(labels) - 0.4], "zeroline": False}
+    return {"tickvals": heights, "ticktext": plain(list(labels)), "range": [-0.6, len(labels) - 0.4], "zeroline": False}
 
 
 def axis(title: str, **more: Any) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def figures(study: Gathered) -> Iterator[Figure]:
     if study.confirmation is not None and study.confirmation.seeds_done and not study.arms:
         yield confirmed(study)
     if any(arm.values for arm in study.arms):
-        yield transferred([study])
+        yield transferred([study], f"{study.name}-transfer")
     if study.layers:
         yield layer_table(study)
     for number, record in enumerate(study.tested):
@@ -137,8 +137,8 @@ def confirmed(study: Gathered) -> Figure:
     return Figure(f"{study.name}-confirmed", "Confirmation", caption, columns, rows, traces, layout, height=height)
 
 
-def transferred(studies: Sequence[Gathered]) -> Figure:
-    """Every way to train on the target, against scratch over the same seeds."""
+def transferred(studies: Sequence[Gathered], key: str) -> Figure:
+    """Every way to train on the target, against scratch over the same seeds; the studies differ in the image size."""
     arms = [arm for study in studies for arm in study.arms if arm.values]
     several = len({arm.image_size for arm in arms}) > 1
     traces: list[dict[str, Any]] = []
@@ -159,18 +159,18 @@ def transferred(studies: Sequence[Gathered]) -> Figure:
         rows.append([*about, own_mean.num, own_mean.mean, own_mean.low, own_mean.high, *over])
     leads = [
         f"{arm.label}{f' at {arm.image_size} px' if several else ''} {arm.over_scratch.mean:+.3f} "
-        f"({short(arm.over_scratch.low)} to {short(arm.over_scratch.high)})"
+        f"({_ends(arm.over_scratch)})"
         for arm in arms
         if arm.over_scratch
     ]
-    metric = words(studies[0].metric)
+    metric, spec = words(studies[0].metric), studies[0].spec
     caption = (
-        f"{metric.capitalize()} on the target with the same configuration, seeds and epochs; 95 % intervals. "
+        f"{metric.capitalize()} of {spec.model.name} on {spec.data.name} with the same configuration, seeds and "
+        "epochs; 95 % intervals. "
         f"Lead over scratch, paired by seed: {'; '.join(leads) or 'not known yet'}."
     )
     columns = ["study", "image_size", "arm", "seeds", "mean", "low", "high", "over_scratch", "over_low", "over_high"]
     layout = {"xaxis": axis(metric), "yaxis": label_axis(names)}
-    key = f"{studies[0].name}-transfer" if len(studies) == 1 else "transfer"
     height = 170 + 46 * len(names)
     return Figure(key, "Transfer against scratch", caption, columns, rows, traces, layout, height=height)
 
@@ -311,16 +311,20 @@ def _firsts(
 
 
 def _curve(series: Sequence[Sequence[float | None]]) -> tuple[list[int], list[float], list[float]]:
-    """Mean and standard deviation at each epoch, as far as all seeds go."""
+    """Mean and standard deviation at each epoch, as far as all seeds go; not where none has a finite number."""
     columns = [[value for value in column if value is not None] for column in zip(*series, strict=False)]
-    means = [statistics.fmean(column) for column in columns if column]
-    spreads = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns if column]
-    return list(range(1, len(means) + 1)), means, spreads
+    known = {epoch: column for epoch, column in enumerate(columns, start=1) if column}
+    spreads = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in known.values()]
+    return list(known), [statistics.fmean(column) for column in known.values()], spreads
 
 
 def _over(rows: Sequence[Mapping[str, Any]], name: str) -> Estimate | None:
     values = [row[name] for row in rows if row[name] is not None]
     return estimate(values) if values else None
+
+
+def _ends(found: Estimate) -> str:
+    return "one seed" if found.num < 2 else f"{short(found.low)} to {short(found.high)}"
 
 
 def _plus_minus(found: Estimate | None) -> str:

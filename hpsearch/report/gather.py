@@ -12,6 +12,7 @@ from hpsearch import confirm
 from hpsearch.confirm import Confirmation
 from hpsearch.search.importance import Bootstrapped, bootstrap
 from hpsearch.search.pruners import make_pruner, rungs
+from hpsearch.space import recorded_name
 from hpsearch.spec import StudySpec
 from hpsearch.storage.open import Database
 from hpsearch.storage.openings import openings
@@ -49,7 +50,8 @@ class Gathered:
     rungs: tuple[int, ...]
     importances: Bootstrapped
     confirmation: Confirmation | None  # of a study with candidates
-    tested: tuple[Mapping[str, Any], ...]  # openings of the test split, with their results
+    num_openings: int  # of the test split
+    tested: tuple[Mapping[str, Any], ...]  # those that have a result; the others ended while it was open
     tested_elsewhere: tuple[Mapping[str, Any], ...]  # of the study that this one confirms
     arms: tuple[Arm, ...]  # of a transfer
     layers: tuple[Mapping[str, Any], ...]
@@ -89,6 +91,7 @@ def gather(database: Database, name: str) -> Gathered:
     trials = study.optuna_study.get_trials(deepcopy=False)
     rows = _epochs(database, study.study_id)
     found = rungs(make_pruner(spec)) or frozenset()
+    looks = openings(database, study)
     return Gathered(
         name=name,
         spec=spec,
@@ -98,18 +101,24 @@ def gather(database: Database, name: str) -> Gathered:
         rungs=tuple(sorted(found)),
         importances=_importances(study.optuna_study, spec),
         confirmation=confirm.result(study) if spec.candidates else None,
-        tested=_tested(database, name),
-        tested_elsewhere=_tested(database, link["study"]) if link.get("kind") == confirm.CONFIRM else (),
+        num_openings=len(looks),
+        tested=_with_results(looks),
+        tested_elsewhere=_tested_elsewhere(database, link),
         arms=tuple(compare([study])) if link.get("kind") == KIND else (),
         layers=tuple(link.get("layers", ())),
     )
 
 
-def _tested(database: Database, name: str) -> tuple[Mapping[str, Any], ...]:
-    """The openings of a study's test split that have a result; none if the study is gone."""
-    if name not in study_names(database):
+def _tested_elsewhere(database: Database, link: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """The final tests of the study that this one confirms; none if that is gone, or another one has its name."""
+    if link.get("kind") != confirm.CONFIRM or link["study"] not in study_names(database):
         return ()
-    return tuple(record for record in openings(database, load_study(database, name)) if "results" in record)
+    other = load_study(database, link["study"])
+    return _with_results(openings(database, other)) if other.created == link.get("created") else ()
+
+
+def _with_results(looks: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    return tuple(record for record in looks if "results" in record)
 
 
 def _importances(study: optuna.Study, spec: StudySpec) -> Bootstrapped:
@@ -118,7 +127,8 @@ def _importances(study: optuna.Study, spec: StudySpec) -> Bootstrapped:
 
 def _trial(spec: StudySpec, trial: FrozenTrial, rows: Sequence[Mapping[str, Any]]) -> Trial:
     recipe = trial.user_attrs.get(RECIPE_KEY, {})
-    searched = {name: recipe[name] for name in spec.space if recipe.get(name) is not None}
+    drawn = [name for name, parameter in spec.space.items() if recorded_name(name, parameter) in trial.params]
+    searched = {name: recipe[name] for name in drawn if recipe.get(name) is not None}
     value = trial.value if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None
     return Trial(trial.number, trial.state.name, value, recipe, searched, spec.place(trial.number)[0], tuple(rows))
 

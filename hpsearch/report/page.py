@@ -11,6 +11,7 @@ import html
 import io
 import json
 import math
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,12 +21,14 @@ from typing import Any
 
 from hpsearch.errors import UsageError
 from hpsearch.report import evidence_figures, search_figures
-from hpsearch.report.drawing import Figure, short, words
+from hpsearch.report.drawing import Cell, Figure, plain, short, words
 from hpsearch.report.gather import Gathered, gather
 from hpsearch.report.samples import samples
 from hpsearch.settings import Settings
 from hpsearch.storage.open import Database
 
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what a cell begins with that a spreadsheet computes
+NAMES = ("name", "x", "y")  # where names of studies, candidates and classes stand in a trace
 TEMPLATE = Path(__file__).parent / "page.html"
 
 
@@ -36,19 +39,22 @@ def write(database: Database, names: Sequence[str], path: Path, settings: Settin
         StorageError: a study is not there.
         UsageError: the file cannot be written.
     """
+    if not path.name:
+        raise UsageError("-o: is empty; name the HTML file to write")
     studies = [gather(database, name) for name in dict.fromkeys(names)]
     sections = [(study, study_figures(study, settings)) for study in studies]
     shared = across(studies)
     text = page(sections, shared)
-    work = path.with_name(f".{path.name}.part")
+    work = path.with_name(f".{path.name}.{os.getpid()}.part")  # somebody else may write the same page
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         work.write_text(text, encoding="utf-8")
         work.replace(path)
     except OSError as error:
+        raise UsageError(f"-o {path}: cannot be written ({error.strerror}); name another file") from error
+    finally:
         with contextlib.suppress(OSError):
             work.unlink(missing_ok=True)
-        raise UsageError(f"-o {path}: cannot be written ({error.strerror}); name another file") from error
     return [*shared, *(figure for _, figures in sections for figure in figures)]
 
 
@@ -61,9 +67,16 @@ def study_figures(study: Gathered, settings: Settings) -> list[Figure]:
 def across(studies: Sequence[Gathered]) -> list[Figure]:
     """Figures of several studies together."""
     found = []
-    carried = [study for study in studies if any(arm.values for arm in study.arms)]
-    if len(carried) > 1:
-        found.append(evidence_figures.transferred(carried))
+    carried: dict[tuple[str | None, ...], list[Gathered]] = {}  # what differs in nothing but the size of its images
+    for study in studies:
+        if any(arm.values for arm in study.arms):
+            model, data = study.spec.model, study.spec.data
+            carried.setdefault((model.name, model.export, data.name, study.metric), []).append(study)
+    found += [
+        evidence_figures.transferred(alike, f"transfer-{number}")
+        for number, alike in enumerate(carried.values())
+        if len(alike) > 1
+    ]
     tested = [(study.name, study.tested[0]) for study in studies if study.tested]
     for number, (one, other) in enumerate(combinations(tested, 2)):
         if one[1]["classes"] == other[1]["classes"]:
@@ -99,18 +112,21 @@ def _section(study: Gathered, figures: Sequence[Figure]) -> str:
     facts = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in facts_of(study))
     drawn = "".join(map(_figure, figures))
     described = html.escape(study.spec.description)
-    head = f'<section id="{name}"><h2>{name}</h2><p>{described}</p><dl>{facts}</dl>'
+    head = f'<section id="study:{name}"><h2>{name}</h2><p>{described}</p><dl>{facts}</dl>'
     return f'{head}<div class="figures">{drawn}</div></section>'
 
 
 def facts_of(study: Gathered) -> list[tuple[str, str]]:
     """The study in a few words and numbers."""
     now, spec = study.progress, study.spec
-    state = "finished" if now.done else "running" if now.running else "waiting for workers"
+    wanted = "waiting for workers" if now.state == "running" else now.state  # else people have paused or stopped it
+    state = "finished" if now.done else "running" if now.running else wanted
     if not study.begun:
         state = "empty: no trial has begun"
     best = "none yet" if now.best_value is None else f"{short(now.best_value)} in trial {now.best_number}"
-    seal = {0: "sealed", 1: "opened once"}.get(len(study.tested), f"opened {len(study.tested)} times")
+    seal = {0: "sealed", 1: "opened once"}.get(study.num_openings, f"opened {study.num_openings} times")
+    if len(study.tested) < study.num_openings:
+        seal += f", {len(study.tested)} with a result" if study.tested else ", without a result"
     return [
         ("state", state),
         ("trials", f"{now.finished} of {now.max_trials} ended, {now.running} running"),
@@ -131,17 +147,29 @@ def _figure(figure: Figure) -> str:
 
 
 def csv_of(figure: Figure) -> str:
-    """The numbers behind a figure; what is no number is empty."""
+    """The numbers behind a figure; what is no number is empty, and no text is a formula to a spreadsheet."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(figure.columns)
-    writer.writerows([["" if _missing(cell) else cell for cell in row] for row in figure.rows])
+    writer.writerow(map(_text, figure.columns))
+    writer.writerows([["" if _missing(cell) else _text(cell) for cell in row] for row in figure.rows])
     return text.getvalue()
+
+
+def _text(cell: Cell) -> Cell:
+    """The cell; a text that spreadsheets would compute, as they do with a class called =1+1, with a quote before it."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) and not _numeric(cell) else cell
+
+
+def _numeric(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return math.isfinite(float(text))
+    return False
 
 
 def _plot(figure: Figure) -> dict[str, Any]:
     layout = dict(figure.layout)
-    return {"data": _finite(list(figure.traces)), "minWidth": layout.pop("minWidth", 0), "layout": _finite(layout)}
+    traces = [{key: plain(value) if key in NAMES else value for key, value in trace.items()} for trace in figure.traces]
+    return {"data": _finite(traces), "minWidth": layout.pop("minWidth", 0), "layout": _finite(layout)}
 
 
 def _finite(value: Any) -> Any:

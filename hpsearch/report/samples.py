@@ -6,11 +6,12 @@ import io
 import numpy as np
 from PIL import Image
 
-from hpsearch.data.load import load
+from hpsearch.data.load import DataSet, at_hand, load
 from hpsearch.errors import DataError
 from hpsearch.report.drawing import Cell, Figure
 from hpsearch.report.gather import Gathered
 from hpsearch.settings import Settings
+from hpsearch.spec import StudySpec
 
 CLASSES, EACH = 12, 4  # at most so many classes, each with so many images
 SIDE = 48  # pixels at which an image is shown at least
@@ -21,12 +22,7 @@ def samples(study: Gathered, settings: Settings) -> Figure:
     spec = study.spec
     key, title = f"{study.name}-images", "Sample images"
     try:
-        found = load(
-            spec.data.name,
-            data_dir=settings.data_dir,
-            cache_dir=settings.home / "datasets",
-            image_size=spec.data.image_size,
-        )
+        found = _found(spec, settings)
     except DataError as error:
         return Figure(key, title, f"No images: {error}", ["class", "row"], [], html="<p>-</p>")
     names = found.classes[:CLASSES]
@@ -51,3 +47,11 @@ def samples(study: Gathered, settings: Settings) -> Figure:
     rows: list[list[Cell]] = [[names[label], int(row)] for label, members in picked for row in members]
     drawn = f'<div class="scroll"><img class="sheet" src="data:image/png;base64,{encoded}" alt="sample images"></div>'
     return Figure(key, title, caption, ["class", "row"], rows, html=drawn)
+
+
+def _found(spec: StudySpec, settings: Settings) -> DataSet:
+    """The data set, without a download."""
+    data, size, cache = spec.data.name, spec.data.image_size, settings.home / "datasets"
+    if not at_hand(data, data_dir=settings.data_dir, cache_dir=cache, image_size=size):
+        raise DataError(f"{data} is not here, and a report downloads nothing; say where it is with --data-dir.")
+    return load(data, data_dir=settings.data_dir, cache_dir=cache, image_size=size)

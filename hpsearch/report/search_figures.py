@@ -82,7 +82,8 @@ def by_learning_rate(study: Gathered) -> Figure:
     rates = [math.log10(trial.recipe["learning_rate"]) for trial in known]
     low, high = min(rates, default=0.0), max(rates, default=1.0)
     traces: list[dict[str, Any]] = []
-    for trial, rate in sorted(zip(known, rates, strict=True), key=lambda pair: pair[1])[:MANY]:
+    shown = sorted(zip(known, rates, strict=True), key=lambda pair: _rank(study, pair[0]))[:MANY]
+    for trial, rate in sorted(shown, key=lambda pair: pair[1]):
         x, y = trial.series(study.metric)
         name = f"trial {trial.number}, rate {trial.recipe['learning_rate']:.3g}"
         tint = _scale((rate - low) / ((high - low) or 1.0))
@@ -95,7 +96,8 @@ def by_learning_rate(study: Gathered) -> Figure:
         for epoch, value in zip(*trial.series(study.metric), strict=True)
     ]
     columns = ["trial", "learning_rate", "epoch", study.metric]
-    caption = "Every trial, coloured by its initial learning rate: blue is the lowest, orange the highest."
+    which = "Every trial" if len(shown) == len(known) else f"The {len(shown)} best of {len(known)} trials"
+    caption = f"{which}, coloured by the initial learning rate: blue is the lowest, orange the highest."
     layout = {"xaxis": epoch_axis(study.spec.max_epochs), "yaxis": axis(words(study.metric))}
     return Figure(f"{study.name}-rates", "Learning rates compared", caption, columns, rows, traces, layout)
 
@@ -205,9 +207,15 @@ def parallel(study: Gathered) -> Figure:
         "minWidth": 110 * (len(axes) + 1),
     }
     rows = [[t.number, t.state.lower(), t.value, *(t.searched.get(name) for name in names)] for t in study.trials]
-    caption = "Every trial that has a value, pruned ones with their last; orange lines are the best."
+    which = "Every trial" if len(trials) <= MANY else f"The {MANY} best of {len(trials)} trials"
+    caption = f"{which} with a value, pruned ones with their last; orange lines are the best."
     columns = ["trial", "state", study.metric, *names]
     return Figure(f"{study.name}-parallel", "Parallel coordinates", caption, columns, rows, traces, layout, height=440)
+
+
+def _rank(study: Gathered, trial: Trial) -> float:
+    """What puts the best first, and last what has no value."""
+    return math.inf if trial.value is None else -trial.value if study.higher else trial.value
 
 
 class Axis:

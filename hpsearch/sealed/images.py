@@ -37,7 +37,12 @@ def open_seal(source: Source, classes: tuple[str, ...]) -> SealedImages:
     if base not in TESTS:
         raise DataError(f"data.name = {source.name!r}: hpsearch knows no test split of it; it has one of {list(TESTS)}")
     module, _, function = TESTS[base].partition(":")
-    sealed: SealedImages = getattr(import_module(module), function)(source, classes)
+    try:
+        sealed: SealedImages = getattr(import_module(module), function)(source, classes)
+    except OSError as error:
+        raise DataError(
+            f"data.name = {source.name!r}: its test split cannot be read ({error}); make it readable."
+        ) from error
     if len(sealed.labels) == 0 or len(np.unique(sealed.labels)) < len(classes):
         raise DataError(f"data.name = {source.name!r}: its test split must hold images of every class; add them")
     return sealed

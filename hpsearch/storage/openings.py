@@ -17,11 +17,16 @@ ATTRIBUTES = models.StudyUserAttributeModel.__table__
 
 def openings(database: Database, study: LoadedStudy) -> list[dict[str, Any]]:
     """All openings recorded with the study, the first one first."""
+    return list(numbered(database, study).values())
+
+
+def numbered(database: Database, study: LoadedStudy) -> dict[int, dict[str, Any]]:
+    """All openings by their numbers, of which one that was withdrawn is missing; the first one first."""
     mine = (ATTRIBUTES.c.study_id == study.study_id) & ATTRIBUTES.c.key.startswith(OPENING_KEY, autoescape=True)
     with database.engine.connect() as connection:
         rows = connection.execute(select(ATTRIBUTES.c.key, ATTRIBUTES.c.value_json).where(mine)).all()
     found = {int(key.removeprefix(OPENING_KEY)): json.loads(text) for key, text in rows}
-    return [found[number] for number in sorted(found)]
+    return dict(sorted(found.items()))
 
 
 def begin(database: Database, study: LoadedStudy, number: int, record: dict[str, Any]) -> None:

@@ -79,6 +79,12 @@ class Progress:
         """Whether all that the budget allows has ended."""
         return self.state == budget.RUNNING and not self.startable and not self.running
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether more is to come: trials run or may start, or wait until it is resumed; not once it is stopped."""
+        paused = self.state == budget.PAUSED and self.finished < self.max_trials
+        return bool(self.running or self.startable or paused)
+
 
 def create_study(
     database: Database,

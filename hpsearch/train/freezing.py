@@ -32,8 +32,8 @@ def parts(
     model: nn.Module, recipe: Recipe, names: Sequence[str], tensors: Sequence[Tensor], buffers: Buffers
 ) -> tuple[Part, Part]:
     """Body and head: the first `frozen_layers` layers, and the rest; the body may be empty."""
-    first = {f"{layer}." for layer, _ in layers(model)[: recipe.frozen_layers]}
-    body = [row for row, name in enumerate(names) if any(name.startswith(prefix) for prefix in first)]
+    first = {layer for layer, _ in layers(model)[: recipe.frozen_layers]}
+    body = [row for row, name in enumerate(names) if name.rpartition(".")[0] in first]
     head = [row for row in range(len(names)) if row not in set(body)]
     of_body, of_head = (_part(rows, tensors, buffers) for rows in (body, head))
     return replace(of_body, rate=recipe.frozen_rate), of_head
@@ -42,7 +42,7 @@ def parts(
 def rest(model: nn.Module, recipe: Recipe) -> None:
     """Put the frozen layers into evaluation mode, so that batch normalisation keeps its statistics."""
     for _, layer in layers(model)[: recipe.frozen_layers]:
-        layer.eval()
+        layer.training = False  # not `eval`, which would reach what is inside it, such as the head inside the network
 
 
 def _part(rows: Sequence[int], tensors: Sequence[Tensor], buffers: Mapping[str, list[Tensor]]) -> Part:

@@ -55,6 +55,12 @@ def tested(source: Source, study: LoadedStudy) -> list[Tested]:
     ]
 
 
+def final_test_of(study: LoadedStudy) -> str:
+    """The study whose test split is opened for this one: that which it confirms, else itself."""
+    link = confirm.link_of(study)
+    return str(link["study"]) if link.get("kind") == confirm.CONFIRM else study.name
+
+
 def interval(found: Estimate, name: str) -> str:
     """An interval in words, a dash where one seed gives none."""
     return DASH if math.isnan(found.low) else f"{metric(found.low, name)} to {metric(found.high, name)}"

@@ -147,6 +147,7 @@ def best_of(source: Source, listed: Listed, study: LoadedStudy) -> Context:
         "importances": source.importances(listed, study, now.complete) if study.spec.space else None,
         "confirmed": evidence.confirmation(source, source.listed(), study),
         "tested": evidence.tested(source, study),
+        "final_test_of": evidence.final_test_of(study),
         "export_folder": shlex.quote(str(folder)),
         "export_size": evidence.export_size(folder),
     }

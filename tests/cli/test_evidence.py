@@ -4,7 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from optuna.trial import TrialState, create_trial
 
+from hpsearch.cli.tables import print_table
+from hpsearch.storage.open import connect
+from hpsearch.storage.studies import load_study
 from tests.chain import SMALL
 from tests.cli.inside import hpsearch, one_line
 
@@ -53,6 +57,17 @@ def test_the_whole_chain(folder: Path) -> None:
     assert "lead over scratch" in hpsearch(folder, *arguments).stdout
     arms = json.loads(hpsearch(folder, *arguments, "--json").stdout)["arms"]
     assert [len(arm["values"]) for arm in arms] == [2, 2, 2, 2]
+    assert "is not changed" in one_line(folder, *arguments[:-1], "2")
+    assert "next: hpsearch final-test lenet-to" in hpsearch(folder, *arguments[:4]).stdout
+
+    larger = (*arguments, "--image-size", "24")
+    assert "next: hpsearch worker lenet-to-digits-5-9-24" in hpsearch(folder, *larger).stdout
+    with connect(f"sqlite:///{folder / 'storage' / 'hpsearch.db'}") as database:
+        study = load_study(database, "lenet-to-digits-5-9-24").optuna_study
+        for number in range(8):
+            state, value = (TrialState.FAIL, None) if number == 3 else (TrialState.COMPLETE, 0.5)
+            study.add_trial(create_trial(state=state, value=value))
+    assert "next: hpsearch final-test lenet-to-digits-5-9-24" in hpsearch(folder, *larger).stdout
 
     written = hpsearch(folder, "report", "small", "small-confirm", "lenet-to-digits-5-9-16", "-o", "page.html").stdout
     assert "figures about small, small-confirm" in written
@@ -90,3 +105,32 @@ def test_nothing_is_there_yet(tmp_path: Path) -> None:
     assert "no such folder" in one_line(tmp_path, "verify", "absent")
     assert "no such folder" in one_line(tmp_path, "transfer", "absent", "--data", "digits:5-9")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_confirmation_of_which_every_candidate_failed(folder: Path, tmp_path: Path) -> None:
+    hpsearch(tmp_path, "create-study", str(folder / "small.toml"), "--set", "budget.trials=2")
+    hpsearch(tmp_path, "worker", "small")
+    hpsearch(tmp_path, "confirm", "small", "--top", "1", "--seeds", "2")
+    with connect(f"sqlite:///{tmp_path / 'storage' / 'hpsearch.db'}") as database:
+        confirmation = load_study(database, "small-confirm")
+        for _ in range(2 * len(confirmation.spec.candidates)):
+            confirmation.optuna_study.add_trial(create_trial(state=TrialState.FAIL))
+    said = hpsearch(tmp_path, "confirm", "small").stdout
+    assert "no candidate is left" in said
+    assert "next:" not in said
+    for command in (("final-test", "small"), ("export", "small", "-o", "out")):
+        assert "hpsearch trials small-confirm" in one_line(tmp_path, *command)
+
+
+def test_folders_that_the_system_refuses(folder: Path) -> None:
+    name = "x" * 300
+    assert "File name too long" in one_line(folder, "export", "small", "-o", name)
+    assert "no such folder" in one_line(folder, "verify", name)
+    assert "no such folder" in one_line(folder, "transfer", name, "--data", "digits:5-9")
+
+
+def test_labels_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(["candidate [b]", ""], [["wide [adam] [/b]", ":car:"]])
+    said = capsys.readouterr().out
+    for text in ("candidate [b]", "wide [adam] [/b]", ":car:"):
+        assert text in said

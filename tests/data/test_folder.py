@@ -8,8 +8,9 @@ from PIL import Image
 
 from hpsearch.data.folder import read_train, stamp
 from hpsearch.data.images import Source
-from hpsearch.data.load import load
+from hpsearch.data.load import at_hand, load
 from hpsearch.errors import DataError
+from hpsearch.sealed.images import open_seal
 
 
 def source(path: Path, image_size: int = 16) -> Source:
@@ -111,3 +112,13 @@ def test_stamp_tells_every_change(folder: Path) -> None:
     assert stamp(source(folder)) == stamps[-1]
     picture(folder / "test/ant/new.png")
     assert stamp(source(folder)) == stamps[-1]
+
+
+def test_a_folder_that_the_system_refuses_to_look_into_is_one_sentence(tmp_path: Path) -> None:
+    """Somebody else's, or, as for root nothing is that, one whose name is too long."""
+    name = f"folder:{tmp_path / ('x' * 300)}"
+    for look in (load, at_hand):
+        with pytest.raises(DataError, match="cannot be read"):
+            look(name, data_dir=None, cache_dir=tmp_path / "cache")
+    with pytest.raises(DataError, match="its test split cannot be read"):
+        open_seal(Source(name, name.partition(":")[2], None, tmp_path, 8), ("a", "b"))

@@ -39,6 +39,15 @@ def test_the_head_of_other_classes_begins_anew_though_its_shape_agrees() -> None
     assert fate_of(target, start)["output"] == NEW
 
 
+def test_parameters_of_the_network_itself_are_taken_over() -> None:
+    """As a class token of an installed package's model: it belongs to no layer, and to no class."""
+    source, target = (torch.nn.Sequential(torch.nn.Linear(3, 2)) for _ in range(2))
+    for model, value in ((source, 1.0), (target, 0.0)):
+        model.register_parameter("token", torch.nn.Parameter(torch.full((3,), value)))
+    take_over(target, Start(source.state_dict()))
+    assert torch.equal(target.token, source.token)
+
+
 @pytest.mark.parametrize("model", ["lenet", "lenet-bn", "2lp", "3lp"])
 def test_native_size_keeps_every_shape_for_larger_images(model: str) -> None:
     source = net(model, size=32)

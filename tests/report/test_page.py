@@ -5,24 +5,32 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from hpsearch import transfer
+from hpsearch import confirm, transfer
 from hpsearch.errors import StorageError, UsageError
 from hpsearch.export import export
 from hpsearch.final_test import final_test
+from hpsearch.interrupt import Interruption
+from hpsearch.report.drawing import COLOURS, Figure, interval_dots, label_axis
+from hpsearch.report.evidence_figures import _curve, confusion, transferred
 from hpsearch.report.gather import gather
-from hpsearch.report.page import csv_of, page, study_figures, write
+from hpsearch.report.page import across, csv_of, facts_of, page, study_figures, write
+from hpsearch.report.samples import samples
+from hpsearch.report.search_figures import by_learning_rate, parallel
 from hpsearch.settings import Settings
 from hpsearch.spec import parse
-from hpsearch.storage import ledger
+from hpsearch.statistics import estimate
+from hpsearch.storage import fleet, ledger, openings
 from hpsearch.storage.open import Database, create
-from hpsearch.storage.studies import create_study, ranked
+from hpsearch.storage.studies import create_study, load_study, ranked
+from hpsearch.worker import run
 from tests.chain import SMALL, Chain, make, silent
-from tests.studies import CANDIDATES
+from tests.studies import CANDIDATES, TINY
 
 
 @pytest.fixture(scope="module")
@@ -159,9 +167,6 @@ def database(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize("num", [0, 1])
 def test_an_empty_study_and_one_with_a_single_trial(num: int, database: Database, tmp_path: Path) -> None:
-    from hpsearch.interrupt import Interruption
-    from hpsearch.worker import run
-
     for text, name in ((SMALL, "small"), (CANDIDATES, "three")):
         create_study(database, parse(text, "x.toml"), name)
         list(run(database, name, settings(tmp_path), Interruption(), num))
@@ -174,8 +179,6 @@ def test_an_empty_study_and_one_with_a_single_trial(num: int, database: Database
 
 def test_a_running_study_with_a_trial_that_diverged(database: Database, tmp_path: Path) -> None:
     from hpsearch.events import EpochDone
-    from hpsearch.interrupt import Interruption
-    from hpsearch.worker import run
 
     text = SMALL.replace("learning_rate = 0.002", "learning_rate = 0.002\n", 1).replace("high = 1e-1", "high = 1e9")
     create_study(database, parse(text, "small.toml"), "small")
@@ -202,6 +205,143 @@ def test_names_and_reasons_are_no_markup(whole: Chain, database: Database, tmp_p
     study = gather(whole.database, "small")
     figures = study_figures(study, whole.settings)
     assert "</script><b>" not in page([(study, [*figures])], []).replace("x</script><b>", "x")
+
+
+def test_a_final_test_that_ended_while_the_split_was_open_counts_as_an_opening(
+    database: Database, tmp_path: Path
+) -> None:
+    text = SMALL.partition("[space]")[0].replace('name = "small"', 'name = "plain"\nseeds = 2')
+    create_study(database, parse(text.replace("epochs = 3", "epochs = 1"), "plain.toml"), "plain")
+    chain = Chain(database, settings(tmp_path))
+    chain.work("plain")
+    study = load_study(database, "plain")
+    assert dict(facts_of(gather(database, "plain")))["test split"] == "sealed"
+    openings.begin(database, study, 0, {"time": "earlier", "again": None, "data": "digits:0-4"})
+    assert dict(facts_of(gather(database, "plain")))["test split"] == "opened once, without a result"
+    export(database, study, 1, tmp_path / "before", chain.settings, silent)
+    assert "opened for this study, and no result" in (tmp_path / "before" / "README.md").read_text()
+    final_test(database, study, chain.settings, "the power was cut", silent)
+    assert dict(facts_of(gather(database, "plain")))["test split"] == "opened 2 times, 1 with a result"
+    made = export(database, study, 1, tmp_path / "after", chain.settings, silent)
+    assert made.test is not None
+    assert made.test.openings == 2
+
+
+def test_the_test_of_another_study_of_the_name_is_not_that_of_a_confirmation(whole: Chain, tmp_path: Path) -> None:
+    with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
+        link = {confirm.LINK_KEY: json.dumps(confirm.link_of(whole.confirmation))}
+        create_study(database, whole.confirmation.spec, "small-confirm", attributes=link)
+        create_study(database, whole.search.spec, "small")
+        openings.begin(database, load_study(database, "small"), 0, {"results": []})
+        assert gather(database, "small-confirm").tested_elsewhere == ()
+    assert gather(whole.database, "small-confirm").tested_elsewhere
+
+
+def test_labels_are_no_markup_to_plotly(whole: Chain) -> None:
+    """It makes a link of <a href="...">, in legends, ticks and categories."""
+    study, label = gather(whole.database, "small"), '<a href="https://elsewhere.example">a & b</a>'
+    traces = [interval_dots(label, [0], [0.5], [0.4], [0.6], COLOURS[0])]
+    figures = [
+        Figure("dots", "Dots", "", [], [], traces, {"yaxis": label_axis([label])}),
+        confusion("matrix", "Matrix", [[1, 0], [0, 1]], ["0", label], 1),
+    ]
+    made = drawn(page([(study, figures)], []))
+    shown = '&lt;a href="https://elsewhere.example">a &amp; b&lt;/a>'
+    assert made["dots"]["data"][0]["name"] == made["dots"]["layout"]["yaxis"]["ticktext"][0] == shown
+    assert made["matrix"]["data"][0]["x"] == made["matrix"]["data"][0]["y"] == ["0", shown]
+    assert [row[0] for row in figures[1].rows] == ["0", label]
+
+
+def test_no_name_of_a_study_stands_in_the_way_of_a_figure(database: Database, tmp_path: Path) -> None:
+    """Scripts find figures by their ids, and the first element of an id is found."""
+    names = ["small-best", "figures", "small"]
+    for name in names:
+        create_study(database, parse(SMALL.replace("epochs = 3", "epochs = 1"), "small.toml"), name, 1)
+        Chain(database, settings(tmp_path)).work(name)
+    write(database, names, tmp_path / "page.html", settings(tmp_path))
+    text = (tmp_path / "page.html").read_text()
+    ids = re.findall(r'<(?:section|div|script)[^>]* id="([^"]*)"', text)
+    assert len(ids) == len(set(ids))
+    assert drawn(text).keys() < set(ids)
+
+
+def test_transfers_that_differ_in_more_than_the_size_are_not_drawn_together(whole: Chain) -> None:
+    sizes = [gather(whole.database, name) for name in NAMES[2:]]
+    (together,) = across(sizes)
+    assert "lenet on digits:5-9" in together.caption
+    spec = replace(sizes[1].spec, model=sizes[1].spec.model.model_copy(update={"name": "2lp"}))
+    assert across([sizes[0], replace(sizes[1], spec=spec)]) == []
+    arm = replace(sizes[0].arms[0], over_scratch=estimate([0.25]))
+    assert "transfer +0.250 (one seed)" in transferred([replace(sizes[0], arms=(arm,))], "one").caption
+
+
+def test_a_curve_has_a_gap_where_no_seed_has_a_number() -> None:
+    assert _curve([[0.5, None, 0.7], [0.3, None, 0.9]])[:2] == ([1, 3], [pytest.approx(0.4), pytest.approx(0.8)])
+
+
+def test_a_report_downloads_no_images(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def download(*given: object, **_: object) -> None:
+        asked.append(given)
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", download)
+    create_study(database, parse(SMALL.replace("digits:0-4", "cifar100"), "small.toml"), "small")
+    figure = samples(gather(database, "small"), settings(tmp_path))
+    assert "cifar100 is not here" in figure.caption
+    assert asked == []
+
+
+def test_a_study_that_people_have_paused_or_stopped_waits_for_no_worker(database: Database, tmp_path: Path) -> None:
+    create_study(database, parse(SMALL.replace("epochs = 3", "epochs = 1"), "small.toml"), "small", 2)
+    study = load_study(database, "small")
+    list(run(database, "small", settings(tmp_path), Interruption(), 1))
+    for state, wanted in (("running", "waiting for workers"), ("paused", "paused"), ("stopped", "stopped")):
+        fleet.control(database, study.study_id, state)
+        assert dict(facts_of(gather(database, "small")))["state"] == wanted
+
+
+def test_no_text_is_a_formula_to_a_spreadsheet() -> None:
+    rows = [["=1+1", -1.5], ["@a", None], ["-2", 3], ["-x", 0], ["dark, light", 1]]
+    rows = list(csv.reader(io.StringIO(csv_of(Figure("key", "title", "", ["class", "+a"], rows)))))
+    assert rows == [["class", "'+a"], ["'=1+1", "-1.5"], ["'@a", ""], ["-2", "3"], ["'-x", "0"], ["dark, light", "1"]]
+
+
+def test_of_many_trials_the_best_are_drawn(whole: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpsearch.report.search_figures.MANY", 2)
+    study = gather(whole.database, "small")
+    best = {trial.number for trial in ranked(whole.search)[:2]}
+    for figure in (by_learning_rate(study), parallel(study)):
+        names = [trace["name"] for trace in figure.traces if trace.get("name")]
+        assert {int(re.findall(r"\d+", name)[0]) for name in names} == best
+        assert figure.caption.startswith("The 2 best of 4 trials")
+        assert {row[0] for row in figure.rows} == {0, 1, 2, 3}
+
+
+def test_hyperparameters_that_a_trial_does_not_have_are_empty(database: Database, tmp_path: Path) -> None:
+    create_study(database, parse(TINY, "tiny.toml"), "tiny")
+    chain = Chain(database, settings(tmp_path))
+    chain.work("tiny")
+    recorded = [trial.params.get("momentum") for trial in load_study(database, "tiny").optuna_study.trials]
+    assert None in recorded
+    table = parallel(gather(database, "tiny"))
+    assert [row[table.columns.index("momentum")] for row in table.rows] == recorded
+
+
+def test_nothing_is_left_of_a_page_that_was_interrupted(
+    whole: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write(whole.database, ["small"], tmp_path / "page.html", whole.settings)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UsageError, match="-o: is empty"):
+        write(whole.database, ["small"], Path(), whole.settings)
 
 
 def test_the_data_need_not_be_there(database: Database, tmp_path: Path) -> None:

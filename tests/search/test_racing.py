@@ -104,6 +104,21 @@ def test_two_workers_by_turns_come_to_the_same_end(tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
+def test_candidates_see_the_same_images_in_the_same_order_also_where_lanes_are_refilled(
+    database: Database, tmp_path: Path
+) -> None:
+    """The third one begins while the first one trains; it does not join it in the midst of its images."""
+    text = CANDIDATES.replace("seeds = 5", "seeds = 1").replace('name = "race"', 'name = "none"')
+    text = text.replace("learning_rate = 0.05", "learning_rate = 0.05\nepochs = 5").replace(
+        "batch_size = 32", "epochs = 1"
+    )
+    create_study(database, parse(text, "three.toml"), "three")
+    list(run(database, "three", replace(settings(tmp_path), lanes=2), Interruption()))
+    recipes = [trial.user_attrs[RECIPE_KEY] for trial in load_study(database, "three").optuna_study.trials]
+    assert [recipe["epochs"] for recipe in recipes] == [5, 1, 2]
+    assert {(recipe["stream_seed"], recipe["stream_offset"]) for recipe in recipes} == {(recipes[0]["stream_seed"], 0)}
+
+
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [

@@ -5,7 +5,7 @@ import torch
 
 from hpsearch.models.build import build_model
 from hpsearch.recipe import Recipe
-from hpsearch.train.freezing import layers
+from hpsearch.train.freezing import layers, rest
 from hpsearch.train.program import Program, place
 from tests.train.data import small_data_set
 
@@ -88,3 +88,27 @@ def test_wide_layers_freeze_too() -> None:
     one = program(model="2lp", hidden_width=2048, frozen_layers=1, frozen_epochs=1)
     assert changed(one, 1) == ["output"]
     assert changed(one, 1) == ["hidden", "output"]
+
+
+class Tokens(torch.nn.Module):
+    """A network with a parameter of its own, as those with a class token have; it is its first layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = torch.nn.Parameter(torch.ones(3 * 16 * 16))
+        self.hidden = torch.nn.Linear(3 * 16 * 16, 8)
+        self.dropout = torch.nn.Dropout(0.5)
+        self.output = torch.nn.Linear(8, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.output(self.dropout(self.hidden(images.flatten(1) + self.token)))
+
+
+def test_a_network_with_parameters_of_its_own_is_frozen_from_them_on() -> None:
+    recipe = Recipe("tokens", 2, learning_rate=0.05, batch_size=16, frozen_layers=1, frozen_epochs=2)
+    one = Program(recipe, Tokens(), place(DATA, "cpu"))
+    assert [name for name, _ in layers(one.model)] == ["", "hidden", "output"]
+    assert changed(one, 1) == ["hidden", "output"]
+    one.model.train()
+    rest(one.model, recipe)
+    assert one.model.dropout.training

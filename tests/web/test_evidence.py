@@ -56,6 +56,7 @@ def test_best_shows_what_it_rests_on(finished: tuple[Chain, Settings], client: O
     assert "Download the export" in shown
     of_candidates = page(client(settings, local()), f"study/{chain.confirmation.study_id}/best")
     assert "all candidates" in of_candidates
+    assert "hpsearch final-test small\n" in of_candidates  # its own has no seal
     assert "Download the export" not in of_candidates
 
 
