@@ -49,11 +49,16 @@ def create_study(
     The tables of the storage are made here if they are missing; workers only use them.
     """
     from hpsearch import catalogue
+    from hpsearch.errors import UsageError
+    from hpsearch.form import name_complaint
     from hpsearch.search.samplers import max_trials
     from hpsearch.settings import redact
+    from hpsearch.space import show
     from hpsearch.storage import studies
     from hpsearch.storage.open import create
 
+    if study_name is not None and (complaint := name_complaint(study_name)):
+        raise UsageError(f"--study-name {show(study_name)}: {complaint}")
     spec = catalogue.read(study, (*overrides, *([f"budget.trials={trials}"] if trials else [])))
     name = study_name or spec.name
     settings = settings_from(storage)
