@@ -19,6 +19,8 @@ from hpsearch.space import (
     Value,
     active,
     is_kind,
+    num_combinations,
+    num_values,
     order,
     recorded_name,
     show,
@@ -26,6 +28,8 @@ from hpsearch.space import (
 )
 
 PEAK_SCHEDULER = "onecycle"  # the only schedule that climbs to a peak rate
+
+MOST_LISTED = 100_000  # combinations of a grid, values of a parameter under gp: every worker has them all in memory
 
 # Hyperparameters that mean something under one schedule only; their `when` need not be written.
 IMPLIED: dict[str, Conditions] = {
@@ -102,6 +106,8 @@ def plan_mistakes(draft: Draft, values: Mapping[str, Any]) -> Iterator[str]:
     yield from option_mistakes("pruner", PRUNER_OPTIONS, pruner)
     if (sampler := values.get("sampler")) and sampler.name == "grid":
         yield from grid_mistakes(draft.space)
+    if sampler and sampler.name == "gp":
+        yield from gp_mistakes(draft.space)
 
 
 def budget_mistakes(budget: Any, epochs: float | None, objective: Any) -> Iterator[str]:
@@ -121,9 +127,17 @@ def option_mistakes(key: str, options: Mapping[str, tuple[str, ...]], section: A
 
 
 def grid_mistakes(space: Mapping[str, Parameter]) -> Iterator[str]:
+    if (most := num_combinations(space)) is not None and most > MOST_LISTED:
+        yield f'sampler.name = "grid": the space has {most} combinations, the most is {MOST_LISTED}; widen the steps'
     for name, parameter in space.items():
         if isinstance(parameter, Float) and parameter.step is None:
             yield f"space.{name}: the grid sampler needs a step, or choices instead of a range"
+
+
+def gp_mistakes(space: Mapping[str, Parameter]) -> Iterator[str]:
+    for name, parameter in space.items():
+        if (num_listed := num_values(parameter) or 0) > MOST_LISTED:
+            yield f"space.{name}: has {num_listed} values, the gp sampler takes {MOST_LISTED} at most; widen the steps"
 
 
 def draft_mistakes(draft: Draft) -> Iterator[str]:

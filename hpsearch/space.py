@@ -112,6 +112,23 @@ def order(space: Space) -> tuple[str, ...]:
     return tuple(done)
 
 
+def num_values(parameter: Parameter) -> int | None:
+    """How many values the parameter has; None if it is a range without steps."""
+    if isinstance(parameter, Choice):
+        return len(parameter.choices)
+    if parameter.step is None:
+        return None
+    if isinstance(parameter, Int):
+        return (parameter.high - parameter.low) // parameter.step + 1
+    return math.floor((parameter.high - parameter.low) / parameter.step + NEAR) + 1
+
+
+def num_combinations(space: Space) -> int | None:
+    """How many configurations there are at most, conditions aside; None if there is no end to them."""
+    numbers = [num_values(parameter) for parameter in space.values()]
+    return None if None in numbers else math.prod(number for number in numbers if number is not None)
+
+
 def sources(parameter: Parameter) -> set[str]:
     """The hyperparameters that decide whether, or as what, a parameter enters a trial."""
     times = parameter.times if isinstance(parameter, Float) else None

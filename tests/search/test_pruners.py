@@ -96,8 +96,8 @@ def test_every_pruner_of_the_table(name: str) -> None:
 @pytest.mark.parametrize("name", ["asha", "hyperband", "median"])
 @pytest.mark.parametrize("min_epochs", [1, 2, 3])
 def test_no_trial_ends_before_the_epochs_that_every_one_may_train(name: str, min_epochs: int) -> None:
-    text = TINY.replace('name = "asha"', f'name = "{name}"\nmin_epochs = {min_epochs}').replace("epochs = 3", "epochs = 8", 1)
-    pruner = make_pruner(parse(text, "tiny.toml"))
+    text = TINY.replace('name = "asha"', f'name = "{name}"\nmin_epochs = {min_epochs}')
+    pruner = make_pruner(parse(text.replace("epochs = 3", "epochs = 8", 1), "tiny.toml"))
     study = optuna.create_study(study_name="s", direction="maximize")
     for _ in range(8):
         good = study.ask()
