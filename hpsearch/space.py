@@ -142,7 +142,17 @@ def asked(space: Space) -> dict[str, Parameter]:
 
 def active(parameter: Parameter, chosen: Mapping[str, Any]) -> bool:
     """Whether a trial has this parameter, given what it has chosen so far; a missing source counts as not chosen."""
-    return all(name in chosen and chosen[name] in allowed for name, allowed in parameter.when.items())
+    return all(
+        name in chosen and any(is_same(chosen[name], value) for value in allowed)
+        for name, allowed in parameter.when.items()
+    )
+
+
+def is_same(chosen: Value, value: Value) -> bool:
+    """Whether a trial has chosen this value: the third step of 0.1 is 0.30000000000000004, and the file says 0.3."""
+    if isinstance(chosen, float) and isinstance(value, int | float):
+        return math.isclose(chosen, value, rel_tol=NEAR)
+    return chosen == value
 
 
 # From and to the tables of a study file

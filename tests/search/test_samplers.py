@@ -104,8 +104,18 @@ def test_a_long_range_of_whole_numbers_is_never_listed(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["grid", "gp"])  # Optuna's gp lists the values of each parameter
 def test_what_is_too_long_to_be_listed_is_refused(name: str) -> None:
-    with pytest.raises(StudyFileError, match="has 1099511627777 .* 100000"):
+    with pytest.raises(StudyFileError, match=r"has 1099511627777 .* 100000"):
         study_of(name, f"seed = {{ low = 0, high = {2**40} }}")
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_a_condition_on_a_step_holds_at_that_step(name: str) -> None:
+    size = "batch_size = { choices = [8, 16], when = { dropout = 0.3 } }"
+    space = f"dropout = {{ low = 0.0, high = 0.5, step = 0.1 }}\n{size}"
+    tried = search(study_of(name, space), 7 if name == "grid" else 20)
+    third = [params for params in tried if math.isclose(params["dropout"], 0.3)]
+    assert third
+    assert [params for params in tried if "batch_size" in params] == third
 
 
 def test_sobol_points_fill_the_range_evenly() -> None:
