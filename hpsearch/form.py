@@ -36,6 +36,7 @@ WORDS = {
     "a valid integer": "a whole number",
     "a valid string": "a name in quotes",
     "greater than or equal to": "at least",
+    "less than or equal to": "at most",
     "greater than": "above",
 }
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -99,6 +99,8 @@ def plan_mistakes(draft: Draft, values: Mapping[str, Any]) -> Iterator[str]:
             " times that of candidates" if values["candidates"] else ""
         )
     epochs = highest("epochs", draft.training, draft.space)
+    own = [values["epochs"] for _, values in values["candidates"] if is_kind(int, values.get("epochs"))]
+    epochs = max([epochs or 0, *own]) or None
     if pruner and epochs and (pruner.min_epochs or 1) > epochs:
         yield f"pruner.min_epochs = {pruner.min_epochs}: must be at most epochs = {epochs:g}"
     yield from budget_mistakes(budget, epochs, values.get("objective"))
@@ -189,6 +191,20 @@ def times_mistakes(name: str, source: str, draft: Draft) -> Iterator[str]:
         yield f"{key}: {name} must stay below {RULES[name].below:g}, so it cannot be a multiple"
     elif source in draft.space and (draft.space[source].when or source in IMPLIED):
         yield f"{key}: is not in every trial, so nothing can be a multiple of it"
+    elif RULES[name].above is not None and can_be_zero(source, draft):
+        yield f"{key}: can be 0, and {name} must be {RULES[name].interval()}"
+
+
+def can_be_zero(name: str, draft: Draft) -> bool:
+    """Whether a number can be 0 in a trial; a factor is above 0, so it is what it multiplies that counts."""
+    seen = set()
+    while isinstance(parameter := draft.space.get(name), Float) and parameter.times and name not in seen:
+        seen.add(name)
+        name = parameter.times
+    lowest = draft.training.get(name)
+    if parameter is not None:
+        lowest = min(parameter.choices) if isinstance(parameter, Choice) else parameter.low
+    return lowest == 0
 
 
 def schedule_mistakes(draft: Draft) -> Iterator[str]:

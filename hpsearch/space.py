@@ -19,6 +19,7 @@ Value: TypeAlias = int | float | str
 Conditions: TypeAlias = Mapping[str, tuple[Value, ...]]
 
 FEW = 8  # so many known words are listed even beside the nearest one
+MOST_STEPS = 1e19  # decimals, here and in Optuna, have 28 digits; every range of 64 bits has fewer
 NEAR = 1e-9  # relative distance at which two floats count as equal: 0.3 / 0.1 is 2.9999999999999996
 
 
@@ -240,6 +241,8 @@ def range_mistakes(low: float, high: float, log: bool, step: float | None) -> li
     mistakes = [f"low = {show(low)}: must not be above high = {show(high)}"] if low > high else []
     mistakes += [f"low = {show(low)}: must be above 0, because log = true"] if log and low <= 0 else []
     mistakes += [f"step = {show(step)}: must be above 0"] if step is not None and step <= 0 else []
+    if not mistakes and step is not None and (high - low) / step > MOST_STEPS:
+        mistakes.append(f"step = {show(step)}: is too small to count the steps from {show(low)} to {show(high)}")
     if not mistakes and step is not None and (rest := remainder(low, high, step)):
         last = Decimal(str(high)) - rest
         mistakes.append(f"high = {show(high)}: steps of {show(step)} from {show(low)} miss it; the last one is {last}")
@@ -309,4 +312,6 @@ def written(value: object) -> str:
         return f"[{', '.join(map(written, value))}]"
     if isinstance(value, bool | str):
         return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, int) and value.bit_length() > 1000:
+        return hex(value)  # Python refuses to write some thousand decimal digits
     return str(value)

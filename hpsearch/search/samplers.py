@@ -131,8 +131,8 @@ def grid_points(space: Space) -> list[dict[str, Any]]:
 
 def at(parameter: Parameter, u: float) -> Any:
     """The value at the fraction `u`, in [0, 1), of the parameter's range."""
-    if (num := num_values(parameter)) is not None and not (isinstance(parameter, Int) and parameter.log):
-        return _value(parameter, int(u * num))
+    if isinstance(parameter, Choice) or (parameter.step and not parameter.log):
+        return _value(parameter, int(u * (num_values(parameter) or 0)))
     if not parameter.log:
         return parameter.low + u * (parameter.high - parameter.low)
     half = 0.5 if isinstance(parameter, Int) else 0.0  # every whole number owns the half on both its sides
