@@ -69,8 +69,8 @@ def _train_folder(source: Source) -> Path:
     return folder
 
 
-def class_files(folder: Path) -> dict[str, list[Path]]:
-    """Class -> its files, both sorted by name; hidden ones (.DS_Store) are not meant as images."""
+def class_files(folder: Path, fewest: int = 2) -> dict[str, list[Path]]:
+    """Class -> its files, `fewest` or more, both sorted by name; hidden ones (.DS_Store) are not meant as images."""
     files = {
         entry.name: sorted(path for path in entry.iterdir() if path.is_file() and not path.name.startswith("."))
         for entry in sorted(folder.iterdir())
@@ -82,10 +82,10 @@ def class_files(folder: Path) -> dict[str, list[Path]]:
     for class_name, members in files.items():
         if any("\udc80" <= letter <= "\udcff" for letter in class_name):  # how Python spells bytes that are no text
             raise DataError(f"{folder}: the name of the class folder {class_name!r} is not UTF-8; rename it.")
-        if len(members) < 2:
+        if len(members) < fewest:
+            needs = "two or more images (one to train, one to validate)" if fewest > 1 else "an image"
             raise DataError(
-                f"{folder / class_name}: a class needs two or more images (one to train, one to validate), "
-                f"found {len(members)}; add images or remove the folder."
+                f"{folder / class_name}: a class needs {needs}, found {len(members)}; add images or remove the folder."
             )
     return files
 
