@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.running import hpsearch, start
+from tests.cli.running import command, environment, hpsearch, start
 from tests.postgres import PostgresServer
 from tests.studies import TINY
 
@@ -154,3 +155,13 @@ def request(method: str, path: str, host: str = "127.0.0.1:18432") -> tuple[int,
     except urllib.error.HTTPError as refused:
         with refused:
             return refused.code, refused.read()
+
+
+@pytest.mark.parametrize(("where", "code", "said"), [("> /dev/full", 1, "No space left on device"), (">&-", 0, "")])
+def test_output_that_cannot_be_written(where: str, code: int, said: str, folder: Path) -> None:
+    line = f"{shlex.join(command('list'))} {where}"
+    done = subprocess.run(
+        ["sh", "-c", line], cwd=folder, env=environment(folder), stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert done.returncode == code
+    assert [said in text for text in done.stderr.splitlines()] == [True] * code
