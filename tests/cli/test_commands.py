@@ -165,3 +165,14 @@ def test_output_that_cannot_be_written(where: str, code: int, said: str, folder:
     )
     assert done.returncode == code
     assert [said in text for text in done.stderr.splitlines()] == [True] * code
+
+
+def test_a_narrow_terminal_cuts_nothing_off(folder: Path) -> None:
+    hpsearch(folder, "create-study", "tiny.toml", "--set", "budget.trials=1000000")
+    hpsearch(folder, "worker", "tiny", "--device", "cpu", "--lanes", "1", "--max-trials", "2")
+    listed = hpsearch(folder, "list", COLUMNS="40").stdout
+    assert "2/1000000" in listed
+    shown = hpsearch(folder, "trials", "tiny", COLUMNS="40").stdout
+    assert all(word in "".join(shown.split()) for word in ("COMPLETE", "momen", "optimi", "0.01"))
+    wide = hpsearch(folder, "best", "tiny", COLUMNS="80").stdout
+    assert max(map(len, wide.splitlines()[:-1])) <= 80
