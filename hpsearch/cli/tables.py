@@ -102,4 +102,4 @@ def print_table(columns: list[str], rows: list[list[str]]) -> None:
         needed += narrowest + GAP
     for row in rows:
         table.add_row(*row)
-    Console(width=max(Console().width, needed)).print(table)
+    Console(width=max(Console().width, needed), markup=False, emoji=False).print(table)
