@@ -49,7 +49,7 @@ def create_study(
     The tables of the storage are made here if they are missing; workers only use them.
     """
     from hpsearch import catalogue
-    from hpsearch.errors import UsageError
+    from hpsearch.errors import StorageError, UsageError
     from hpsearch.form import name_complaint
     from hpsearch.search.samplers import max_trials
     from hpsearch.settings import redact
@@ -67,10 +67,13 @@ def create_study(
 
         spec = pinned(spec, settings)
     database = click.get_current_context().with_resource(create(settings.storage_url))
-    if if_missing and name in studies.study_names(database):
+    try:
+        studies.create_study(database, spec, name, max_trials(spec))
+    except StorageError:
+        if not if_missing or name not in studies.study_names(database):
+            raise
         click.echo(f"study {name} exists already in {redact(settings.storage_url)}")
         return
-    studies.create_study(database, spec, name, max_trials(spec))
     limit = max_trials(spec)
     count = f"{limit} trials" if limit == spec.budget.trials else f"{limit} trials, all that there is to try,"
     click.echo(f"study {name}: {count} of up to {spec.max_epochs} epochs, in {redact(settings.storage_url)}")

@@ -1,6 +1,7 @@
 """The commands from end to end, as processes in an empty folder."""
 
 import json
+import multiprocessing
 import os
 import shlex
 import signal
@@ -9,9 +10,11 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.cli import inside
 from tests.cli.running import command, environment, hpsearch, start
 from tests.postgres import PostgresServer
 from tests.studies import TINY
@@ -176,3 +179,26 @@ def test_a_narrow_terminal_cuts_nothing_off(folder: Path) -> None:
     assert all(word in "".join(shown.split()) for word in ("COMPLETE", "momen", "optimi", "0.01"))
     wide = hpsearch(folder, "best", "tiny", COLUMNS="80").stdout
     assert max(map(len, wide.splitlines()[:-1])) <= 80
+
+
+NUM_PROCESSES, NUM_ROUNDS = 6, 4
+
+
+def create_together(folder: Path, ready: Any) -> None:
+    """A process that makes the same studies as others, each at the same moment."""
+    for number in range(NUM_ROUNDS):
+        ready.wait()
+        inside.hpsearch(folder, "create-study", "tiny.toml", "--if-missing", "--study-name", f"s{number}")
+
+
+def test_of_several_that_create_a_study_if_it_is_missing_none_fails(folder: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Barrier(NUM_PROCESSES, timeout=60)
+    processes = [context.Process(target=create_together, args=(folder, ready)) for _ in range(NUM_PROCESSES)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * NUM_PROCESSES
+    listed = json.loads(inside.hpsearch(folder, "list", "--json").stdout)["studies"]
+    assert [study["study"] for study in listed] == [f"s{number}" for number in range(NUM_ROUNDS)]
