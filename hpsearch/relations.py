@@ -76,12 +76,19 @@ def default(name: str) -> Any:
 
 def highest(name: str, training: Mapping[str, Value], space: Mapping[str, Parameter]) -> float | None:
     """The largest value that a numeric hyperparameter can take in a study; None if it has no value at all."""
+    factor, passed = 1.0, set()
+    while isinstance(parameter := space.get(name), Float) and parameter.times and name not in passed:
+        factor *= parameter.high
+        passed.add(name)
+        name = parameter.times
+    if name not in RULES or RULES[name].kind is str:
+        return None  # no number to be a multiple of, which is said elsewhere
     if name in training:
-        return float(training[name])
-    if name in space:
-        parameter = space[name]
-        return max(map(float, parameter.choices)) if isinstance(parameter, Choice) else parameter.high
-    return float(default(name)) if isinstance(default(name), int | float) else None
+        return factor * float(training[name])
+    if parameter is not None:
+        top = max(map(float, parameter.choices)) if isinstance(parameter, Choice) else parameter.high
+        return factor * top
+    return factor * float(default(name)) if isinstance(default(name), int | float) else None
 
 
 def plan_mistakes(draft: Draft, values: Mapping[str, Any]) -> Iterator[str]:

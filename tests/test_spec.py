@@ -262,6 +262,21 @@ def test_a_plain_peak_range_must_begin_above_the_highest_rate():
     assert 'times = "learning_rate"' in mistake(STUDY, "space.peak_learning_rate=[0.05, 0.5]", first)
 
 
+def test_a_fixed_peak_and_a_rate_that_is_a_multiple():
+    rate = "learning_rate = { times = 'clip_norm', low = 0.1, high = 10.0 }"
+    text = SEEDS.replace("seeds = 3", "").replace(
+        "learning_rate = 1", "peak_learning_rate = 5.0\nscheduler = 'onecycle'"
+    )
+    text += f"clip_norm = 1.0\n[space]\n{rate}\n[budget]\ntrials = 3"
+    assert "must not be below the highest learning_rate, 10.0" in mistake(text)
+    assert "must not be below the highest learning_rate, 20.0" in mistake(text, "training.clip_norm=2.0")
+    assert spec.build(spec.with_overrides(spec.read_tables(text, "s"), ["training.clip_norm=0.5"]), "s")
+    for source in ("hidden", "optimizer"):
+        assert "times" in "".join(mistakes(text, [f"space.learning_rate.times={source}", "training.optimizer=sgd"]))
+    circle = ["training.clip_norm=1.0", "space.clip_norm={times='learning_rate', low=1, high=2}"]
+    assert any("in a circle" in one for one in mistakes(text, circle))
+
+
 def test_fixed_peak_must_not_be_below_the_rate():
     text = SEEDS + 'scheduler = "onecycle"\npeak_learning_rate = 0.5'
     assert "must not be below" in mistake(text)
