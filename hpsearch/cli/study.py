@@ -209,13 +209,14 @@ def _load(study: str, storage: str | None) -> "tuple[Database, LoadedStudy]":
 
 
 def _summary(database: "Database", name: str) -> dict[str, Any]:
-    from hpsearch.errors import StorageError
+    from hpsearch.errors import StorageError, UsageError
     from hpsearch.storage.studies import load_study, progress
 
     try:
         loaded = load_study(database, name)
-    except StorageError:
-        return {"study": name, "state": "not made by hpsearch"} | dict.fromkeys(
+    except UsageError as error:  # a StudyFileError: the rules of study files have changed since
+        state = "not made by hpsearch" if isinstance(error, StorageError) else "made by another version"
+        return {"study": name, "state": state} | dict.fromkeys(
             [
                 "trials",
                 "budget",

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from hpsearch.storage.open import connect
+from hpsearch.storage.studies import SPEC_KEY, load_study
 from tests.cli import inside
 from tests.cli.running import command, environment, hpsearch, start
 from tests.postgres import PostgresServer
@@ -179,6 +181,20 @@ def test_a_narrow_terminal_cuts_nothing_off(folder: Path) -> None:
     assert all(word in "".join(shown.split()) for word in ("COMPLETE", "momen", "optimi", "0.01"))
     wide = hpsearch(folder, "best", "tiny", COLUMNS="80").stdout
     assert max(map(len, wide.splitlines()[:-1])) <= 80
+
+
+def test_a_study_that_cannot_be_read_hides_no_other(folder: Path) -> None:
+    for name in ("older", "tiny"):
+        inside.hpsearch(folder, "create-study", "tiny.toml", "--study-name", name)
+    with connect(f"sqlite:///{folder}/storage/hpsearch.db") as database:
+        older = load_study(database, "older").optuna_study
+        older.set_user_attr(SPEC_KEY, older.user_attrs[SPEC_KEY].replace('"trials": 6', '"trials": 0'))
+    listed = json.loads(inside.hpsearch(folder, "list", "--json").stdout)["studies"]
+    assert {one["study"]: one["state"] for one in listed} == {
+        "older": "made by another version",
+        "tiny": "waiting for workers",
+    }
+    assert "budget.trials = 0" in inside.one_line(folder, "status", "older")
 
 
 NUM_PROCESSES, NUM_ROUNDS = 6, 4
