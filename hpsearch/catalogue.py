@@ -160,6 +160,14 @@ def find(name_or_path: str) -> tuple[str, str]:
 def read(name_or_path: str, overrides: Sequence[str] = ()) -> StudySpec:
     """A study by name or path, with `--set` overrides. Raises UsageError, for a file with all of its mistakes."""
     text, source = find(name_or_path)
+    try:
+        return read_text(text, source, overrides)
+    except RecursionError as error:
+        raise StudyFileError([f"{source}: is nested too deeply, in itself or by --set"]) from error
+
+
+def read_text(text: str, source: str, overrides: Sequence[str]) -> StudySpec:
+    """The study that a text says; see `read`."""
     tables = spec.with_overrides(spec.read_tables(text, source), overrides)
     mistakes: list[str] = []
     study = None

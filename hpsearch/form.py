@@ -36,9 +36,11 @@ WORDS = {
     "a valid integer": "a whole number",
     "a valid string": "a name in quotes",
     "greater than or equal to": "at least",
+    "less than or equal to": "at most",
     "greater than": "above",
 }
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+LONGEST_NAME = 200  # characters; names of files and folders, which have it in them, end at 255
 
 Training: TypeAlias = dict[str, Value]
 Space: TypeAlias = dict[str, Parameter]
@@ -90,14 +92,21 @@ def read_top_level(tables: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
     mistakes = unknown_keys(tables, TOP_LEVEL)
     if name is None:
         mistakes.append("name: is missing; it is what the study is called")
-    elif not isinstance(name, str) or not NAME.fullmatch(name):
-        mistakes.append(f"name = {show(name)}: must be letters, digits, '.', '_' or '-' in quotes")
+    elif complaint := name_complaint(name):
+        mistakes.append(f"name = {show(name)}: {complaint}")
     if not isinstance(description, str):
         mistakes.append(f"description = {show(description)}: must be a text in quotes")
     if complaint := RULES["seed"].broken_by(seed):
         mistakes.append(f"seed = {show(seed)}: {complaint}")
     seeds, found = read_seeds(tables.get("seeds", []))
     return {"name": name, "description": description, "seed": seed, "seeds": seeds}, mistakes + found
+
+
+def name_complaint(name: object) -> str | None:
+    """The rule that the name of a study breaks: it is typed in commands, and becomes the name of folders."""
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        return "must be letters, digits, '.', '_' or '-' in quotes, the first a letter or digit"
+    return None if len(name) <= LONGEST_NAME else f"must be at most {LONGEST_NAME} characters"
 
 
 def read_seeds(seeds: object) -> tuple[tuple[int, ...], list[str]]:

@@ -19,6 +19,8 @@ from hpsearch.space import (
     Value,
     active,
     is_kind,
+    num_combinations,
+    num_values,
     order,
     recorded_name,
     show,
@@ -26,6 +28,8 @@ from hpsearch.space import (
 )
 
 PEAK_SCHEDULER = "onecycle"  # the only schedule that climbs to a peak rate
+
+MOST_LISTED = 100_000  # combinations of a grid, values of a parameter under gp: every worker has them all in memory
 
 # Hyperparameters that mean something under one schedule only; their `when` need not be written.
 IMPLIED: dict[str, Conditions] = {
@@ -72,12 +76,19 @@ def default(name: str) -> Any:
 
 def highest(name: str, training: Mapping[str, Value], space: Mapping[str, Parameter]) -> float | None:
     """The largest value that a numeric hyperparameter can take in a study; None if it has no value at all."""
+    factor, passed = 1.0, set()
+    while isinstance(parameter := space.get(name), Float) and parameter.times and name not in passed:
+        factor *= parameter.high
+        passed.add(name)
+        name = parameter.times
+    if name not in RULES or RULES[name].kind is str:
+        return None  # no number to be a multiple of, which is said elsewhere
     if name in training:
-        return float(training[name])
-    if name in space:
-        parameter = space[name]
-        return max(map(float, parameter.choices)) if isinstance(parameter, Choice) else parameter.high
-    return float(default(name)) if isinstance(default(name), int | float) else None
+        return factor * float(training[name])
+    if parameter is not None:
+        top = max(map(float, parameter.choices)) if isinstance(parameter, Choice) else parameter.high
+        return factor * top
+    return factor * float(default(name)) if isinstance(default(name), int | float) else None
 
 
 def plan_mistakes(draft: Draft, values: Mapping[str, Any]) -> Iterator[str]:
@@ -95,6 +106,8 @@ def plan_mistakes(draft: Draft, values: Mapping[str, Any]) -> Iterator[str]:
             " times that of candidates" if values["candidates"] else ""
         )
     epochs = highest("epochs", draft.training, draft.space)
+    own = [values["epochs"] for _, values in values["candidates"] if is_kind(int, values.get("epochs"))]
+    epochs = max([epochs or 0, *own]) or None
     if pruner and epochs and (pruner.min_epochs or 1) > epochs:
         yield f"pruner.min_epochs = {pruner.min_epochs}: must be at most epochs = {epochs:g}"
     yield from budget_mistakes(budget, epochs, values.get("objective"))
@@ -102,6 +115,8 @@ def plan_mistakes(draft: Draft, values: Mapping[str, Any]) -> Iterator[str]:
     yield from option_mistakes("pruner", PRUNER_OPTIONS, pruner)
     if (sampler := values.get("sampler")) and sampler.name == "grid":
         yield from grid_mistakes(draft.space)
+    if sampler and sampler.name == "gp":
+        yield from gp_mistakes(draft.space)
 
 
 def budget_mistakes(budget: Any, epochs: float | None, objective: Any) -> Iterator[str]:
@@ -121,9 +136,17 @@ def option_mistakes(key: str, options: Mapping[str, tuple[str, ...]], section: A
 
 
 def grid_mistakes(space: Mapping[str, Parameter]) -> Iterator[str]:
+    if (most := num_combinations(space)) is not None and most > MOST_LISTED:
+        yield f'sampler.name = "grid": the space has {most} combinations, the most is {MOST_LISTED}; widen the steps'
     for name, parameter in space.items():
         if isinstance(parameter, Float) and parameter.step is None:
             yield f"space.{name}: the grid sampler needs a step, or choices instead of a range"
+
+
+def gp_mistakes(space: Mapping[str, Parameter]) -> Iterator[str]:
+    for name, parameter in space.items():
+        if (num_listed := num_values(parameter) or 0) > MOST_LISTED:
+            yield f"space.{name}: has {num_listed} values, the gp sampler takes {MOST_LISTED} at most; widen the steps"
 
 
 def draft_mistakes(draft: Draft) -> Iterator[str]:
@@ -175,6 +198,20 @@ def times_mistakes(name: str, source: str, draft: Draft) -> Iterator[str]:
         yield f"{key}: {name} must stay below {RULES[name].below:g}, so it cannot be a multiple"
     elif source in draft.space and (draft.space[source].when or source in IMPLIED):
         yield f"{key}: is not in every trial, so nothing can be a multiple of it"
+    elif RULES[name].above is not None and can_be_zero(source, draft):
+        yield f"{key}: can be 0, and {name} must be {RULES[name].interval()}"
+
+
+def can_be_zero(name: str, draft: Draft) -> bool:
+    """Whether a number can be 0 in a trial; a factor is above 0, so it is what it multiplies that counts."""
+    seen = set()
+    while isinstance(parameter := draft.space.get(name), Float) and parameter.times and name not in seen:
+        seen.add(name)
+        name = parameter.times
+    lowest = draft.training.get(name)
+    if parameter is not None:
+        lowest = min(parameter.choices) if isinstance(parameter, Choice) else parameter.low
+    return lowest == 0
 
 
 def schedule_mistakes(draft: Draft) -> Iterator[str]:

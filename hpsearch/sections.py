@@ -8,6 +8,8 @@ from typing import Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field
 
 Metric: TypeAlias = Literal["validation_accuracy", "validation_loss"]
+MOST_TRIALS = 10**9  # databases count them in 32 bits
+MOST_PIXELS = 4096  # of a side; a thousand images of that size are 50 GB
 
 
 class Section(BaseModel):
@@ -31,7 +33,9 @@ class Data(Section):
     name: str = Field(
         description="a data set, built in or added by an installed package; after a colon, what it needs: `folder:PATH`"
     )
-    image_size: int = Field(32, ge=8, description="height and width in pixels to which images are resized")
+    image_size: int = Field(
+        32, ge=8, le=MOST_PIXELS, description="height and width in pixels to which images are resized"
+    )
 
 
 class Sampler(Section):
@@ -62,7 +66,7 @@ class Pruner(Section):
 class Budget(Section):
     """[budget]: when no more trials are started. What is used up first counts; running trials train to their end."""
 
-    trials: int = Field(ge=1, description="trials to run, pruned and failed ones included; exact")
+    trials: int = Field(ge=1, le=MOST_TRIALS, description="trials to run, pruned and failed ones included; exact")
     epochs: int | None = Field(
         None, ge=1, description="epochs of all trials together; a trial starts only if all of its epochs still fit"
     )

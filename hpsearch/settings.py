@@ -71,15 +71,14 @@ class Settings:
         Raises:
             UsageError: a variable holds what it may not, or a file that one names cannot be read.
         """
-        home = Path(environment.get("HPSEARCH_HOME") or "storage").expanduser()
-        data_dir = environment.get("HPSEARCH_DATA")
+        home = _folder(environment, "HPSEARCH_HOME") or Path("storage")
         return cls(
             storage_url=with_password(
-                environment.get("HPSEARCH_STORAGE") or f"sqlite:///{home.as_posix()}/hpsearch.db",
+                environment.get("HPSEARCH_STORAGE") or f"sqlite:///{_in_url(home)}/hpsearch.db",
                 _secret(environment, "HPSEARCH_STORAGE_PASSWORD_FILE"),
             ),
             home=home,
-            data_dir=Path(data_dir).expanduser() if data_dir else None,
+            data_dir=_folder(environment, "HPSEARCH_DATA"),
             device=environment.get("HPSEARCH_DEVICE") or "auto",
             lease_seconds=_seconds(environment, "HPSEARCH_LEASE_SECONDS", cls.lease_seconds),
             checkpoint_seconds=_seconds(environment, "HPSEARCH_CHECKPOINT_SECONDS", cls.checkpoint_seconds),
@@ -91,6 +90,19 @@ class Settings:
                 environment.get("HPSEARCH_STORAGE_TO") or "", _secret(environment, "HPSEARCH_STORAGE_TO_PASSWORD_FILE")
             ),
         )
+
+
+def _folder(environment: Mapping[str, str], name: str) -> Path | None:
+    text = environment.get(name)
+    try:
+        return Path(text).expanduser() if text else None
+    except RuntimeError as error:
+        raise UsageError(f"{name}={text}: there is no such user, or one without a home; give the whole path") from error
+
+
+def _in_url(path: Path) -> str:
+    """A path as a URL holds it, in which `?` would begin the query and `%` a character's number."""
+    return path.as_posix().replace("%", "%25").replace("?", "%3F")
 
 
 def _seconds(environment: Mapping[str, str], name: str, default: float) -> float:

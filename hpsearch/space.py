@@ -19,6 +19,7 @@ Value: TypeAlias = int | float | str
 Conditions: TypeAlias = Mapping[str, tuple[Value, ...]]
 
 FEW = 8  # so many known words are listed even beside the nearest one
+MOST_STEPS = 1e19  # decimals, here and in Optuna, have 28 digits; every range of 64 bits has fewer
 NEAR = 1e-9  # relative distance at which two floats count as equal: 0.3 / 0.1 is 2.9999999999999996
 
 
@@ -112,6 +113,23 @@ def order(space: Space) -> tuple[str, ...]:
     return tuple(done)
 
 
+def num_values(parameter: Parameter) -> int | None:
+    """How many values the parameter has; None if it is a range without steps."""
+    if isinstance(parameter, Choice):
+        return len(parameter.choices)
+    if parameter.step is None:
+        return None
+    if isinstance(parameter, Int):
+        return (parameter.high - parameter.low) // parameter.step + 1
+    return math.floor((parameter.high - parameter.low) / parameter.step + NEAR) + 1
+
+
+def num_combinations(space: Space) -> int | None:
+    """How many configurations there are at most, conditions aside; None if there is no end to them."""
+    numbers = [num_values(parameter) for parameter in space.values()]
+    return None if None in numbers else math.prod(number for number in numbers if number is not None)
+
+
 def sources(parameter: Parameter) -> set[str]:
     """The hyperparameters that decide whether, or as what, a parameter enters a trial."""
     times = parameter.times if isinstance(parameter, Float) else None
@@ -125,7 +143,17 @@ def asked(space: Space) -> dict[str, Parameter]:
 
 def active(parameter: Parameter, chosen: Mapping[str, Any]) -> bool:
     """Whether a trial has this parameter, given what it has chosen so far; a missing source counts as not chosen."""
-    return all(name in chosen and chosen[name] in allowed for name, allowed in parameter.when.items())
+    return all(
+        name in chosen and any(is_same(chosen[name], value) for value in allowed)
+        for name, allowed in parameter.when.items()
+    )
+
+
+def is_same(chosen: Value, value: Value) -> bool:
+    """Whether a trial has chosen this value: the third step of 0.1 is 0.30000000000000004, and the file says 0.3."""
+    if isinstance(chosen, float) and isinstance(value, int | float):
+        return math.isclose(chosen, value, rel_tol=NEAR)
+    return chosen == value
 
 
 # From and to the tables of a study file
@@ -213,6 +241,8 @@ def range_mistakes(low: float, high: float, log: bool, step: float | None) -> li
     mistakes = [f"low = {show(low)}: must not be above high = {show(high)}"] if low > high else []
     mistakes += [f"low = {show(low)}: must be above 0, because log = true"] if log and low <= 0 else []
     mistakes += [f"step = {show(step)}: must be above 0"] if step is not None and step <= 0 else []
+    if not mistakes and step is not None and (high - low) / step > MOST_STEPS:
+        mistakes.append(f"step = {show(step)}: is too small to count the steps from {show(low)} to {show(high)}")
     if not mistakes and step is not None and (rest := remainder(low, high, step)):
         last = Decimal(str(high)) - rest
         mistakes.append(f"high = {show(high)}: steps of {show(step)} from {show(low)} miss it; the last one is {last}")
@@ -282,4 +312,6 @@ def written(value: object) -> str:
         return f"[{', '.join(map(written, value))}]"
     if isinstance(value, bool | str):
         return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, int) and value.bit_length() > 1000:
+        return hex(value)  # Python refuses to write some thousand decimal digits
     return str(value)

@@ -124,7 +124,7 @@ def read_tables(text: str, source: str) -> dict[str, Any]:
     """The tables of a TOML text. Raises StudyFileError with the line of a syntax error."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # not only TOMLDecodeError: also a number of more digits than Python reads
         place = str(error).replace("end of document", f"the end, line {len(text.splitlines())}")
         raise StudyFileError([f"{source}: is not valid TOML: {' '.join(place.split())}"]) from error
 
@@ -168,6 +168,6 @@ def apply_override(tables: dict[str, Any], override: str) -> str | None:
 def override_value(text: str) -> Any:
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         return text
     return parsed["value"] if parsed.keys() == {"value"} else text

@@ -29,6 +29,7 @@ from hpsearch.settings import Settings
 from hpsearch.storage.events import DIVERGED, FAILED, INFEASIBLE, Happening
 from hpsearch.storage.ledger import REASON_KEY, TRACEBACK_KEY, End, Report
 from hpsearch.storage.studies import LoadedStudy
+from hpsearch.train import freezing
 from hpsearch.train.checkpoint import State, from_bytes, to_bytes
 from hpsearch.train.device_data import DeviceData
 from hpsearch.train.metrics import predictions
@@ -62,6 +63,7 @@ class Bench:
     def model(self, recipe: Recipe) -> nn.Module:
         """The recipe's model, freshly initialised, or with what it takes over from the study's export."""
         model = build_model(recipe, self.data.input_shape, self.data.num_classes, self.constructor)
+        freezing.check(model, recipe)
         if recipe.start == "export" and self.start is not None:
             take_over(model, self.start)
         return model

@@ -147,6 +147,24 @@ def test_what_cannot_be_found(tmp_path, monkeypatch, name, message):
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "override", "message"),
+    [
+        ("x = " + "[" * 5000, "", "nested too deeply"),
+        ("x." * 5000 + "x = 1", "", "nested too deeply"),
+        ("", "training.epochs=" + "[" * 5000, "nested too deeply"),
+        ("", "x." * 5000 + "x=1", "nested too deeply"),
+        ("x = " + "1" * 5000, "", "is not valid TOML"),
+        ("x = 0x" + "f" * 5000, "", "64 bits"),
+    ],
+)
+def test_what_python_does_not_read(tmp_path, line, override, message):
+    (tmp_path / "mine.toml").write_text(f"{line}\n{STUDY}")
+    with pytest.raises(StudyFileError, match=message) as caught:
+        catalogue.read(str(tmp_path / "mine.toml"), [override] if override else [])
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_studies_of_a_wheel_come_first(tmp_path, monkeypatch):
     (tmp_path / "mine.toml").write_text(STUDY)
     monkeypatch.setattr(catalogue, "STUDY_FOLDERS", (tmp_path, tmp_path / "absent"))

@@ -7,6 +7,8 @@ from sqlalchemy.engine import make_url
 
 from hpsearch.errors import UsageError
 from hpsearch.settings import Settings, redact
+from hpsearch.storage.open import connect, create
+from hpsearch.storage.studies import study_names
 
 
 def test_defaults():
@@ -20,6 +22,22 @@ def test_from_environment():
         "sqlite:////home/me/hpsearch.db", Path("/home/me"), Path("/data"), "cuda:1"
     )
     assert Settings.from_environment({"HPSEARCH_STORAGE": "sqlite:///x.db"}).storage_url == "sqlite:///x.db"
+
+
+@pytest.mark.parametrize("home", ["my studies", "what?", "100%", "50%20off", "a#b", "é"])
+def test_a_home_of_any_name_holds_its_database(home, tmp_path):
+    settings = Settings.from_environment({"HPSEARCH_HOME": str(tmp_path / home)})
+    with create(settings.storage_url):
+        assert (tmp_path / home / "hpsearch.db").is_file()
+    with connect(settings.storage_url) as database:
+        assert study_names(database) == []
+    assert [path.name for path in tmp_path.iterdir()] == [home]
+
+
+@pytest.mark.parametrize("name", ["HPSEARCH_HOME", "HPSEARCH_DATA"])
+def test_the_home_of_nobody(name):
+    with pytest.raises(UsageError, match=f"{name}=~nobody-of-that-name/x: there is no such user"):
+        Settings.from_environment({name: "~nobody-of-that-name/x"})
 
 
 @pytest.mark.parametrize(

@@ -219,6 +219,12 @@ def test_syntax_error_has_its_line():
         ("pruner.min_epochs=5", "pruner.min_epochs = 5", "at most epochs = 4"),
         ("pruner={name='median', factor=3}", "pruner.factor", "median does not take it"),
         ("budget.trials=0", "budget.trials = 0", "at least 1"),
+        ("budget.trials=1000000001", "budget.trials = 1000000001", "at most 1000000000"),
+        ("data.image_size=320000", "data.image_size = 320000", "at most 4096"),
+        ("space.weight_decay={low=0, high=1, step=1e-40}", "space.weight_decay.step = 1e-40", "too small to count"),
+        ("space.learning_rate={times='clip_norm', low=1, high=2}", "space.learning_rate.times", "is not in this study"),
+        ("training.epochs=" + "1" * 5000, 'training.epochs = "111', "whole number"),
+        ("training.epochs=0x" + "f" * 5000, "training.epochs = 0xfff", "64 bits"),
         ("first=[{}, {}, {}, {}, {}, {}]", "budget.trials = 5", "at least 6"),
         ("first=[{batch_size=true}]", "first[1].batch_size = true", "outside [space]"),
         ("budget.epoch=10", "budget.epoch", "unknown key"),
@@ -256,11 +262,45 @@ def test_a_plain_peak_range_must_begin_above_the_highest_rate():
     assert 'times = "learning_rate"' in mistake(STUDY, "space.peak_learning_rate=[0.05, 0.5]", first)
 
 
+def test_a_fixed_peak_and_a_rate_that_is_a_multiple():
+    rate = "learning_rate = { times = 'clip_norm', low = 0.1, high = 10.0 }"
+    text = SEEDS.replace("seeds = 3", "").replace(
+        "learning_rate = 1", "peak_learning_rate = 5.0\nscheduler = 'onecycle'"
+    )
+    text += f"clip_norm = 1.0\n[space]\n{rate}\n[budget]\ntrials = 3"
+    assert "must not be below the highest learning_rate, 10.0" in mistake(text)
+    assert "must not be below the highest learning_rate, 20.0" in mistake(text, "training.clip_norm=2.0")
+    assert spec.build(spec.with_overrides(spec.read_tables(text, "s"), ["training.clip_norm=0.5"]), "s")
+    for source in ("hidden", "optimizer"):
+        assert "times" in "".join(mistakes(text, [f"space.learning_rate.times={source}", "training.optimizer=sgd"]))
+    circle = ["training.clip_norm=1.0", "space.clip_norm={times='learning_rate', low=1, high=2}"]
+    assert any("in a circle" in one for one in mistakes(text, circle))
+
+
 def test_fixed_peak_must_not_be_below_the_rate():
     text = SEEDS + 'scheduler = "onecycle"\npeak_learning_rate = 0.5'
     assert "must not be below" in mistake(text)
     assert "needs it" in mistake(SEEDS + 'scheduler = "onecycle"')
     assert "means nothing without" in mistake(SEEDS + "peak_learning_rate = 2.0")
+
+
+@pytest.mark.parametrize(
+    "clip_norm",
+    ["training.clip_norm=0", "space.clip_norm=[1.0, 0.0]", "space.clip_norm={low = 0.0, high = 1.0}"],
+)
+def test_a_multiple_of_what_can_be_nothing(clip_norm):
+    rate = "space.learning_rate={times = 'clip_norm', low = 1e-4, high = 1e-1, log = true}"
+    text = STUDY.partition("[[first]]")[0].replace('peak_learning_rate = { times = "learning_rate"', "weight_decay = {")
+    text = text.replace("weight_decay = {,", "weight_decay = {").replace('"onecycle"', '"cosine"')
+    assert "can be 0, and learning_rate must be above 0" in mistake(text, rate, clip_norm)
+    assert spec.build(spec.with_overrides(spec.read_tables(text, "s"), [rate, "training.clip_norm=0.5"]), "s")
+    chain = "space.weight_decay={times = 'clip_norm', low = 1.0, high = 2.0}"  # a multiple of a multiple
+    assert "can be 0" in mistake(text, rate.replace("clip_norm", "weight_decay"), chain, clip_norm)
+
+
+def test_a_budget_in_which_no_candidate_has_room():
+    text = SEEDS + "[budget]\nepochs = 5\n[[candidate]]\nlabel = 'short'\n[[candidate]]\nlabel = 'long'\nepochs = 9"
+    assert "budget.epochs = 5: must be at least epochs = 9" in mistake(text)
 
 
 def test_neither_space_nor_seeds():

@@ -247,3 +247,16 @@ def test_an_extended_study_goes_on(sqlite: Database, settings: Settings) -> None
     assert fleet.extend(sqlite, study.study_id, 3) == 5
     work(sqlite, tiny(), settings)
     assert len(study.optuna_study.trials) == 5
+
+
+def test_a_network_that_is_frozen_as_a_whole(database: Database, settings: Settings) -> None:
+    frozen = "epochs = 3\nfrozen_epochs = 1"
+    with pytest.raises(UsageError, match="frozen_layers = 9: 2lp has 2 layers, and one must train"):
+        work(database, tiny(epochs=f"{frozen}\nfrozen_layers = 9"), settings)
+    assert not load_study(database, "tiny").optuna_study.get_trials(states=(TrialState.RUNNING,))
+    space = "frozen_layers = [0, 2]\nlearning_rate = { low = 1e-3, high = 1e-1, log = true }"
+    create_study(database, tiny(epochs=frozen, learning_rate=space), "some")
+    assert list(run(database, "some", settings, Interruption()))
+    for trial in load_study(database, "some").optuna_study.trials:
+        assert ("and one must train" in trial.user_attrs.get(REASON_KEY, "")) == (trial.params["frozen_layers"] == 2)
+        assert (trial.state == TrialState.FAIL) == (trial.params["frozen_layers"] == 2)

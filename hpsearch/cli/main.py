@@ -4,6 +4,7 @@ Exit codes: 0 done (budget used, or told to stop), 1 a run failed, 2 what was gi
 the storage is away (run the same command again).
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -77,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit the process with its code."""
     try:
         code = cli.main(args=arguments, prog_name="hpsearch", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None: the shell has closed it, `>&-`
+            sys.stdout.flush()
         sys.exit(code or 0)
     except click.exceptions.Exit as leaving:
         sys.exit(leaving.exit_code)
@@ -97,7 +99,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _say(str(error))
         sys.exit(EXIT_FAILED)
     except BrokenPipeError:  # `hpsearch trials | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
+        sys.exit(EXIT_FAILED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _say(f"{error.strerror}{f': {error.filename}' if error.filename else ''}; make room and run the command again")
+        _give_up_output()
         sys.exit(EXIT_FAILED)
     except Exception as error:
         opened = sys.modules.get("hpsearch.storage.open")  # not imported here: `hpsearch --help` needs no database
@@ -105,6 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _say(f"the storage failed: {opened.explain(error)}; try again once that is mended")
         sys.exit(EXIT_FAILED)
+
+
+def _give_up_output() -> None:
+    """Let Python's last attempt to write what is left of the output succeed, as it would complain again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(message: str) -> None:

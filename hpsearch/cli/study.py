@@ -49,11 +49,16 @@ def create_study(
     The tables of the storage are made here if they are missing; workers only use them.
     """
     from hpsearch import catalogue
+    from hpsearch.errors import StorageError, UsageError
+    from hpsearch.form import name_complaint
     from hpsearch.search.samplers import max_trials
     from hpsearch.settings import redact
+    from hpsearch.space import show
     from hpsearch.storage import studies
     from hpsearch.storage.open import create
 
+    if study_name is not None and (complaint := name_complaint(study_name)):
+        raise UsageError(f"--study-name {show(study_name)}: {complaint}")
     spec = catalogue.read(study, (*overrides, *([f"budget.trials={trials}"] if trials else [])))
     name = study_name or spec.name
     settings = settings_from(storage)
@@ -62,10 +67,13 @@ def create_study(
 
         spec = pinned(spec, settings)
     database = click.get_current_context().with_resource(create(settings.storage_url))
-    if if_missing and name in studies.study_names(database):
+    try:
+        studies.create_study(database, spec, name, max_trials(spec))
+    except StorageError:
+        if not if_missing or name not in studies.study_names(database):
+            raise
         click.echo(f"study {name} exists already in {redact(settings.storage_url)}")
         return
-    studies.create_study(database, spec, name, max_trials(spec))
     limit = max_trials(spec)
     count = f"{limit} trials" if limit == spec.budget.trials else f"{limit} trials, all that there is to try,"
     click.echo(f"study {name}: {count} of up to {spec.max_epochs} epochs, in {redact(settings.storage_url)}")
@@ -201,13 +209,14 @@ def _load(study: str, storage: str | None) -> "tuple[Database, LoadedStudy]":
 
 
 def _summary(database: "Database", name: str) -> dict[str, Any]:
-    from hpsearch.errors import StorageError
+    from hpsearch.errors import StorageError, UsageError
     from hpsearch.storage.studies import load_study, progress
 
     try:
         loaded = load_study(database, name)
-    except StorageError:
-        return {"study": name, "state": "not made by hpsearch"} | dict.fromkeys(
+    except UsageError as error:  # a StudyFileError: the rules of study files have changed since
+        state = "not made by hpsearch" if isinstance(error, StorageError) else "made by another version"
+        return {"study": name, "state": state} | dict.fromkeys(
             [
                 "trials",
                 "budget",

@@ -4,6 +4,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 SHORT = 10  # characters: a column of such values is not broken in a narrow terminal
+FOLDED = 6  # characters to which others are broken at the narrowest
+GAP = 3  # characters between two columns of rich's SIMPLE_HEAD
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -85,15 +87,20 @@ def cell(value: object) -> str:
 
 
 def print_table(columns: list[str], rows: list[list[str]]) -> None:
-    """Print rows under their columns, as wide as the terminal."""
+    """Print rows under their columns, as wide as the terminal; wider, if values would have to be cut off."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD)
+    needed = 1
     for index, column in enumerate(columns):
-        short = max((len(row[index]) for row in rows), default=0) <= SHORT
-        table.add_column(column, no_wrap=index == 0 or short, overflow="fold")
+        longest = max((len(row[index]) for row in rows), default=0)
+        whole = index == 0 or longest <= SHORT
+        narrowest = max(longest, len(column)) if whole else FOLDED
+        table.add_column(column, no_wrap=whole, overflow="fold", min_width=narrowest)
+        needed += narrowest + GAP
     for row in rows:
         table.add_row(*row)
-    Console(markup=False, emoji=False).print(table)  # labels and names are texts: [adam] is no style
+    # Labels and names are texts: [adam] is no style.
+    Console(width=max(Console().width, needed), markup=False, emoji=False).print(table)

@@ -153,6 +153,6 @@ def _lanes(text: str) -> int | None:
     """The number of lanes; None for auto."""
     if text == "auto":
         return None
-    if not text.isdigit() or not 1 <= int(text) <= MOST_LANES:
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_LANES:
         raise click.BadParameter(f"{text!r} must be auto, or a number from 1 to {MOST_LANES}.")
     return int(text)

@@ -1,6 +1,7 @@
 """folder:PATH: one's own images in PATH/train/<class>/*, of any size and colour mode; PATH/test is never opened."""
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -48,18 +49,18 @@ def stamp(source: Source) -> str:
 
 def stamp_of(folder: Path, files: Mapping[str, Sequence[Path]]) -> str:
     """A text that changes with the paths, sizes and change times of these files."""
-    digest = hashlib.sha256(str(folder.resolve()).encode())
+    digest = hashlib.sha256(os.fsencode(folder.resolve()))
     for class_name, members in files.items():
         for path in members:
             state = path.stat()
-            digest.update(f"\0{class_name}\0{path.name}\0{state.st_size}\0{state.st_mtime_ns}".encode())
+            digest.update(os.fsencode(f"\0{class_name}\0{path.name}\0{state.st_size}\0{state.st_mtime_ns}"))
     return digest.hexdigest()
 
 
 def _train_folder(source: Source) -> Path:
     if not source.argument:
         raise DataError("data.name = 'folder': the colon and a path are missing; write folder:PATH.")
-    folder = Path(source.argument).expanduser() / "train"
+    folder = Path(os.path.expanduser(source.argument)) / "train"  # Path.expanduser raises if there is no such user
     if not folder.is_dir():
         raise DataError(
             f"data.name = {source.name!r}: there is no folder {folder}; put the training images into "
@@ -68,8 +69,8 @@ def _train_folder(source: Source) -> Path:
     return folder
 
 
-def class_files(folder: Path) -> dict[str, list[Path]]:
-    """Class -> its files, both sorted by name; hidden ones (.DS_Store) are not meant as images."""
+def class_files(folder: Path, fewest: int = 2) -> dict[str, list[Path]]:
+    """Class -> its files, `fewest` or more, both sorted by name; hidden ones (.DS_Store) are not meant as images."""
     files = {
         entry.name: sorted(path for path in entry.iterdir() if path.is_file() and not path.name.startswith("."))
         for entry in sorted(folder.iterdir())
@@ -79,10 +80,12 @@ def class_files(folder: Path) -> dict[str, list[Path]]:
         found = f"only {', '.join(files)}" if files else "none"
         raise DataError(f"{folder}: two or more class folders are needed, found {found}; make {folder}/<class>/*.")
     for class_name, members in files.items():
-        if len(members) < 2:
+        if any("\udc80" <= letter <= "\udcff" for letter in class_name):  # how Python spells bytes that are no text
+            raise DataError(f"{folder}: the name of the class folder {class_name!r} is not UTF-8; rename it.")
+        if len(members) < fewest:
+            needs = "two or more images (one to train, one to validate)" if fewest > 1 else "an image"
             raise DataError(
-                f"{folder / class_name}: a class needs two or more images (one to train, one to validate), "
-                f"found {len(members)}; add images or remove the folder."
+                f"{folder / class_name}: a class needs {needs}, found {len(members)}; add images or remove the folder."
             )
     return files
 
@@ -107,7 +110,9 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey values scaled to 8 bits; Pillow's own conversion would cut them off at 255."""
+    """16-bit grey values scaled to 8 bits, which Pillow would cut off at 255; palettes as Pillow wants it done."""
+    if isinstance(image.info.get("transparency"), bytes):
+        return image.convert("RGBA")
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     return image

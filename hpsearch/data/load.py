@@ -55,7 +55,7 @@ def load(name: str, *, data_dir: Path | None, cache_dir: Path, image_size: int =
     base, argument = split_name(name)
     read, stamp = _functions(base, name)
     source = Source(name, argument, data_dir, cache_dir / "downloads", image_size)
-    key = _key(source, base, _stamped(stamp, source))
+    key = _key(source, base, stamp)
     place = cache_dir / key
     cached = _open(place, name)
     if cached:
@@ -77,7 +77,7 @@ def at_hand(name: str, *, data_dir: Path | None, cache_dir: Path, image_size: in
     base, argument = split_name(name)
     _, stamp = _functions(base, name)
     source = Source(name, argument, data_dir, cache_dir / "downloads", image_size)
-    place = cache_dir / _key(source, base, _stamped(stamp, source))
+    place = cache_dir / _key(source, base, stamp)
     if _open(place, name):
         return f"decoded in {place}"
     if base in PLACES:
@@ -95,14 +95,6 @@ def _functions(base: str, name: str) -> tuple[Callable[[Source], RawImages], Cal
     others = sorted({entry.name for entry in entry_points(group="hpsearch.data")})
     known = ", ".join([*DATASETS, *others])
     raise DataError(f"data.name = {name!r}: no such data set; choose one of {known} (folder as folder:PATH).")
-
-
-def _stamped(stamp: Callable[[Source], str], source: Source) -> str:
-    """The stamp; DataError if the source may not be read."""
-    try:
-        return stamp(source)
-    except OSError as error:
-        raise DataError(f"data.name = {source.name!r}: cannot be read ({error}); make it readable.") from error
 
 
 def _attribute(target: str) -> Any:
@@ -139,9 +131,12 @@ def _entry_stamp(entry: EntryPoint, _source: Source) -> str:
     return f"{entry.dist.version if entry.dist else ''} {hashlib.sha256(content).hexdigest()}"
 
 
-def _key(source: Source, base: str, stamp: str) -> str:
+def _key(source: Source, base: str, stamp: Callable[[Source], str]) -> str:
     """Name of the cache folder: readable, and different for whatever may give different images."""
-    parts = json.dumps([FORMAT, source.name, source.image_size, stamp])
+    try:
+        parts = json.dumps([FORMAT, source.name, source.image_size, stamp(source)])
+    except OSError as error:
+        raise DataError(f"data.name = {source.name!r}: cannot be read ({error}); make that possible.") from error
     return f"{re.sub('[^A-Za-z0-9_-]', '_', base)}-{hashlib.sha256(parts.encode()).hexdigest()[:16]}"
 
 

@@ -13,7 +13,7 @@ def read_test(source: Source, classes: tuple[str, ...]) -> SealedImages:
     folder = Path(source.argument).expanduser() / "test"
     if not folder.is_dir():
         raise DataError(f"data.name = {source.name!r}: there is no folder {folder}; put the test images there.")
-    files = class_files(folder)
+    files = class_files(folder, fewest=1)
     if set(files) != set(classes):
         differ = ", ".join(sorted(set(files) ^ set(classes)))
         raise DataError(f"{folder}: its class folders must be those of the training part; {differ} are in one only.")

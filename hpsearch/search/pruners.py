@@ -109,7 +109,7 @@ def hyperband(spec: StudySpec, *, min_epochs: int = 1, factor: int = 3) -> BaseP
 
 def median(spec: StudySpec, *, startup_trials: int = 5, min_epochs: int = 1) -> BasePruner:
     """Stop a trial whose best value so far is worse than the median of the others at the same epoch."""
-    return optuna.pruners.MedianPruner(n_startup_trials=startup_trials, n_warmup_steps=min_epochs - 1)
+    return optuna.pruners.MedianPruner(n_startup_trials=startup_trials, n_warmup_steps=min_epochs)
 
 
 def none(spec: StudySpec) -> BasePruner:

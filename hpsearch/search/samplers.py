@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial
 from hpsearch.recipe import fold
 from hpsearch.search import SAMPLERS
 from hpsearch.search.tpe import BatchTPESampler
-from hpsearch.space import Choice, Float, Int, Parameter, Space, active, asked
+from hpsearch.space import Choice, Int, Parameter, Space, active, asked, num_combinations, num_values
 from hpsearch.spec import StudySpec
 
 MAX_POINTS = 10_000  # of a space that is looked through whole for what has not been tried; larger ones never run out
@@ -50,10 +50,10 @@ def most_trials(spec: StudySpec) -> int | None:
 
 def finite_points(spec: StudySpec) -> list[dict[str, Any]] | None:
     """Every configuration of the study's space, if they are finitely many and not more than MAX_POINTS, or a grid."""
-    if not spec.space or not all(_finite(parameter) for parameter in spec.space.values()):
+    most = num_combinations(spec.space)
+    if not spec.space or most is None:
         return None
-    many = math.prod(len(_values(parameter)) for parameter in spec.space.values()) > MAX_POINTS
-    return None if many and spec.sampler.name != "grid" else grid_points(spec.space)
+    return None if most > MAX_POINTS and spec.sampler.name != "grid" else grid_points(spec.space)
 
 
 def corner(spec: StudySpec) -> dict[str, Any]:
@@ -132,8 +132,7 @@ def grid_points(space: Space) -> list[dict[str, Any]]:
 def at(parameter: Parameter, u: float) -> Any:
     """The value at the fraction `u`, in [0, 1), of the parameter's range."""
     if isinstance(parameter, Choice) or (parameter.step and not parameter.log):
-        values = _values(parameter)
-        return values[int(u * len(values))]
+        return _value(parameter, int(u * (num_values(parameter) or 0)))
     if not parameter.log:
         return parameter.low + u * (parameter.high - parameter.low)
     half = 0.5 if isinstance(parameter, Int) else 0.0  # every whole number owns the half on both its sides
@@ -143,15 +142,13 @@ def at(parameter: Parameter, u: float) -> Any:
 
 
 def _values(parameter: Parameter) -> list[Any]:
+    return [_value(parameter, index) for index in range(num_values(parameter) or 0)]
+
+
+def _value(parameter: Parameter, index: int) -> Any:
     if isinstance(parameter, Choice):
-        return list(parameter.choices)
-    step = parameter.step or 1
-    count = math.floor((parameter.high - parameter.low) / step + 1e-9) + 1
-    return [parameter.low + index * step for index in range(count)]
-
-
-def _finite(parameter: Parameter) -> bool:
-    return not isinstance(parameter, Float) or parameter.step is not None
+        return parameter.choices[index]
+    return parameter.low + index * (parameter.step or 1)
 
 
 class _NumberedSampler(BaseSampler):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from hpsearch.errors import UsageError
 from hpsearch.recipe import Recipe
 from hpsearch.train.optimizers import Buffers, Update
 
@@ -37,6 +38,16 @@ def parts(
     head = [row for row in range(len(names)) if row not in set(body)]
     of_body, of_head = (_part(rows, tensors, buffers) for rows in (body, head))
     return replace(of_body, rate=recipe.frozen_rate), of_head
+
+
+def check(model: nn.Module, recipe: Recipe) -> None:
+    """Raises UsageError if no layer is left to train while others are frozen."""
+    num_layers = len(layers(model))
+    if recipe.frozen_epochs and recipe.frozen_layers >= num_layers:
+        raise UsageError(
+            f"recipe: frozen_layers = {recipe.frozen_layers}: {recipe.model} has {num_layers} layers, and one must "
+            "train while others are frozen; freeze fewer, or set frozen_epochs = 0"
+        )
 
 
 def rest(model: nn.Module, recipe: Recipe) -> None:

@@ -1,17 +1,23 @@
 """The commands from end to end, as processes in an empty folder."""
 
 import json
+import multiprocessing
 import os
+import shlex
 import signal
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.cli.running import hpsearch, start
+from hpsearch.storage.open import connect
+from hpsearch.storage.studies import SPEC_KEY, load_study
+from tests.cli import inside
+from tests.cli.running import command, environment, hpsearch, start
 from tests.postgres import PostgresServer
 from tests.studies import TINY
 
@@ -154,3 +160,61 @@ def request(method: str, path: str, host: str = "127.0.0.1:18432") -> tuple[int,
     except urllib.error.HTTPError as refused:
         with refused:
             return refused.code, refused.read()
+
+
+@pytest.mark.parametrize(("where", "code", "said"), [("> /dev/full", 1, "No space left on device"), (">&-", 0, "")])
+def test_output_that_cannot_be_written(where: str, code: int, said: str, folder: Path) -> None:
+    line = f"{shlex.join(command('list'))} {where}"
+    done = subprocess.run(
+        ["sh", "-c", line], cwd=folder, env=environment(folder), stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert done.returncode == code
+    assert [said in text for text in done.stderr.splitlines()] == [True] * code
+
+
+def test_a_narrow_terminal_cuts_nothing_off(folder: Path) -> None:
+    hpsearch(folder, "create-study", "tiny.toml", "--set", "budget.trials=1000000")
+    hpsearch(folder, "worker", "tiny", "--device", "cpu", "--lanes", "1", "--max-trials", "2")
+    listed = hpsearch(folder, "list", COLUMNS="40").stdout
+    assert "2/1000000" in listed
+    shown = hpsearch(folder, "trials", "tiny", COLUMNS="40").stdout
+    assert all(word in "".join(shown.split()) for word in ("COMPLETE", "momen", "optimi", "0.01"))
+    wide = hpsearch(folder, "best", "tiny", COLUMNS="80").stdout
+    assert max(map(len, wide.splitlines()[:-1])) <= 80
+
+
+def test_a_study_that_cannot_be_read_hides_no_other(folder: Path) -> None:
+    for name in ("older", "tiny"):
+        inside.hpsearch(folder, "create-study", "tiny.toml", "--study-name", name)
+    with connect(f"sqlite:///{folder}/storage/hpsearch.db") as database:
+        older = load_study(database, "older").optuna_study
+        older.set_user_attr(SPEC_KEY, older.user_attrs[SPEC_KEY].replace('"trials": 6', '"trials": 0'))
+    listed = json.loads(inside.hpsearch(folder, "list", "--json").stdout)["studies"]
+    assert {one["study"]: one["state"] for one in listed} == {
+        "older": "made by another version",
+        "tiny": "waiting for workers",
+    }
+    assert "budget.trials = 0" in inside.one_line(folder, "status", "older")
+
+
+NUM_PROCESSES, NUM_ROUNDS = 6, 4
+
+
+def create_together(folder: Path, ready: Any) -> None:
+    """A process that makes the same studies as others, each at the same moment."""
+    for number in range(NUM_ROUNDS):
+        ready.wait()
+        inside.hpsearch(folder, "create-study", "tiny.toml", "--if-missing", "--study-name", f"s{number}")
+
+
+def test_of_several_that_create_a_study_if_it_is_missing_none_fails(folder: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Barrier(NUM_PROCESSES, timeout=60)
+    processes = [context.Process(target=create_together, args=(folder, ready)) for _ in range(NUM_PROCESSES)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * NUM_PROCESSES
+    listed = json.loads(inside.hpsearch(folder, "list", "--json").stdout)["studies"]
+    assert [study["study"] for study in listed] == [f"s{number}" for number in range(NUM_ROUNDS)]

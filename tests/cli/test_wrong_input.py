@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli import inside
 from tests.cli.running import hpsearch
 from tests.studies import TINY
 
@@ -63,6 +64,15 @@ def test_names_options_and_places(tmp_path: Path) -> None:
         assert "create-study" in one_line(tmp_path, command, "quickstart")
     assert "create-study" in one_line(tmp_path, "dashboard")
     assert "--workers" in one_line(tmp_path, "worker", "quickstart", "--workers", "0")
+    assert "--lanes" in inside.one_line(tmp_path, "worker", "quickstart", "--lanes", "²")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["-x", "a/b", "..", "", "a b", "a\nb", "é", "x" * 201])
+def test_names_that_no_command_and_no_folder_could_have(name: str, tmp_path: Path) -> None:
+    line = inside.one_line(tmp_path, "create-study", "quickstart", "--study-name", name)
+    assert line.startswith("hpsearch: --study-name")
+    assert "must be" in line
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,5 +1,6 @@
 """folder: any size, any mode; every unreadable file is named at once."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,34 @@ def test_any_mode_becomes_rgb(folder: Path, name: str, mode: str) -> None:
 def test_sixteen_bit_grey_is_scaled_not_cut_off(folder: Path) -> None:
     Image.fromarray(np.full((30, 30), 0x8000, np.uint16)).save(folder / "train/ant/x.png")
     assert set(read_train(source(folder)).images[12].ravel().tolist()) == {0x80}
+
+
+def test_a_transparent_palette_is_read_without_a_warning(folder: Path) -> None:
+    image = Image.new("P", (30, 30), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    image.save(folder / "train/ant/x.png", transparency=b"\x00\x80")
+    assert read_train(source(folder)).images[12, :, 5, 5].tolist() == [10, 20, 30]
+
+
+def test_names_that_are_no_text(folder: Path) -> None:
+    """Bytes of Latin-1, as old archives have them: fine for a file, not for a class, which is printed."""
+    name = os.fsdecode(b"caf\xe9")
+    picture(folder / "train/ant" / f"{name}.png")
+    assert len(load(f"folder:{folder}", data_dir=None, cache_dir=folder / "cache").train_images) == 23
+    (folder / "train/ant" / f"{name}.png").write_bytes(b"text")
+    with pytest.raises(DataError, match=r"1 of 25 files"):
+        load(f"folder:{folder}", data_dir=None, cache_dir=folder / "cache")
+    (folder / "train/ant").rename(folder / "train" / name)
+    with pytest.raises(DataError, match=r"the class folder 'caf\\udce9' is not UTF-8; rename it"):
+        load(f"folder:{folder}", data_dir=None, cache_dir=folder / "cache")
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-that-name/images", "x" * 5000])
+def test_a_path_that_leads_nowhere(path: str, tmp_path: Path) -> None:
+    for find in (load, at_hand):
+        with pytest.raises(DataError, match=r"there is no folder|cannot be read"):
+            find(f"folder:{path}", data_dir=None, cache_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_shrinking_averages(folder: Path) -> None:

@@ -175,3 +175,15 @@ def test_other_classes_than_in_training_are_refused(folder: Path) -> None:
     (place / "test" / "light").rename(place / "test" / "bright")
     with pytest.raises(DataError, match="bright, light"):
         open_seal(Source(f"folder:{place}", str(place), None, folder, 8), ("dark", "light"))
+
+
+def test_one_test_image_of_a_class_is_enough_and_none_is_not(folder: Path) -> None:
+    place = folder / "pictures"
+    first, *others = sorted((place / "test" / "light").iterdir())
+    for path in others:
+        path.unlink()
+    source = Source(f"folder:{place}", str(place), None, folder, 8)
+    assert open_seal(source, ("dark", "light")).labels.tolist().count(1) == 1
+    first.unlink()
+    with pytest.raises(DataError, match=r"test/light: a class needs an image, found 0; add images"):
+        open_seal(source, ("dark", "light"))

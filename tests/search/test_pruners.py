@@ -93,6 +93,25 @@ def test_every_pruner_of_the_table(name: str) -> None:
     assert study.best_trial.number == 0
 
 
+@pytest.mark.parametrize("name", ["asha", "hyperband", "median"])
+@pytest.mark.parametrize("min_epochs", [1, 2, 3])
+def test_no_trial_ends_before_the_epochs_that_every_one_may_train(name: str, min_epochs: int) -> None:
+    text = TINY.replace('name = "asha"', f'name = "{name}"\nmin_epochs = {min_epochs}')
+    pruner = make_pruner(parse(text.replace("epochs = 3", "epochs = 8", 1), "tiny.toml"))
+    study = optuna.create_study(study_name="s", direction="maximize")
+    for _ in range(8):
+        good = study.ask()
+        for epoch in range(1, 9):
+            good.report(1.0, epoch)
+        study.tell(good, 1.0)
+    bad, ended = study.ask(), None
+    for epoch in range(1, 9):
+        bad.report(0.0, epoch)
+        if ended is None and pruner.prune(study, study.trials[-1]):
+            ended = epoch
+    assert ended == min_epochs if name != "hyperband" else ended is None or ended >= min_epochs
+
+
 def test_options_of_the_study_file_are_those_of_the_functions() -> None:
     for name, target in PRUNERS.items():
         module, function = target.split(":")

@@ -8,6 +8,7 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from hpsearch.errors import StudyFileError
 from hpsearch.recipe import fold
 from hpsearch.search import SAMPLERS
 from hpsearch.search.asking import suggest
@@ -51,7 +52,7 @@ def search(spec: StudySpec, num_trials: int) -> list[dict[str, Any]]:
 
 def magnitude(params: dict[str, Any]) -> float:
     """The decimal orders of magnitude of all numbers, summed."""
-    return sum(math.log10(value) for value in params.values() if isinstance(value, int | float))
+    return sum(math.log10(value or 1) for value in params.values() if isinstance(value, int | float))
 
 
 @pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"grid"}))
@@ -90,6 +91,31 @@ def test_grid_tries_every_combination_once() -> None:
     tried = Counter(tuple(sorted(params.items())) for params in search(spec, len(spec_points)))
     assert set(tried.values()) == {1}
     assert max_trials(study_of("grid", space, trials=7)) == 7
+
+
+@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"grid", "gp"}))
+def test_a_long_range_of_whole_numbers_is_never_listed(name: str) -> None:
+    spec = study_of(name, f"seed = {{ low = 0, high = {2**40} }}\noptimizer = ['sgd', 'adam']")
+    assert max_trials(spec) == 20
+    seeds = [params["seed"] for params in search(spec, 12)]
+    assert len(set(seeds)) == 12
+    assert all(spec.parameters["seed"].contains(seed) for seed in seeds)
+
+
+@pytest.mark.parametrize("name", ["grid", "gp"])  # Optuna's gp lists the values of each parameter
+def test_what_is_too_long_to_be_listed_is_refused(name: str) -> None:
+    with pytest.raises(StudyFileError, match=r"has 1099511627777 .* 100000"):
+        study_of(name, f"seed = {{ low = 0, high = {2**40} }}")
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_a_condition_on_a_step_holds_at_that_step(name: str) -> None:
+    size = "batch_size = { choices = [8, 16], when = { dropout = 0.3 } }"
+    space = f"dropout = {{ low = 0.0, high = 0.5, step = 0.1 }}\n{size}"
+    tried = search(study_of(name, space), 7 if name == "grid" else 20)
+    third = [params for params in tried if math.isclose(params["dropout"], 0.3)]
+    assert third
+    assert [params for params in tried if "batch_size" in params] == third
 
 
 def test_sobol_points_fill_the_range_evenly() -> None:
