@@ -228,7 +228,12 @@ def _next_study(database: Database, study_name: str | None) -> tuple[str | None,
     live: list[float] = []
     reason = "no trials left to start"
     for name in [study_name] if study_name else study_names(database):
-        study = load_study(database, name)
+        try:
+            study = load_study(database, name)
+        except UsageError:  # somebody else's in the same database, or of another version
+            if study_name:
+                raise
+            continue
         now = progress(database, study)
         if now.state == budget.RUNNING and (now.abandoned or now.startable):
             return name, _Nothing("")

@@ -12,9 +12,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
-from hpsearch.storage.open import connect
+from hpsearch.storage.open import connect, create
 from hpsearch.storage.studies import SPEC_KEY, load_study
 from tests.cli import inside
 from tests.cli.running import command, environment, hpsearch, start
@@ -195,6 +196,14 @@ def test_a_study_that_cannot_be_read_hides_no_other(folder: Path) -> None:
         "tiny": "waiting for workers",
     }
     assert "budget.trials = 0" in inside.one_line(folder, "status", "older")
+
+
+def test_a_worker_passes_over_studies_that_are_not_hpsearchs(folder: Path) -> None:
+    with create(f"sqlite:///{folder}/storage/hpsearch.db") as database:
+        optuna.create_study(study_name="foreign", storage=database.storage)
+    hpsearch(folder, "create-study", "tiny.toml", "--set", "budget.trials=1")
+    assert "trial 0 complete" in hpsearch(folder, "worker", "--device", "cpu", "--max-idle", "0").stdout
+    assert "not created by hpsearch" in inside.one_line(folder, "worker", "foreign", "--device", "cpu")
 
 
 NUM_PROCESSES, NUM_ROUNDS = 6, 4
