@@ -147,6 +147,12 @@ def renew(connection: Connection, epochs: Sequence[tuple[Lease, int, float]], se
     return kept
 
 
+def prolong(connection: Connection, trial_ids: Iterable[int], seconds: float) -> None:
+    """Extend leases that the caller holds, of trials that do not train yet."""
+    mine = bulk.among(connection, LEASES.c.trial_id, trial_ids)
+    connection.execute(update(LEASES).where(mine).values(expires=clock(connection) + seconds))
+
+
 def set_back(connection: Connection, trials: Iterable[tuple[int, int]]) -> None:
     """Note for each trial (id, epoch) that its record ends with that epoch; those whose record is shorter stay."""
     statement = update(LEASES).where(LEASES.c.trial_id == bindparam("id"), LEASES.c.epoch > bindparam("last"))

@@ -62,6 +62,17 @@ class Database:
             return False
         return True
 
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection that only reads: on PostgreSQL without a transaction, whose begin and end are two journeys.
+
+        There each statement of a transaction sees what was committed before it as well.
+        """
+        with self.engine.connect() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execution_options(isolation_level="AUTOCOMMIT")
+            yield connection
+
     def explain(self, error: Exception) -> str:
         """What a call of this database that failed means, in half a sentence."""
         return reason(self.engine.url, error)

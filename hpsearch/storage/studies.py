@@ -158,7 +158,7 @@ def progress(database: Database, study: LoadedStudy) -> Progress:
     values = models.TrialValueModel.__table__
     column = values.c.value
     best = column.desc() if study.spec.objective.direction == "maximize" else column.asc()
-    with database.engine.connect() as connection:
+    with database.reading() as connection:
         by_state = select(TRIALS.c.state, func.count()).where(of_study).group_by(TRIALS.c.state)
         counts: dict[TrialState, int] = {state: n for state, n in connection.execute(by_state)}  # noqa: C416 -- a Row is no pair to dict()
         abandoned = leases.count_expired(connection, study.study_id)
