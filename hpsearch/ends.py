@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from hpsearch.events import LOST_STATE, TrialEnded
 from hpsearch.storage.budget import Plan
 from hpsearch.storage.ledger import End
-from hpsearch.storage.studies import Progress
+from hpsearch.storage.studies import Standing
 from hpsearch.train.checkpoint import State
 from hpsearch.trial import LOST, Outcome, Run
 
@@ -29,7 +29,7 @@ class Leaving:
 class Ends:
     """`leaving` are trials, by id, whose ends are not known to be recorded; `done` counts the others.
 
-    `failures_in_a_row` are those that ended by an exception, the last one with `last_failure`; `progress` is how far
+    `failures_in_a_row` are those that ended by an exception, the last one with `last_failure`; `standing` is how far
     the study was when the last ends were recorded.
     """
 
@@ -37,7 +37,7 @@ class Ends:
         self.leaving: dict[int, Leaving] = {}
         self.done = self.failures_in_a_row = 0
         self.last_failure = ""
-        self.progress: Progress | None = None
+        self.standing: Standing | None = None
 
     def add(self, run: Run, outcome: Outcome, state: State | None) -> None:
         """A trial leaves its lane."""
@@ -53,16 +53,16 @@ class Ends:
         """What the ledger is to record."""
         return [one.run.end(one.outcome) for one in self.leaving.values()]
 
-    def recorded(self, ends: Sequence[End], held: set[int], now: Progress | None) -> list[TrialEnded]:
+    def recorded(self, ends: Sequence[End], held: set[int], now: Standing | None) -> list[TrialEnded]:
         """Take note that these ends are recorded, those of the trials `held`; what is said about them."""
-        self.progress = now or self.progress
+        self.standing = now or self.standing
         left = [one for end in ends if (one := self.leaving.pop(end.lease.trial_id, None)) is not None]
         for one in left:
             if one.run.lease.trial_id in held:
                 one.run.forget(one.outcome, one.state)
         return [self.told(one.run, one.outcome if one.run.lease.trial_id in held else LOST, now) for one in left]
 
-    def told(self, run: Run, outcome: Outcome, now: Progress | None) -> TrialEnded:
+    def told(self, run: Run, outcome: Outcome, now: Standing | None) -> TrialEnded:
         """Count a trial, and say how it ended."""
         self.done += outcome.state not in (TrialState.WAITING, None)
         self.failures_in_a_row = self.failures_in_a_row + 1 if outcome.traceback else 0
@@ -80,7 +80,7 @@ class Ends:
         )
 
 
-def leading(ended: Mapping[int, Outcome], plan: Plan, now: Progress) -> int | None:
+def leading(ended: Mapping[int, Outcome], plan: Plan, now: Standing) -> int | None:
     """The best of the completed trials, if it is better than what was known."""
     sign = 1.0 if plan.maximize else -1.0
     complete = {key: one.value for key, one in ended.items() if one.state == TrialState.COMPLETE}

@@ -10,7 +10,7 @@ from hpsearch.search.session import Session
 from hpsearch.stock import Stock
 from hpsearch.storage.ledger import End, Report
 from hpsearch.storage.open import FAULTS
-from hpsearch.storage.studies import Progress
+from hpsearch.storage.studies import Standing
 from hpsearch.train.lanes import Result
 from hpsearch.train.program import EpochResult
 from hpsearch.trial import Run
@@ -69,7 +69,7 @@ class Errand:
     placed: Callable[[Recipe], Recipe] | None = None
     images_per_second: float = 0.0
     held: set[int] | None = None
-    now: Progress | None = None
+    now: Standing | None = None
 
     def run(self) -> None:
         """Do what has not been done yet."""
@@ -85,7 +85,7 @@ class Errand:
             self.session.beat_if_due(self.images_per_second)
         if self.ends:
             with suppress(*FAULTS):  # whoever needs the database next will see
-                self.now = self.session.progress()
+                self.now = self.session.standing()
 
 
 class Reporter:

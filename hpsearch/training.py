@@ -330,7 +330,7 @@ class Training:
         """The outcomes; a completed one that is the best so far comes with its confusion matrix."""
         if all(one.state != TrialState.COMPLETE for one in ended.values()):
             return dict(ended)
-        now = self.ends.progress or (yield from self._patiently(self.bench.session.progress))
+        now = self.ends.standing or (yield from self._patiently(self.bench.session.standing))
         best = leading(ended, self.bench.study.plan, now)
         if best is None or (state := self.lanes.state(best)) is None:
             return dict(ended)
@@ -341,7 +341,7 @@ class Training:
         if not ended:
             return
         try:
-            now = self.bench.session.progress()
+            now = self.bench.session.standing()
         except FAULTS:
             now = None  # the worker is leaving because of that
         runs = self._runs()

@@ -21,7 +21,7 @@ from hpsearch.storage.budget import Plan
 from hpsearch.storage.leases import Lease
 from hpsearch.storage.ledger import Drawn, End, Report, Taken
 from hpsearch.storage.open import FAULTS, Database
-from hpsearch.storage.studies import RECIPE_KEY, LoadedStudy, Progress, progress
+from hpsearch.storage.studies import RECIPE_KEY, LoadedStudy, Standing, standing
 from hpsearch.storage.tables import TRIALS
 
 BEAT_SECONDS = 1.0  # between two signs of life while trials train
@@ -191,10 +191,10 @@ class Session:
         with self.waiting():
             return ledger.epochs(self.database, trial_id)
 
-    def progress(self) -> Progress:
+    def standing(self) -> Standing:
         """How far the study is."""
         with self.waiting():
-            return progress(self.database, self.study)
+            return standing(self.database, self.study)
 
     def beat_if_due(self, images_per_second: float) -> None:
         """Give a sign of life, if the last one was some time ago."""
@@ -214,7 +214,7 @@ class Session:
         found: dict[int, Recipe] = {}
         if not leases:
             return found
-        with self.waiting(), self.database.reading() as connection:
+        with self.waiting(), self.database.statements() as connection:
             for ids in snapshot.batches(lease.trial_id for lease in leases):
                 known = snapshot.user_attribute(connection, RECIPE_KEY, TRIALS.c.trial_id.in_(ids))
                 found |= {trial_id: Recipe(**fields) for trial_id, fields in known.items()}

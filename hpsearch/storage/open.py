@@ -63,10 +63,10 @@ class Database:
         return True
 
     @contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """A connection that only reads: on PostgreSQL without a transaction, whose begin and end are two journeys.
+    def statements(self) -> Iterator[Connection]:
+        """A connection for statements that need no transaction; on PostgreSQL its begin and its end are two journeys.
 
-        There each statement of a transaction sees what was committed before it as well.
+        There each statement of a transaction sees what was committed before it as well, so that reading needs none.
         """
         with self.engine.connect() as connection:
             if connection.dialect.name == "postgresql":
