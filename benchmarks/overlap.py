@@ -110,9 +110,9 @@ class Sleeping:
 class Waiting(Training):
     """The other side: every epoch is recorded, and every lane filled again, before the next one trains."""
 
-    def _decides(self, batch: Batch) -> bool:
-        super()._decides(batch)
-        return True
+    def _decided(self, batch: Batch) -> set[int]:
+        super()._decided(batch)
+        return set(batch.results)
 
     def _num_ending(self) -> int:
         return 0  # no stock

@@ -119,6 +119,13 @@ class Reporter:
         errand, self.errand = self.errand, None
         return errand
 
+    def split(self, batch: Batch, keys: set[int]) -> None:
+        """Leave only these trials in the last batch; the others get one of their own, for later."""
+        others = {key: result for key, result in batch.results.items() if key not in keys}
+        batch.results = {key: result for key, result in batch.results.items() if key in keys}
+        if others:
+            self.batches.append(Batch(others, batch.seconds))
+
     def unreported(self, key: int) -> list[EpochResult]:
         """The epochs of one trial that are not known to be recorded."""
         return [batch.trained[key] for batch in self.batches if key in batch.trained]

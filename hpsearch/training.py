@@ -210,19 +210,21 @@ class Training:
         self._reporter.batches.append(batch)
         for key in results.keys() - self.running.keys():
             self._drop(key)  # lost since the round began
+        self._speed = batch.images_per_second
+        self.count.seen(len(self.running), self._speed, has_room(self.bench.data.device))
         yield from self._settle()
-        if self._decides(batch):
+        if decided := self._decided(batch):
+            self._reporter.split(batch, decided)
             self._reporter.send(replace(self._errand(), ends=(), num_wanted=0))
             yield from self._settle()
 
-    def _decides(self, batch: Batch) -> bool:
-        """Whether something depends on what comes of an epoch, so that the next one has to wait for its record."""
+    def _decided(self, batch: Batch) -> set[int]:
+        """The trials that cannot go on before their epoch is recorded, because something depends on it."""
         runs = {key: self.running[key] for key in batch.trained}
         if any(run.due() for run in runs.values()):
             batch.due = {key for key, run in runs.items() if run.due(ALMOST_DUE)}
         batch.due |= {key for key, result in batch.trained.items() if self.bench.session.is_rung(result.epoch)}
-        decides = any(run.decides(batch.trained[key]) for key, run in runs.items())
-        return decides or bool(batch.due or batch.broken)
+        return batch.due | batch.broken.keys() | {key for key, run in runs.items() if run.decides(batch.trained[key])}
 
     def _errand(self, placed: Placed | None = None) -> Errand:
         """What there is to do now; with `placed`, while an epoch trains: then also what its end may need."""
@@ -234,8 +236,7 @@ class Training:
         # Whoever leaves soon, because it is asked to or its trials fail, begins no more.
         leaves = self.bench.interruption.requested or self.ends.fails
         wanted = 0 if leaves or (self.stock.patient and not ends) else wanted
-        speed = batch.images_per_second if batch is not None else self._speed
-        return Errand(self.bench.session, self.stock, self._lease_seconds, batch, ends, wanted, placed, speed)
+        return Errand(self.bench.session, self.stock, self._lease_seconds, batch, ends, wanted, placed, self._speed)
 
     def _num_ending(self) -> int:
         """How many trials may end after their next epoch, as far as their lanes are to be filled from the stock."""
@@ -266,8 +267,6 @@ class Training:
 
     def _follow(self, batch: Batch, verdict: Verdict) -> Generator[Event, None, None]:
         """What a recorded epoch means for each trial."""
-        self._speed = batch.images_per_second
-        self.count.seen(len(self.running), self._speed, has_room(self.bench.data.device))
         batch.advance(self.running, verdict.lost)
         ended = {key: self.running[key].broken(error) for key, error in batch.broken.items()}
         for key, result in batch.trained.items():
