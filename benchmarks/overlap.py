@@ -1,11 +1,11 @@
-"""The share of a worker's time in which training waits for PostgreSQL, with epochs recorded while others train, or not.
+"""The share of a worker's time in which training waits for PostgreSQL, with all that can be done meanwhile, or without.
 
 Run: python -m benchmarks.overlap      (in the repository's folder; five minutes; nothing else should run meanwhile)
 
 The worker is hpsearch's own (`hpsearch/training.py`) with 64 lanes, but that an epoch sleeps for as long as a GPU would
 compute. PostgreSQL is started here, with fsync on, and reached through a relay that delays what is said. Two studies:
-`none` trains long trials to their ends, so that nothing depends on an epoch; `asha` decides at rungs and replaces
-trials at almost every epoch, and has to wait for that on both sides.
+`none` trains long trials to their ends, so that nothing depends on an epoch; `asha` decides at rungs, which both sides
+wait for, and replaces trials at almost every epoch.
 """
 
 import argparse
