@@ -1,11 +1,11 @@
-"""The share of a worker's time in which training waits for PostgreSQL, with epochs recorded while others train, or not.
+"""The share of a worker's time in which training waits for PostgreSQL, with all that can be done meanwhile, or without.
 
 Run: python -m benchmarks.overlap      (in the repository's folder; five minutes; nothing else should run meanwhile)
 
 The worker is hpsearch's own (`hpsearch/training.py`) with 64 lanes, but that an epoch sleeps for as long as a GPU would
 compute. PostgreSQL is started here, with fsync on, and reached through a relay that delays what is said. Two studies:
-`none` trains long trials to their ends, so that nothing depends on an epoch; `asha` decides at rungs and replaces
-trials at almost every epoch, and has to wait for that on both sides.
+`none` trains long trials to their ends, so that nothing depends on an epoch; `asha` decides at rungs, which both sides
+wait for, and replaces trials at almost every epoch.
 """
 
 import argparse
@@ -26,12 +26,13 @@ from benchmarks.population import quality
 from hpsearch.interrupt import Interruption
 from hpsearch.patience import Patience
 from hpsearch.recipe import Recipe
+from hpsearch.reporting import Batch
 from hpsearch.settings import Settings
 from hpsearch.spec import StudySpec, parse
 from hpsearch.storage.open import connect, create
 from hpsearch.storage.studies import create_study, load_study
 from hpsearch.train.lanes import Result
-from hpsearch.train.plan import LaneCount
+from hpsearch.train.plan import LaneCount, Stream
 from hpsearch.train.program import EpochResult, State
 from hpsearch.training import Training
 from hpsearch.worker import _prepare
@@ -101,17 +102,20 @@ class Sleeping:
         """There is nothing to keep."""
         return
 
-    def placed(self, _recipe: Recipe) -> int:
+    def positions(self) -> dict[Stream, int]:
         """There are no images."""
-        return 0
+        return {}
 
 
 class Waiting(Training):
-    """The other side: every epoch is recorded before the next one trains."""
+    """The other side: every epoch is recorded, and every lane filled again, before the next one trains."""
 
-    def _send(self) -> bool:
-        super()._send()
-        return True
+    def _decided(self, batch: Batch) -> set[int]:
+        super()._decided(batch)
+        return set(batch.results)
+
+    def _num_ending(self) -> int:
+        return 0  # no stock
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,8 @@ def measure(url: str, pruner: str, side: type[Training], num_epochs: int, epoch_
         bench = _prepare(database, load_study(database, name), settings, torch.device("cpu"), interruption)
         session, sleeping = bench.session, Sleeping(epoch_seconds)
         count = LaneCount(lanes, on_gpu=False)
-        training = side(bench, sleeping, count, Patience(database, settings, interruption))  # type: ignore[arg-type]
+        patience = Patience(database, settings, interruption, session.waiting)
+        training = side(bench, sleeping, count, patience)  # type: ignore[arg-type]
         list(training.fill())
         began, waited = time.monotonic(), session._waited
         for _ in range(num_epochs):

@@ -3,23 +3,37 @@
 import math
 import random
 import time
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 from hpsearch.errors import StorageAway
-from hpsearch.events import WorkerWarned
+from hpsearch.events import Event, WorkerWarned
 from hpsearch.interrupt import Interruption
 from hpsearch.settings import Settings
-from hpsearch.storage.open import Database, is_read_only
+from hpsearch.storage.open import FAULTS, Database, is_read_only
 
 STORAGE_PAUSE_SECONDS = 0.5  # before the second attempt to reach a storage; doubles with each
 MAX_STORAGE_PAUSE_SECONDS = 15.0
 CALM_SECONDS = 30.0  # without a fault; then the next one is the first of a new row
 
+Value = TypeVar("Value")
+
 
 class Patience:
-    """How a worker waits for a storage that fails: with growing pauses, and not for ever."""
+    """How a worker waits for a storage that fails: with growing pauses, and not for ever.
 
-    def __init__(self, database: Database, settings: Settings, interruption: Interruption) -> None:
-        self._database, self._settings, self._interruption = database, settings, interruption
+    `waiting` makes a block whose time is counted.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        interruption: Interruption,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self._database, self._settings, self._interruption, self._waiting = database, settings, interruption, waiting
         self._since = self._last = -math.inf  # when the present row of faults began, and when it was last waited for
         self._reason, self._pause = "", STORAGE_PAUSE_SECONDS
 
@@ -50,3 +64,18 @@ class Patience:
             self._last = time.monotonic()
             if self._database.answers():
                 return
+
+    def patiently(self, call: Callable[[], Value]) -> Generator[Event, None, Value]:
+        """The call's value; while the storage is away, wait for it and call again.
+
+        Raises:
+            StorageAway: see `wait`.
+        """
+        while True:
+            try:
+                return call()
+            except FAULTS as error:
+                if warning := self.begins(error):
+                    yield warning
+                with self._waiting():
+                    self.wait()

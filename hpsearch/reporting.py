@@ -1,11 +1,16 @@
-"""Reporting: epochs on their way to the storage, written by a thread while the next ones train."""
+"""Reporting: what a worker has to say to the storage, done by a thread while an epoch trains."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 
+from hpsearch.recipe import Recipe
 from hpsearch.search.session import Session
-from hpsearch.storage.ledger import Report
+from hpsearch.stock import Stock
+from hpsearch.storage.ledger import End, Report
+from hpsearch.storage.open import FAULTS
+from hpsearch.storage.studies import Standing
 from hpsearch.train.lanes import Result
 from hpsearch.train.program import EpochResult
 from hpsearch.trial import Run
@@ -15,14 +20,15 @@ from hpsearch.trial import Run
 class Batch:
     """An epoch of the trials of a group, by trial id: trained, and not known to be recorded.
 
-    `seconds` is the device time of each trial; `due` are those that get a checkpoint once the epoch is recorded.
+    `seconds` is the device time of each trial; `due` are those that get a checkpoint once the epoch is recorded. `kept`
+    are those that still were this worker's when it was.
     """
 
     results: dict[int, Result]
     seconds: float
     reports: list[Report] = field(default_factory=list)
     due: set[int] = field(default_factory=set)
-    sent: bool = False
+    kept: set[int] | None = None
 
     @property
     def trained(self) -> dict[int, EpochResult]:
@@ -45,38 +51,80 @@ class Batch:
             running[key].epoch = self.trained[key].epoch
 
 
-class Reporter:
-    """Records epochs, one after another, in a thread of its own; `batches` are those not known to be recorded.
+@dataclass
+class Errand:
+    """What is to be done in the database: an epoch is recorded, trials end, others are taken and drawn up.
 
-    The thread and the worker never use the database at once, because a worker has one connection: whoever wants to use
-    it waits for the `answer` first, if something is `on_its_way`.
+    After a fault `run` goes on with the step that failed. Without `placed`, which says with which recipe a trial begins
+    here, nothing is drawn up. `held` are the ids of the trials that ended and still were this worker's, and `now` is
+    how far the study is then.
+    """
+
+    session: Session
+    stock: Stock
+    lease_seconds: float
+    batch: Batch | None = None
+    ends: Sequence[End] = ()
+    num_wanted: int = 0
+    placed: Callable[[Recipe], Recipe] | None = None
+    images_per_second: float = 0.0
+    held: set[int] | None = None
+    now: Standing | None = None
+
+    def run(self) -> None:
+        """Do what has not been done yet."""
+        if self.batch is not None and self.batch.kept is None:
+            reports = self.batch.reports
+            self.batch.kept = self.session.record(reports, self.lease_seconds) if reports else set()
+        if self.held is None and (self.ends or self.num_wanted > 0):
+            self.held, taken = self.session.turn(self.ends, self.num_wanted, self.lease_seconds)
+            self.stock.hold(self.num_wanted, taken)
+        if self.placed is not None:
+            self.stock.draw_up(self.placed)
+            self.stock.prepare(self.placed, self.lease_seconds)
+            self.session.beat_if_due(self.images_per_second)
+        if self.ends:
+            with suppress(*FAULTS):  # whoever needs the database next will see
+                self.now = self.session.standing()
+
+
+class Reporter:
+    """Does errands, one after another, in a thread of its own; `batches` are epochs not known to be recorded.
+
+    The thread and the worker never use the database, or the stock, at once, because a worker has one connection:
+    whoever wants to use it waits for the `answer` first, if an errand is on its way.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._thread = ThreadPoolExecutor(1, "hpsearch-reports")
-        self._writing: Future[set[int]] | None = None
-        self._lease_seconds = 0.0
+        self._doing: Future[None] | None = None
+        self.errand: Errand | None = None  # that is on its way
         self.batches: list[Batch] = []
 
-    @property
-    def on_its_way(self) -> bool:
-        """Whether the first batch has been sent."""
-        return bool(self.batches) and self.batches[0].sent
+    def send(self, errand: Errand) -> None:
+        """Begin an errand; there must be none on its way."""
+        self.errand = errand
+        self._doing = self._thread.submit(errand.run)
 
-    def send(self, lease_seconds: float) -> None:
-        """Begin to record the first batch, and to renew its leases."""
-        self._lease_seconds, self.batches[0].sent = lease_seconds, True
-        self._begin()
-
-    def answer(self) -> set[int]:
-        """Wait for the first batch: the ids of its trials that still were this worker's.
+    def answer(self) -> Errand:
+        """Wait for the errand that is on its way.
 
         After an exception of the database, which is raised here, the next call begins again.
         """
-        writing, self._writing = self._writing or self._begin(), None
+        assert self.errand is not None
+        doing, self._doing = self._doing or self._thread.submit(self.errand.run), None
         with self._session.waiting():
-            return writing.result()
+            doing.result()
+        errand, self.errand = self.errand, None
+        return errand
+
+    def split(self, batch: Batch, keys: set[int]) -> None:
+        """Leave only these trials in the last batch; the others get one of their own, for later."""
+        others = {key: result for key, result in batch.results.items() if key not in keys}
+        batch.results = {key: result for key, result in batch.results.items() if key in keys}
+        if others:
+            self.batches.append(Batch(others, batch.seconds))
 
     def unreported(self, key: int) -> list[EpochResult]:
         """The epochs of one trial that are not known to be recorded."""
@@ -86,15 +134,7 @@ class Reporter:
         """Record nothing more of a trial."""
         for batch in self.batches:
             batch.results.pop(key, None)
-        self.batches = [batch for batch in self.batches if batch.results or batch.sent]
 
     def close(self) -> None:
         """Wait for what is on its way, and end the thread."""
         self._thread.shutdown()
-
-    def _begin(self) -> Future[set[int]]:
-        batch = self.batches[0]
-        self._writing = self._thread.submit(
-            self._session.record, batch.reports, self._lease_seconds, batch.images_per_second
-        )
-        return self._writing

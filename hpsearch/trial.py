@@ -82,6 +82,11 @@ class Outcome:
     infeasible: bool = False
     pictures: Mapping[str, str] = field(default_factory=dict)  # system attributes that lead to them
 
+    @property
+    def beaten(self) -> bool:
+        """Whether the trial ends because of what others reached."""
+        return self.state == TrialState.PRUNED and not self.kind
+
 
 LOST = Outcome(None, 0, reason="another worker has it now, or it was ended")
 
@@ -131,6 +136,10 @@ class Run:
     def decides(self, result: EpochResult) -> bool:
         """Whether the epoch may be the trial's last."""
         return result.diverged or result.epoch >= self.recipe.epochs or self.bench.session.decides(result.epoch)
+
+    def may_end(self, epoch: int) -> bool:
+        """Whether the trial is likely to end at this epoch: its last one, or a rung."""
+        return epoch >= self.recipe.epochs or self.bench.session.is_rung(epoch)
 
     def outcome(self, result: EpochResult, pruned: bool) -> Outcome | None:
         """What the epoch means: how the trial ends, or None if it goes on."""

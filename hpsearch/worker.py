@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 
 from hpsearch import catalogue, crashes, weights
 from hpsearch.data.load import load
+from hpsearch.ends import Ends
 from hpsearch.errors import HpsearchError, StorageAway, UsageError
 from hpsearch.events import LOST_STATE, Event, StudyOpened, TrialEnded, WorkerLeft
 from hpsearch.interrupt import Interrupted, Interruption
@@ -83,15 +84,17 @@ def run(
     count = lane_count(settings, study, device)
     num_threads = 1 if device.type == "cuda" else min(count.number, torch.get_num_threads())
     lanes = Lanes(bench.data, bench.constructor, fuse=device.type == "cuda", num_threads=num_threads)
-    training = Training(bench, lanes, count, Patience(database, settings, interruption), max_trials_here)
+    patience = Patience(database, settings, interruption, bench.session.waiting)
+    training = Training(bench, lanes, count, patience, max_trials_here)
+    ends = training.ends
     try:
-        while training.done != max_trials_here:
+        while ends.done != max_trials_here:
             found = yield from training.fill()
             if not training.running and not found:
                 return
             yield from training.round()
-            if training.failures_in_a_row >= FAILURES_BEFORE_LEAVING:
-                failed = _all_fail(study, training)
+            if ends.failures_in_a_row >= FAILURES_BEFORE_LEAVING:
+                failed = _all_fail(study, ends)
                 yield from training.give_back("its worker leaves, because others fail there")
                 raise failed
     except Interrupted:
@@ -115,10 +118,10 @@ def lane_count(settings: Settings, study: LoadedStudy, device: torch.device) -> 
     return LaneCount(settings.lanes, on_gpu, f"{name}, {study.spec.model.name}", cache)
 
 
-def _all_fail(study: LoadedStudy, training: Training) -> HpsearchError:
+def _all_fail(study: LoadedStudy, ends: Ends) -> HpsearchError:
     return HpsearchError(
-        f"study {study.name}: {training.failures_in_a_row} trials in a row failed, the last one with: "
-        f"{training.last_failure}; see `hpsearch trials {study.name} --json` for the tracebacks, and create the study "
+        f"study {study.name}: {ends.failures_in_a_row} trials in a row failed, the last one with: "
+        f"{ends.last_failure}; see `hpsearch trials {study.name} --json` for the tracebacks, and create the study "
         "again once mended"
     )
 

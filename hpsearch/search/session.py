@@ -3,10 +3,12 @@
 Each call is about many trials and costs a few statements, whatever their number.
 """
 
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from hpsearch.recipe import Recipe
 from hpsearch.search.asking import ask
@@ -18,8 +20,8 @@ from hpsearch.storage import budget, fleet, ledger, snapshot
 from hpsearch.storage.budget import Plan
 from hpsearch.storage.leases import Lease
 from hpsearch.storage.ledger import Drawn, End, Report, Taken
-from hpsearch.storage.open import Database
-from hpsearch.storage.studies import RECIPE_KEY, LoadedStudy
+from hpsearch.storage.open import FAULTS, Database
+from hpsearch.storage.studies import RECIPE_KEY, LoadedStudy, Standing, standing
 from hpsearch.storage.tables import TRIALS
 
 BEAT_SECONDS = 1.0  # between two signs of life while trials train
@@ -52,7 +54,7 @@ class Verdict:
 class Session:
     """One worker in one study.
 
-    Of the calls `record` alone may run while the worker trains, and counts no time as waiting.
+    What another thread than that which made it calls, while the worker trains, counts as no waiting.
 
     `wanted` is what people want of the study (budget.RUNNING, PAUSED or STOPPED), as of the last sign of life.
     """
@@ -72,6 +74,8 @@ class Session:
         self._view = View(database, study, self._rungs)
         self._view.study.pruner = self._pruner
         self._points = finite_points(study.spec)
+        self._attempted: set[int] = set()  # ids of trials that were to be drawn up here
+        self._thread = threading.get_ident()
         self._began, self._waited, self._beaten = time.monotonic(), 0.0, 0.0
         self.wanted = budget.RUNNING
 
@@ -114,21 +118,25 @@ class Session:
         self, leases: Sequence[Lease], placed: Callable[[Recipe], Recipe] = lambda recipe: recipe
     ) -> tuple[Assignment, ...]:
         """What the trials train that this worker holds: as recorded, or drawn up now; again after a fault."""
-        recipes = self._recorded(leases) if leases else {}
+        recipes = self._recorded([lease for lease in leases if lease.token > 1 or lease.trial_id in self._attempted])
         recipes |= self._draw_up([lease for lease in leases if lease.trial_id not in recipes], placed)
         return tuple(Assignment(lease, recipes[lease.trial_id]) for lease in leases if lease.trial_id in recipes)
 
-    def record(self, reports: Sequence[Report], lease_seconds: float, images_per_second: float) -> set[int]:
+    def prepare(self, recipes: Mapping[Lease, Recipe], lease_seconds: float) -> set[int]:
+        """Record with which recipes trials will begin, and renew their leases; the ids of those still this worker's."""
+        attributes = [(lease, {RECIPE_KEY: recipe.as_dict()}) for lease, recipe in recipes.items()]
+        with self.waiting():
+            return ledger.prepare(self.database, attributes, lease_seconds)
+
+    def record(self, reports: Sequence[Report], lease_seconds: float) -> set[int]:
         """Record one epoch of each trial; the ids of those that still were this worker's."""
-        kept = ledger.report(self.database, reports, lease_seconds)
-        if time.monotonic() - self._beaten >= BEAT_SECONDS:
-            self.beat(fleet.TRAINING, images_per_second)
-        return kept
+        with self.waiting():
+            return ledger.report(self.database, reports, lease_seconds)
 
     def report(self, reports: Sequence[Report], lease_seconds: float, images_per_second: float) -> Verdict:
         """Record one epoch of each trial, all of them before anything is decided; decide over all that is known."""
-        with self.waiting():
-            kept = self.record(reports, lease_seconds, images_per_second)
+        kept = self.record(reports, lease_seconds)
+        self.beat_if_due(images_per_second)
         return self.decide(reports, kept)
 
     def decide(self, reports: Sequence[Report], kept: set[int]) -> Verdict:
@@ -142,13 +150,14 @@ class Session:
         pruned = {lease.trial_id for lease in decided if lease.number in failed}
         return Verdict(frozenset({one.lease.trial_id for one in reports} - kept), frozenset(pruned))
 
-    def is_out(self, lease: Lease) -> bool:
-        """Whether a race has put the trial's candidate out, so that it need not be trained."""
-        if not isinstance(self._pruner, RacePruner):
-            return False
+    def out(self, leases: Sequence[Lease]) -> set[int]:
+        """The ids of trials whose candidates a race has put out, so that they need not be trained."""
+        if not isinstance(self._pruner, RacePruner) or not leases:
+            return set()
         with self.waiting():
             self._view.sync()
-        return self._pruner.prune(self._view.study, self._view.trial(lease.trial_id))
+        failed = failing(self._pruner, self._view.study, [self._view.trial(lease.trial_id) for lease in leases])
+        return {lease.trial_id for lease in leases if lease.number in failed}
 
     def is_rung(self, epoch: int) -> bool:
         """Whether the study has rungs, and this epoch is one."""
@@ -163,6 +172,36 @@ class Session:
         with self.waiting():
             return ledger.finish(self.database, ends)
 
+    def release(self, given_back: Sequence[tuple[Lease, int]], reason: str) -> set[int]:
+        """Give trials back, each after an epoch, at the first attempt or not at all: then the leases run out.
+
+        The ids of those that still were this worker's.
+        """
+        with suppress(*FAULTS), self.waiting():
+            return ledger.release(self.database, given_back, reason) if given_back else set()
+        return set()
+
+    def cut_back(self, lease: Lease, last_epoch: int) -> bool:
+        """Remove what was recorded of a trial after an epoch; whether it still was this worker's."""
+        with self.waiting():
+            return ledger.cut_back(self.database, lease, last_epoch)
+
+    def epochs(self, trial_id: int) -> list[dict[str, Any]]:
+        """Every recorded epoch of a trial."""
+        with self.waiting():
+            return ledger.epochs(self.database, trial_id)
+
+    def standing(self) -> Standing:
+        """How far the study is."""
+        with self.waiting():
+            return standing(self.database, self.study)
+
+    def beat_if_due(self, images_per_second: float) -> None:
+        """Give a sign of life, if the last one was some time ago."""
+        if time.monotonic() - self._beaten >= BEAT_SECONDS:
+            with self.waiting():
+                self.beat(fleet.TRAINING, images_per_second)
+
     def beat(self, state: str, images_per_second: float = 0.0) -> None:
         """Give a sign of life, and learn what people want."""
         share = self._waited / max(time.monotonic() - self._began, 1e-9)
@@ -173,7 +212,9 @@ class Session:
     def _recorded(self, leases: Sequence[Lease]) -> dict[int, Recipe]:
         """The recipes of trials that were drawn up before."""
         found: dict[int, Recipe] = {}
-        with self.waiting(), self.database.engine.connect() as connection:
+        if not leases:
+            return found
+        with self.waiting(), self.database.statements() as connection:
             for ids in snapshot.batches(lease.trial_id for lease in leases):
                 known = snapshot.user_attribute(connection, RECIPE_KEY, TRIALS.c.trial_id.in_(ids))
                 found |= {trial_id: Recipe(**fields) for trial_id, fields in known.items()}
@@ -185,6 +226,7 @@ class Session:
             with self.waiting():
                 self._view.sync()
         leases = [lease for lease in leases if self._view.has(lease.trial_id)]  # the others' study has been deleted
+        self._attempted |= {lease.trial_id for lease in leases}
         for lease in leases:
             self._view.withdraw(lease.trial_id)  # what an attempt drew up that a fault of the database ended
         recipes: dict[int, Recipe] = {}
@@ -213,9 +255,10 @@ class Session:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the time of the block, in which nothing trains, as waiting for the database."""
+        """Count the time of the block as waiting for the database, unless this is a thread beside the training."""
         started = time.monotonic()
         try:
             yield
         finally:
-            self._waited += time.monotonic() - started
+            if threading.get_ident() == self._thread:
+                self._waited += time.monotonic() - started

@@ -38,7 +38,7 @@ class View:
 
     def sync(self) -> None:
         """Take in what has changed in the database."""
-        with self._database.engine.connect() as connection:
+        with self._database.statements() as connection:
             rows = snapshot.open_trials(connection, self._study_id, len(self._trials))
             ended = self._open - {row.trial_id for row in rows}
             if not self._trials:

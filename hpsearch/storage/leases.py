@@ -147,6 +147,12 @@ def renew(connection: Connection, epochs: Sequence[tuple[Lease, int, float]], se
     return kept
 
 
+def prolong(connection: Connection, trial_ids: Iterable[int], seconds: float) -> None:
+    """Extend leases that the caller holds, of trials that do not train yet."""
+    mine = bulk.among(connection, LEASES.c.trial_id, trial_ids)
+    connection.execute(update(LEASES).where(mine).values(expires=clock(connection) + seconds))
+
+
 def set_back(connection: Connection, trials: Iterable[tuple[int, int]]) -> None:
     """Note for each trial (id, epoch) that its record ends with that epoch; those whose record is shorter stay."""
     statement = update(LEASES).where(LEASES.c.trial_id == bindparam("id"), LEASES.c.epoch > bindparam("last"))
@@ -175,11 +181,15 @@ def _granting(dialect: str, given: bulk.Given) -> Any:
     return insert(LEASES).from_select(list(columns), select(*columns.values()), include_defaults=False)
 
 
-def _renewal(dialect: str, given: bulk.Given) -> Any:
+def renewal(dialect: str, given: Any) -> dict[str, Any]:
+    """What becomes of a lease with an epoch, from columns: the seconds that it lasts, the epoch, its seconds."""
     row = {"expires": literal_column(_CLOCK[dialect], Double) + given["expires"], "crashes": 0, "epoch": given["epoch"]}
     again = LEASES.c.epoch >= given["epoch"]  # it was recorded, and nobody knew
-    row["seconds"] = LEASES.c.seconds + case((again, 0.0), else_=given["seconds"])
-    return update(LEASES).where(LEASES.c.trial_id == given["trial_id"]).values(row)
+    return row | {"seconds": LEASES.c.seconds + case((again, 0.0), else_=given["seconds"])}
+
+
+def _renewal(dialect: str, given: bulk.Given) -> Any:
+    return update(LEASES).where(LEASES.c.trial_id == given["trial_id"]).values(renewal(dialect, given))
 
 
 def _key(lease: Lease) -> tuple[str, int]:

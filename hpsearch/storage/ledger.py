@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 from sqlalchemy import Connection, Table, and_, delete, func, insert, or_, select, update
 
 from hpsearch.errors import StorageError
-from hpsearch.storage import budget, bulk, leases
+from hpsearch.storage import budget, bulk, leases, one_journey
 from hpsearch.storage.events import ADOPTED, CRASHED, RELEASED, Happening, record
 from hpsearch.storage.leases import Lease
 from hpsearch.storage.open import Database
@@ -162,11 +162,29 @@ def set_up(database: Database, study_id: int, drawn: Sequence[Drawn]) -> tuple[s
     return {one.lease.trial_id for one in accepted}, doubles
 
 
+def prepare(database: Database, trials: Sequence[tuple[Lease, Mapping[str, Any]]], lease_seconds: float) -> set[int]:
+    """Of trials that have not begun: record the user attributes given with each, and renew the leases.
+
+    The ids of those that still were this worker's.
+    """
+    with database.engine.begin() as connection:
+        held = leases.hold(connection, (lease for lease, _ in trials))
+        leases.prolong(connection, held, lease_seconds)
+        given = [(lease.trial_id, attributes) for lease, attributes in trials if lease.trial_id in held]
+        _set_attributes(connection, USER_ATTRIBUTES, given)
+    return held
+
+
 def report(database: Database, reports: Sequence[Report], lease_seconds: float) -> set[int]:
     """Record epochs and renew the leases for `lease_seconds`; the ids of those trials that still were this worker's.
 
     An epoch that is recorded again, because nobody knew whether the first time went through, replaces itself.
     """
+    if database.engine.dialect.name == "postgresql":
+        lasts = {"expires": lease_seconds}
+        rows = [(one.lease, {**_value_row(one), **_epoch_row(one), **lasts, "seconds": one.seconds}) for one in reports]
+        with database.statements() as connection:
+            return one_journey.record(connection, rows)
     with database.engine.begin() as connection:
         kept = leases.renew(connection, [(one.lease, one.epoch, one.seconds) for one in reports], lease_seconds)
         mine = [one for one in reports if one.lease.trial_id in kept]
@@ -209,7 +227,7 @@ def cut_back(database: Database, lease: Lease, last_epoch: int) -> bool:
 
 def epochs(database: Database, trial_id: int) -> list[dict[str, Any]]:
     """Every recorded epoch of a trial, in order; metrics that were not finite are None."""
-    with database.engine.connect() as connection:
+    with database.statements() as connection:
         rows = connection.execute(select(EPOCHS).where(EPOCHS.c.trial_id == trial_id).order_by(EPOCHS.c.epoch))
         return [{key: value for key, value in row._mapping.items() if key != "trial_id"} for row in rows]
 

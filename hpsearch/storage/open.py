@@ -62,6 +62,17 @@ class Database:
             return False
         return True
 
+    @contextmanager
+    def statements(self) -> Iterator[Connection]:
+        """A connection for statements that need no transaction; on PostgreSQL its begin and its end are two journeys.
+
+        There each statement of a transaction sees what was committed before it as well, so that reading needs none.
+        """
+        with self.engine.connect() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execution_options(isolation_level="AUTOCOMMIT")
+            yield connection
+
     def explain(self, error: Exception) -> str:
         """What a call of this database that failed means, in half a sentence."""
         return reason(self.engine.url, error)

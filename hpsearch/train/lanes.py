@@ -47,6 +47,11 @@ class Waiting:
     model: nn.Module
     state: State | None
 
+    @property
+    def position(self) -> int:
+        """The epoch of the stream that comes next."""
+        return self.recipe.stream_offset + (int(self.state["epoch"]) if self.state is not None else 0)
+
 
 class Lanes:
     """Trials by key; `fuse` says whether groups become one program, `num_threads` how many of the others train at once.
@@ -62,14 +67,12 @@ class Lanes:
         self._waiting: dict[int, Waiting] = {}
         self.refusals: dict[str, str] = {}
 
-    def placed(self, recipe: Recipe) -> int:
-        """The `stream_offset` with which a new trial can join others that are on their way; 0 if there are none."""
-        stream, positions = Stream.of(recipe), []
-        for program in self._single.values():
-            positions += [program.position] if Stream.of(program.recipe) == stream else []
-        for group in self._fused:
-            positions += [group.position] if group.graph.stream == stream and group.position is not None else []
-        return max(positions, default=0)
+    def positions(self) -> dict[Stream, int]:
+        """Which epoch comes next of the streams that trials are on: a new one that begins there can join them."""
+        found = [(Stream.of(program.recipe), program.position) for program in self._single.values()]
+        found += [(group.graph.stream, group.position) for group in self._fused if group.position is not None]
+        found += [(Stream.of(trial.recipe), trial.position) for trial in self._waiting.values()]
+        return {stream: max(position for other, position in found if other == stream) for stream, _ in found}
 
     def add(self, key: int, recipe: Recipe, model: nn.Module, state: State | None = None) -> None:
         """A trial that begins, or goes on from a state; it trains from the next round on."""
@@ -118,8 +121,7 @@ class Lanes:
         for key, trial in list(self._waiting.items()):
             graph = Graph.of(trial.recipe, self._constructor)
             if self._fuse and not trial.recipe.frozen_layers and graph.model not in self.refusals:
-                position = trial.recipe.stream_offset + (int(trial.state["epoch"]) if trial.state else 0)
-                joining.setdefault((graph, position), {})[key] = trial
+                joining.setdefault((graph, trial.position), {})[key] = trial
             else:
                 self._start_single(key, trial)
         for (graph, position), trials in joining.items():
