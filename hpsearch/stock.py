@@ -84,9 +84,9 @@ class Stock:
         self.leases, self._drawn = {}, {}
 
 
-def joining(positions: Mapping[Stream, int], num_lanes: int) -> Placed:
-    """Gives recipes the place in their stream at which they can join trials that are on their way."""
-    if num_lanes == 1:
+def joining(positions: Mapping[Stream, int] | None) -> Placed:
+    """Gives recipes the place in their stream at which they can join trials that are on their way, if they are to."""
+    if positions is None:
         return lambda recipe: recipe
     return lambda recipe: replace(recipe, stream_offset=positions.get(Stream.of(recipe), 0))
 

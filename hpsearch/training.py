@@ -72,7 +72,7 @@ class Training:
                 lease = partial(self.bench.session.lease, free, self._lease_seconds)
                 self.stock.hold(free, (yield from self._patiently(lease)))
                 yield from self._leave_retaken()
-            placed = joining(self.lanes.positions(), self.count.number)
+            placed = self._joining(self.lanes.positions())
             yield from self._patiently(lambda: self.stock.draw_up(placed))
             yield from self._patiently(lambda: self.stock.prepare(placed, self._lease_seconds))
             begun += yield from self._begin()
@@ -104,6 +104,7 @@ class Training:
                 yield from self._settle_all()
                 yield from self.give_back(f"the study is {self.bench.session.wanted}")
                 return
+        self.count.end_round(has_room(self.bench.data.device))
 
     def give_back(self, reason: str, ids: Sequence[int] | None = None) -> Generator[Event, None, None]:
         """Put trials (all, if none are named) back into the queue, to go on after their last whole epoch."""
@@ -191,7 +192,7 @@ class Training:
 
     def _train(self, group: Group) -> Generator[Event, None, None]:
         """One epoch of a group; meanwhile the one before is recorded, and who left it is replaced."""
-        self._reporter.send(self._errand(joining(self._next, self.count.number)))
+        self._reporter.send(self._errand(self._joining(self._next)))
         started = time.monotonic()
         try:
             with self.bench.interruption.allowed():
@@ -211,12 +212,16 @@ class Training:
         for key in results.keys() - self.running.keys():
             self._drop(key)  # lost since the round began
         self._speed = batch.images_per_second
-        self.count.seen(len(self.running), self._speed, has_room(self.bench.data.device))
+        self.count.trained(len(results), self._speed, seconds)
         yield from self._settle()
         if decided := self._decided(batch):
             self._reporter.split(batch, decided)
             self._reporter.send(replace(self._errand(), ends=(), num_wanted=0))
             yield from self._settle()
+
+    def _joining(self, positions: Mapping[Stream, int]) -> Placed:
+        """Where trials begin that are drawn up. Over seeds, all candidates see one order from its beginning."""
+        return joining(positions if self.count.number > 1 and self.bench.study.spec.space else None)
 
     def _decided(self, batch: Batch) -> set[int]:
         """The trials that cannot go on before their epoch is recorded, because something depends on it."""
@@ -284,8 +289,7 @@ class Training:
 
     def _record_at_once(self) -> list[Event]:
         """Record what is trained and what has ended, at the first attempt or not at all, and decide nothing."""
-        told: list[Event] = []
-        answers = True
+        told, answers = list[Event](), True
         while answers and (self._reporter.errand is not None or self._reporter.batches or self.ends.leaving):
             if self._reporter.errand is None:
                 self._reporter.send(replace(self._errand(), num_wanted=0))

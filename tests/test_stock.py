@@ -362,7 +362,7 @@ def stock_of(database: Database, num: int) -> tuple[Session, Stock]:
     session = Session(database, load_study(database, "tiny"), fleet.Worker("me", "here", 1, "cpu"), 60.0)
     stock = Stock(session)
     stock.hold(num, session.lease(num))
-    stock.draw_up(joining({}, LANES))
+    stock.draw_up(joining({}))
     return session, stock
 
 
@@ -380,7 +380,7 @@ def test_what_stays_in_stock_is_placed_anew_and_keeps_its_lease(database: Databa
     lost = next(iter(stock.leases))
     with database.engine.begin() as connection:
         connection.execute(update(LEASES).where(LEASES.c.trial_id == lost).values(token=LEASES.c.token + 1))
-    stock.prepare(joining({stream: 5}, LANES), 1e6)
+    stock.prepare(joining({stream: 5}), 1e6)
     assert lost not in stock.leases.keys() | stock.drawn.keys()
     assert len(stock) == 2
     assert {trial_id: one.recipe.stream_offset for trial_id, one in stock.drawn.items()} == dict.fromkeys(
@@ -402,8 +402,8 @@ def test_a_trial_that_was_trained_keeps_its_place(database: Database) -> None:
         connection.execute(update(LEASES).where(LEASES.c.trial_id == trained.trial_id).values(epoch=2))
     again = Stock(session)
     again.hold(2, session.lease(2))
-    again.draw_up(joining({stream: 7}, LANES))
-    again.prepare(joining({stream: 7}, LANES), 60.0)
+    again.draw_up(joining({stream: 7}))
+    again.prepare(joining({stream: 7}), 60.0)
     assert {trial_id: one.recipe.stream_offset for trial_id, one in again.drawn.items()} == recorded(database)
     assert recorded(database) == {trained.trial_id: 0, untouched.trial_id: 7}
 

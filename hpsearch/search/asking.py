@@ -42,8 +42,7 @@ def ask(
     if attempt >= ATTEMPTS and points is not None and (unused := _unused(view, spec, lease, points)):
         trial._fixed_params = {**unused[seed % len(unused)], **given}
     params = suggest(trial, spec)
-    chosen = recipe(spec, params, lease.number)
-    chosen = placed(chosen) if spec.space else chosen  # over seeds, all candidates see one order from its beginning
+    chosen = placed(recipe(spec, params, lease.number))
     compared = {"candidate": spec.place(lease.number)[0]} if spec.candidates else {}
     digest = digest_of({**params, **compared}, chosen.seed if not spec.space else None)
     attributes = {RECIPE_KEY: chosen.as_dict()}

@@ -82,6 +82,7 @@ class LaneCount:
     number: int = 0
     _speeds: dict[int, list[float]] = field(default_factory=dict)  # images per second in all lanes together, by round
     _settled: bool = False
+    _round: list[tuple[int, float, float]] = field(default_factory=list)  # of each group: trials, images, seconds
 
     def __post_init__(self) -> None:
         if self.fixed is not None or not self.on_gpu:
@@ -89,6 +90,17 @@ class LaneCount:
         else:
             found = self._read().get(self.key)
             self.number, self._settled = found or FIRST_LANES, found is not None
+
+    def trained(self, num_trials: int, images_per_second: float, seconds: float) -> None:
+        """A group has trained for an epoch."""
+        self._round.append((num_trials, images_per_second * seconds, seconds))
+
+    def end_round(self, has_room: bool) -> None:
+        """Every group has; whether there is memory left for twice as many lanes."""
+        groups, self._round = self._round, []
+        if seconds := sum(took for _, _, took in groups):
+            images = sum(images for _, images, _ in groups)
+            self.seen(sum(num for num, _, _ in groups), images / seconds, has_room)
 
     def seen(self, num_active: int, images_per_second: float, has_room: bool) -> None:
         """A round has ended: so many lanes trained, so fast together, and whether memory for twice as many is left."""

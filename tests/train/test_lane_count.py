@@ -44,6 +44,16 @@ def test_a_slow_first_round_does_not_count() -> None:
     assert train(LaneCount(None, True), speed, 3 * ROUNDS, always) == [16, 32, 64]
 
 
+def test_all_groups_of_a_round_count_together() -> None:
+    count = LaneCount(None, True)
+    for _ in range(ROUNDS):
+        count.trained(12, 3_000.0, 1.0)
+        count.trained(4, 1_000.0, 3.0)  # the smaller group is the slower one
+        count.end_round(has_room=True)
+        count.end_round(has_room=True)  # nothing was trained
+    assert (count.number, count._speeds) == (32, {16: [1_500.0] * ROUNDS})
+
+
 def test_rounds_with_empty_lanes_say_nothing() -> None:
     count = LaneCount(None, True)
     for _ in range(10 * ROUNDS):
