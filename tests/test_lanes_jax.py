@@ -16,7 +16,7 @@ from hpsearch.train.device_data import DeviceData  # noqa: E402
 from hpsearch.train.fused import Fused  # noqa: E402
 
 NAMES = {
-    "lenet": {"c1": "features.0", "c3": "features.3", "c5": "c5", "f6": "f6", "out": "output"},
+    "lenet": {"c1": "features.c1", "c3": "features.c3", "c5": "c5", "f6": "f6", "out": "output"},
     "2lp": {"hidden": "hidden", "out": "output"},
 }
 

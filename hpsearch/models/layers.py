@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # A B^T by oneDNN; torch itself asks MKL
 
@@ -52,3 +53,44 @@ class _Factored(torch.autograd.Function):
         ctx.factors.append((gradient, inputs))
         to_inputs = gradient @ weight if ctx.needs_input_grad[0] else None
         return to_inputs, None, gradient.sum(0) if ctx.has_bias else None, None
+
+
+class SquashingPool2d(nn.Module):
+    """(..., H, W) -> (..., H / 2, W / 2): nn.Tanh, then nn.AvgPool2d(2), in a fifth of their time on a CPU."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if maps.shape[-2] % 2 or maps.shape[-1] % 2 or maps.element_size() < 4:  # whose sums would be rounded twice
+            return functional.avg_pool2d(maps.tanh(), 2)
+        pooled: Tensor = _Squashed.apply(maps)[0]
+        return pooled
+
+
+class _Squashed(torch.autograd.Function):
+    """The mean of the tanh of each square of four, and what backward needs of the maps.
+
+    tanh(x) is 2 sigmoid(2 x) - 1, which torch computes several times faster; twice and minus one come after the mean.
+    Sums of whole rows come first, because they are contiguous.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(maps: Tensor) -> tuple[Tensor, Tensor]:
+        squashed = (maps * 2).sigmoid_()
+        rows = squashed[..., ::2, :] + squashed[..., 1::2, :]
+        return (rows[..., ::2] + rows[..., 1::2]) * 0.5 - 1, squashed
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> Tensor:
+        (squashed,) = ctx.saved_tensors
+        rows = gradient.unsqueeze(-1).expand(*gradient.shape, 2).flatten(-2)
+        each = torch.stack((rows, rows), -2).flatten(-3, -2)
+        slopes: Tensor = torch.ops.aten.sigmoid_backward(
+            each, squashed
+        )  # tanh' is 4 sigmoid', a quarter of it for each
+        return slopes

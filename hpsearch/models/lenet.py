@@ -6,9 +6,12 @@ convolution sees all six maps of the first, the average pooling has no weights a
 layer is linear, for cross-entropy.
 """
 
+from collections import OrderedDict
+
 from torch import Tensor, nn
 
 from hpsearch.errors import DataError
+from hpsearch.models.layers import SquashingPool2d
 
 SMALLEST = 16  # pixels: two 5 x 5 convolutions, each with pooling, leave one
 F6_SHARE = 0.7  # F6 has 84 units for the 120 of C5
@@ -52,7 +55,7 @@ class LeNet5(nn.Module):
 def convolutions(channels: int) -> nn.Sequential:
     """C1 to S4: (B, C, H, W) -> (B, 16, h, w); 5 x 5 for 32 x 32."""
     c1, c3 = nn.Conv2d(channels, 6, 5), nn.Conv2d(6, 16, 5)
-    return nn.Sequential(c1, nn.Tanh(), nn.AvgPool2d(2), c3, nn.Tanh(), nn.AvgPool2d(2))
+    return nn.Sequential(OrderedDict(c1=c1, s2=SquashingPool2d(), c3=c3, s4=SquashingPool2d()))
 
 
 def pooling(input_shape: tuple[int, int, int], native_size: int | None) -> tuple[nn.Module, int]:

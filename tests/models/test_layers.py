@@ -1,11 +1,11 @@
-"""A wide layer gives what nn.Linear gives, and the gradient of its weight as factors."""
+"""Layers of ours give what torch's own give, alone and under vmap."""
 
 import pytest
 import torch
 from torch import nn
 
 from hpsearch.models import layers
-from hpsearch.models.layers import WideLinear
+from hpsearch.models.layers import SquashingPool2d, WideLinear
 
 
 @pytest.mark.parametrize("by_onednn", [True, False])
@@ -37,3 +37,24 @@ def test_onednn_is_there_where_it_is_asked() -> None:
     """Without it a perceptron is slower and nobody notices."""
     if torch.backends.mkldnn.is_available():
         assert layers.ONEDNN is not None
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 28, 28), (2, 4, 6), (5, 16, 13, 10), (1, 1, 2, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_squashing_pool_is_tanh_and_average_pooling(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    maps = (3 * torch.randn(shape)).requires_grad_()
+    results = []
+    for layer in (SquashingPool2d(), nn.Sequential(nn.Tanh(), nn.AvgPool2d(2))):
+        pooled = layer(maps.to(dtype))
+        results.append((pooled, *torch.autograd.grad(pooled.float().sin().sum(), [maps])))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_squashing_pool_under_vmap() -> None:
+    maps = torch.randn(4, 2, 3, 8, 6, requires_grad=True)
+    ours = torch.vmap(SquashingPool2d())(maps)
+    theirs = torch.stack([nn.AvgPool2d(2)(one.tanh()) for one in maps])
+    torch.testing.assert_close(ours, theirs)
+    found, expected = (torch.autograd.grad(pooled.sin().sum(), [maps]) for pooled in (ours, theirs))
+    torch.testing.assert_close(found, expected)
