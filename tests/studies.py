@@ -1,5 +1,11 @@
 """Small studies for tests, as TOML."""
 
+from pathlib import Path
+
+from hpsearch import catalogue
+from hpsearch.storage.open import create
+from hpsearch.storage.studies import create_study
+
 TINY = """
 name = "tiny"
 [model]
@@ -72,3 +78,9 @@ name = "none"
 [budget]
 trials = {num_trials}
 """
+
+
+def create_as(name: str, url: str, path: Path, *overrides: str) -> None:
+    """The study of a file under a name that `create-study` would refuse; a database may hold any."""
+    with create(url) as database:
+        create_study(database, catalogue.read(str(path), overrides), name)

@@ -10,7 +10,7 @@ import pytest
 from hpsearch.launch.kubernetes import WAIT, object_name
 from tests.cli.inside import hpsearch
 from tests.postgres import PostgresServer
-from tests.studies import TINY
+from tests.studies import TINY, create_as
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate")
 yaml = pytest.importorskip("yaml")
@@ -31,7 +31,7 @@ def variables(tmp_path: Path, postgres: PostgresServer) -> dict[str, str]:
         "HPSEARCH_ARTIFACTS": "s3://bucket/prefix",
     }
     for name in ("tiny", ODD):
-        hpsearch(tmp_path, "create-study", "tiny.toml", "--study-name", name, **found)
+        create_as(name, found["HPSEARCH_STORAGE"], tmp_path / "tiny.toml")
     return found
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from hpsearch import catalogue
 from hpsearch.launch.slurm import SCRIPT
 from hpsearch.storage import fleet, ledger
-from hpsearch.storage.open import connect, create
-from hpsearch.storage.studies import create_study, load_study
+from hpsearch.storage.open import connect
+from hpsearch.storage.studies import load_study
 from tests.cli.inside import hpsearch
 from tests.launch.cluster import Cluster
 from tests.postgres import PostgresServer
+from tests.studies import create_as
 
 NUM_TRIALS, NUM_WORKERS, EPOCHS = 20, 4, 40
 PASSWORD = "s3cret-of-the-tests"
@@ -157,8 +157,7 @@ def test_pre_empted_in_the_grace_time_then_cancelled(site: Site) -> None:
         STUDY.replace(f"epochs = {EPOCHS}", "epochs = 100000").replace("min_epochs", "#")
     )
     name = "long; touch $(pwned) 'é"  # no part of it is ever run, and jobs and logs have a plain name
-    with create(site.url) as database:  # `create-study` would refuse the name
-        create_study(database, catalogue.read(str(site.folder / "long.toml"), ["pruner.name=none"]), name)
+    create_as(name, site.url, site.folder / "long.toml", "pruner.name=none")
     template, secrets = site.folder / "site.sh", site.folder / "my.env"
     template.write_text(SCRIPT.replace("\n$directives", "\n#SBATCH --comment=of-the-site\n$directives"))
     secrets.write_text(f"HPSEARCH_STORAGE='{site.url.replace('hpsearch@', f'hpsearch:{PASSWORD}@')}'\n")

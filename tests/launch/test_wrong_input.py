@@ -9,7 +9,7 @@ import pytest
 
 from tests.cli.inside import hpsearch, one_line
 from tests.cli.running import environment
-from tests.studies import TINY
+from tests.studies import TINY, create_as
 
 PRINTABLE = "no line of a batch script can hold such a name"
 S3 = {"HPSEARCH_ARTIFACTS": "s3://bucket/prefix"}
@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
     """A folder with one study and an sbatch that leaves a trace."""
     (tmp_path / "tiny.toml").write_text(TINY)
     hpsearch(tmp_path, "create-study", "tiny.toml")
-    hpsearch(tmp_path, "create-study", "tiny.toml", "--study-name", "two\nlines")
+    create_as("two\nlines", f"sqlite:///{tmp_path}/storage/hpsearch.db", tmp_path / "tiny.toml")
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "sbatch"
     program.write_text(
