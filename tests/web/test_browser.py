@@ -84,6 +84,14 @@ def text(driver: Chrome, part: str) -> str:
     return str(driver.execute_script(f"return document.querySelector('[data-part={part}]').innerText"))
 
 
+def press(driver: Chrome, button: str) -> None:
+    """Press a button of the study that trains, and wait for its page, which must not come after another one."""
+    driver.execute_script("window.before = true")
+    row = driver.find_element(By.XPATH, "//form[contains(@aria-label, 'tiny')]")
+    row.find_element(By.XPATH, f".//button[text()='{button}']").click()
+    wait_until(lambda: driver.execute_script("return !window.before && document.readyState === 'complete'"))
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_every_page_at_both_widths_and_in_both_schemes(chrome: Chrome, writing: str, name: str) -> None:
     hosts(chrome)
@@ -132,11 +140,9 @@ def test_pause_and_resume_reach_a_worker(chrome: Chrome, writing: str) -> None:
     look(chrome, WIDE, "dark")
     chrome.get(f"{writing}/hpsearch/workers")
     wait_until(lambda: "training" in text(chrome, "workers"))
-    row = chrome.find_element(By.XPATH, "//form[contains(@aria-label, 'tiny')]")
-    row.find_element(By.XPATH, ".//button[text()='Pause']").click()
+    press(chrome, "Pause")
     wait_until(lambda: "has paused" in text(chrome, "workers"))
-    row = chrome.find_element(By.XPATH, "//form[contains(@aria-label, 'tiny')]")
-    row.find_element(By.XPATH, ".//button[text()='Resume']").click()
+    press(chrome, "Resume")
     wait_until(lambda: "training" in text(chrome, "workers"))
     chrome.get(f"{writing}/hpsearch/study/{TRAINING}")
     wait_until(lambda: "released" in text(chrome, "events"))
