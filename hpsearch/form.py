@@ -105,7 +105,7 @@ def read_top_level(tables: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
 def name_complaint(name: object) -> str | None:
     """The rule that the name of a study breaks: it is typed in commands, and becomes the name of folders."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        return "must be letters, digits, '.', '_' or '-' in quotes, the first a letter or digit"
+        return "must be letters, digits, '.', '_' or '-', the first a letter or digit"
     return None if len(name) <= LONGEST_NAME else f"must be at most {LONGEST_NAME} characters"
 
 

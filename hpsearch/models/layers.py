@@ -37,7 +37,7 @@ class WideLinear(nn.Linear):
 class _Factored(torch.autograd.Function):
     """Inputs (B, I), weight (O, I) and bias (O,) -> (B, O); backward appends the factors of the weight's gradient.
 
-    The product is that of oneDNN, which is a fifth faster than MKL for a weight of 1024 x 3072 and a batch of 64.
+    The product is that of oneDNN, which is faster than MKL for large weights and small batches.
     """
 
     @staticmethod
@@ -56,7 +56,7 @@ class _Factored(torch.autograd.Function):
 
 
 class SquashingPool2d(nn.Module):
-    """(..., H, W) -> (..., H / 2, W / 2): nn.Tanh, then nn.AvgPool2d(2), in a fifth of their time on a CPU."""
+    """(..., H, W) -> (..., H / 2, W / 2): nn.Tanh, then nn.AvgPool2d(2), in less of a CPU's time."""
 
     def forward(self, maps: Tensor) -> Tensor:
         if maps.shape[-2] % 2 or maps.shape[-1] % 2 or maps.element_size() < 4:  # whose sums would be rounded twice
@@ -68,7 +68,7 @@ class SquashingPool2d(nn.Module):
 class _Squashed(torch.autograd.Function):
     """The mean of the tanh of each square of four, and what backward needs of the maps.
 
-    tanh(x) is 2 sigmoid(2 x) - 1, which torch computes several times faster; twice and minus one come after the mean.
+    tanh(x) is 2 sigmoid(2 x) - 1, which torch computes faster on a CPU; twice and minus one come after the mean.
     Sums of whole rows come first, because they are contiguous.
     """
 

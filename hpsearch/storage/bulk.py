@@ -7,6 +7,7 @@ one journey. Statements are made once, because making one takes as long as runni
 import enum
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
@@ -104,3 +105,18 @@ def _name(value: enum.Enum) -> str:
 def _whole(kind: TypeEngine[Any]) -> TypeEngine[Any]:
     """The type without its length: PostgreSQL cuts off what is cast to a shorter one, and says nothing."""
     return Text() if isinstance(kind, String) and not isinstance(kind, Enum) else kind
+
+
+def set_attributes(connection: Connection, table: Table, given: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
+    """Set attributes of trials, given by trial id, in one of Optuna's two tables for them."""
+    rows = [
+        {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+        for trial_id, attributes in given
+        for key, value in attributes.items()
+    ]
+    upsert(connection, table, rows, ("trial_id", "key"))
+
+
+def now() -> datetime:
+    """As Optuna's columns hold it: naive UTC."""
+    return datetime.now(UTC).replace(tzinfo=None)

@@ -6,20 +6,18 @@ and its id is missing in the set that comes back. The lock of the study, where i
 trials already only tries for it (`turn`), and so never waits in a circle.
 """
 
-import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from operator import itemgetter
 from typing import Any
 
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy import Connection, Table, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
 
 from hpsearch.errors import StorageError
 from hpsearch.storage import budget, bulk, leases, one_journey
@@ -157,8 +155,8 @@ def set_up(database: Database, study_id: int, drawn: Sequence[Drawn]) -> tuple[s
         doubles = _claim(connection, study_id, mine)
         accepted = [one for one in mine if one.lease.trial_id not in doubles]
         _insert_params(connection, accepted)
-        _set_attributes(connection, USER_ATTRIBUTES, [(one.lease.trial_id, one.user_attrs) for one in accepted])
-        _set_attributes(connection, SYSTEM_ATTRIBUTES, [(one.lease.trial_id, one.system_attrs) for one in accepted])
+        bulk.set_attributes(connection, USER_ATTRIBUTES, [(one.lease.trial_id, one.user_attrs) for one in accepted])
+        bulk.set_attributes(connection, SYSTEM_ATTRIBUTES, [(one.lease.trial_id, one.system_attrs) for one in accepted])
     return {one.lease.trial_id for one in accepted}, doubles
 
 
@@ -171,7 +169,7 @@ def prepare(database: Database, trials: Sequence[tuple[Lease, Mapping[str, Any]]
         held = leases.hold(connection, (lease for lease, _ in trials))
         leases.prolong(connection, held, lease_seconds)
         given = [(lease.trial_id, attributes) for lease, attributes in trials if lease.trial_id in held]
-        _set_attributes(connection, USER_ATTRIBUTES, given)
+        bulk.set_attributes(connection, USER_ATTRIBUTES, given)
     return held
 
 
@@ -316,7 +314,7 @@ def _start(connection: Connection, study_id: int, num: int) -> tuple[list[tuple[
     waiting = waiting.outerjoin(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id)
     waiting = waiting.order_by(LEASES.c.trial_id.is_(None), TRIALS.c.number).limit(num).with_for_update(of=TRIALS)
     again = [(trial_id, number) for trial_id, number in connection.execute(waiting)]
-    row = {"state": TrialState.RUNNING, "datetime_start": _now()}
+    row = {"state": TrialState.RUNNING, "datetime_start": bulk.now()}
     if again:
         ids = [trial_id for trial_id, _ in again]
         connection.execute(update(TRIALS).where(bulk.among(connection, TRIALS.c.trial_id, ids)).values(row))
@@ -375,12 +373,12 @@ def _finish(connection: Connection, ends: Sequence[End]) -> set[int]:
     values = [_objective_row(end.lease.trial_id, end.value) for end in mine if end.value is not None]
     if values:
         connection.execute(insert(VALUES), values)
-    _set_attributes(connection, USER_ATTRIBUTES, [(end.lease.trial_id, end.user_attrs) for end in mine])
-    _set_attributes(connection, SYSTEM_ATTRIBUTES, [(end.lease.trial_id, end.system_attrs) for end in mine])
+    bulk.set_attributes(connection, USER_ATTRIBUTES, [(end.lease.trial_id, end.user_attrs) for end in mine])
+    bulk.set_attributes(connection, SYSTEM_ATTRIBUTES, [(end.lease.trial_id, end.system_attrs) for end in mine])
     record(connection, [(end.lease.trial_id, end.event) for end in mine if end.event is not None])
     for state in {end.state for end in mine}:
         ids = [end.lease.trial_id for end in mine if end.state == state]
-        row = {"state": state, "datetime_complete": _now()}
+        row = {"state": state, "datetime_complete": bulk.now()}
         connection.execute(update(TRIALS).where(bulk.among(connection, TRIALS.c.trial_id, ids)).values(row))
     return held | before
 
@@ -388,15 +386,6 @@ def _finish(connection: Connection, ends: Sequence[End]) -> set[int]:
 def _objective_row(trial_id: int, value: float) -> dict[str, Any]:
     stored, value_type = models.TrialValueModel.value_to_stored_repr(value)
     return {"trial_id": trial_id, "objective": 0, "value": stored, "value_type": value_type}
-
-
-def _set_attributes(connection: Connection, table: Table, given: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
-    rows = [
-        {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
-        for trial_id, attributes in given
-        for key, value in attributes.items()
-    ]
-    bulk.upsert(connection, table, rows, ("trial_id", "key"))
 
 
 def _cut_back(connection: Connection, trials: Sequence[tuple[Lease, int]]) -> None:
@@ -407,7 +396,3 @@ def _cut_back(connection: Connection, trials: Sequence[tuple[Lease, int]]) -> No
         later = [and_(table.c.trial_id == lease.trial_id, table.c[column] > epoch) for lease, epoch in trials]
         connection.execute(delete(table).where(or_(*later)))
     leases.set_back(connection, [(lease.trial_id, epoch) for lease, epoch in trials])
-
-
-def _now() -> datetime:
-    return datetime.now(UTC).replace(tzinfo=None)  # Optuna's columns hold naive UTC

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Iterator
 
 import optuna
 import pytest
@@ -23,17 +22,9 @@ from tests.studies import TINY
 
 
 @pytest.fixture
-def database(storage_url: str) -> Iterator[Database]:
-    """An open database with the study `tiny`, which may have 100 trials."""
-    with create(storage_url) as database:
-        create_study(database, parse(TINY, "tiny.toml"), "tiny", 100)
-        yield database
-
-
-@pytest.fixture
-def study(database: Database) -> LoadedStudy:
-    """The study `tiny`, whose first trial waits with known good values."""
-    return load_study(database, "tiny")
+def database(hundred: Database) -> Database:
+    """With the study `tiny`, which may have 100 trials."""
+    return hundred
 
 
 def test_eight_threads_start_exactly_the_budget(database: Database) -> None:
