@@ -142,17 +142,17 @@ def disturb(url: str, home: Path, restart: Callable[[], None] | None, lanes: int
         create_study(database, parse(STUDY, "chaos.toml"), "chaos")
         study = load_study(database, "chaos")
         crew, dice = Crew(settings, random.Random(0)), random.Random(1)
-        restarts = [0.3, 0.6] if restart else []
+        restarts = [0.3, 0.6] if restart else []  # when so much of all epochs is recorded; many trials end at once
         strikes = recorded = 0
         try:
-            while (finished := progress(database, study).finished) < NUM_TRIALS:
+            while progress(database, study).finished < NUM_TRIALS:
                 crew.fill()
                 time.sleep(dice.uniform(0.5, 1.5))
                 before, recorded = recorded, num_epochs(database)
                 if recorded != before:  # on a machine so slow that nothing moves, a strike a second would be for ever
                     crew.strike()
                     strikes += 1
-                if restart and restarts and finished > restarts[0] * NUM_TRIALS:
+                if restart and restarts and recorded > restarts[0] * NUM_TRIALS * EPOCHS:
                     restarts.pop(0)
                     restart()
                     database.close()

@@ -1,7 +1,7 @@
 """hpsearch's own tables, which stand beside Optuna's in the study database."""
 
 from optuna.storages._rdb import models
-from sqlalchemy import Column, Double, ForeignKey, Integer, MetaData, String, Table, Text
+from sqlalchemy import DDL, Column, Double, ForeignKey, Integer, MetaData, String, Table, Text, event
 
 STUDIES = models.StudyModel.__table__
 STUDY_USER_ATTRIBUTES = models.StudyUserAttributeModel.__table__
@@ -96,3 +96,21 @@ EVENTS = Table(  # what happened to trials beside being trained
     Column("kind", String(30), nullable=False),  # adopted, released, crashed, failed, infeasible, diverged, control
     Column("text", Text, nullable=False),
 )
+
+
+def _clear_up_after(key: ForeignKey) -> DDL:
+    """Rows of ours go with the trial or study that they are of, whoever deletes it.
+
+    SQLite obeys foreign keys only in connections that ask for it, which Optuna's do not, and gives the id of a deleted
+    trial or study to the next one, which would inherit the rows.
+    """
+    child, parent = key.parent, key.column
+    return DDL(
+        f"CREATE TRIGGER IF NOT EXISTS {child.table.name}_{child.name} AFTER DELETE ON {parent.table.name} "  # noqa: S608
+        f"BEGIN DELETE FROM {child.table.name} WHERE {child.name} = OLD.{parent.name}; END"
+    )
+
+
+for _table in METADATA.tables.values():
+    for _key in _table.foreign_keys:
+        event.listen(METADATA, "after_create", _clear_up_after(_key).execute_if(dialect="sqlite"))

@@ -5,11 +5,14 @@ from collections.abc import Iterator
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy import NullPool, select
 
 from hpsearch.errors import StorageError
 from hpsearch.spec import parse
 from hpsearch.storage.open import Database, create
 from hpsearch.storage.studies import create_study, load_study, progress, ranked, study_names
+from hpsearch.storage.tables import METADATA
+from tests.storage.sandbox import Sandbox
 from tests.studies import TINY
 
 SPEC = parse(TINY, "tiny.toml")
@@ -39,6 +42,17 @@ def test_a_taken_name_changes_nothing(database: Database) -> None:
         create_study(database, SPEC, "tiny")
     assert study_names(database) == ["tiny"]
     assert len(load_study(database, "tiny").optuna_study.trials) == 1
+
+
+def test_a_study_that_optuna_deletes_leaves_nothing_to_the_next_one(sandbox: Sandbox) -> None:
+    as_optuna = optuna.storages.RDBStorage(sandbox.url, engine_kwargs={"poolclass": NullPool})
+    optuna.delete_study(study_name="tiny", storage=as_optuna)
+    with sandbox.database.engine.connect() as connection:
+        left = {name: connection.execute(select(table)).all() for name, table in METADATA.tables.items()}
+    assert {name: rows for name, rows in left.items() if rows} == {}
+    create_study(sandbox.database, SPEC, "tiny")  # on SQLite with the same numbers for study and trials
+    again = progress(sandbox.database, load_study(sandbox.database, "tiny"))
+    assert (again.finished, again.running, again.max_trials) == (0, 0, SPEC.budget.trials)
 
 
 def test_unknown_and_foreign_studies(database: Database) -> None:
