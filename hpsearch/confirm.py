@@ -23,7 +23,7 @@ from hpsearch.sections import Metric, Objective
 from hpsearch.spec import StudySpec
 from hpsearch.statistics import Estimate, Race, estimate
 from hpsearch.storage.open import Database
-from hpsearch.storage.studies import RECIPE_KEY, LoadedStudy, create_study, load_study, ranked, study_names
+from hpsearch.storage.studies import DATA_KEY, RECIPE_KEY, LoadedStudy, create_study, load_study, ranked, study_names
 
 LINK_KEY = "hpsearch:link"  # study attribute: which study this one belongs to, and where its candidates come from
 CONFIRM = "confirm"
@@ -122,7 +122,9 @@ def create(database: Database, study: LoadedStudy, top: int, num_seeds: int) -> 
         "created": study.created,
         "candidates": [asdict(origin) for origin, _ in candidates],
     }
-    create_study(database, confirming, name, attributes={LINK_KEY: json.dumps(link)})
+    known = study.optuna_study.user_attrs
+    attributes = {LINK_KEY: json.dumps(link)} | {key: known[key] for key in (DATA_KEY,) if key in known}
+    create_study(database, confirming, name, attributes=attributes)
     return load_study(database, name)
 
 

@@ -45,7 +45,7 @@ from hpsearch.storage.s3 import SCHEME
 from hpsearch.storage.studies import LoadedStudy
 from hpsearch.train.freezing import layers
 from hpsearch.train.program import Program, place
-from hpsearch.trained import Chosen, Say, choose, dataset_of, network, recipe_of
+from hpsearch.trained import Chosen, Say, choose, data_of, dataset_of, network, recipe_of
 
 LARGEST = 2**30  # bytes of a file that is read: a claim of more is no export of a small network
 
@@ -60,6 +60,7 @@ def export(
 
     Raises:
         UsageError: something is there already, or the study has no such configuration yet.
+        DataError: the images are not those that the study's trials saw.
         HpsearchError: S3 cannot be reached.
     """
     shelf = open_shelf(where)
@@ -70,7 +71,7 @@ def export(
     if rank > len(chosen):
         raise UsageError(f"--rank {rank}: study {study.name} has {len(chosen)} configurations to choose from")
     one = chosen[rank - 1]
-    dataset = dataset_of(one.study.spec, settings)
+    dataset = data_of(one.study, settings)
     model = network(one.study, one.middle, dataset, settings, say)
     metrics = _metrics(database, study, one, rank, dataset, model)
     files = {

@@ -21,7 +21,7 @@ from hpsearch.statistics import estimate
 from hpsearch.storage import openings
 from hpsearch.storage.open import Database
 from hpsearch.storage.studies import LoadedStudy
-from hpsearch.trained import Chosen, Say, choose, dataset_of, network, probabilities
+from hpsearch.trained import Chosen, Say, choose, data_of, network, probabilities
 
 OVER_SEEDS = ("accuracy", "macro_f1", "calibration_error", "log_loss", "brier")
 
@@ -34,7 +34,7 @@ def final_test(
     Raises:
         UsageError: nothing is confirmed yet, the study confirms another one, or the split was opened before and `again`
             gives no reason.
-        DataError: there is no test split, or it cannot be read; nothing is recorded then.
+        DataError: there is no test split, it cannot be read, or others were trained on; nothing is recorded then.
     """
     link = confirm.link_of(study)
     if link.get("kind") == confirm.CONFIRM:
@@ -52,7 +52,7 @@ def final_test(
         )
     chosen = choose(database, study)
     tested = chosen if link.get("kind") == "transfer" else chosen[:1]
-    dataset = dataset_of(tested[0].study.spec, settings)
+    dataset = data_of(tested[0].study, settings)
     networks = [[network(one.study, trial, dataset, settings, say) for trial in one.trials] for one in tested]
     record = _opening(study, tested, dataset, again if before else None)
     openings.begin(database, study, number, record)

@@ -23,6 +23,7 @@ from hpsearch.settings import Settings
 from hpsearch.spec import StudySpec
 from hpsearch.storage.checkpoints import open_checkpoints
 from hpsearch.storage.open import Database
+from hpsearch.storage.pinned import check_data
 from hpsearch.storage.studies import RECIPE_KEY, LoadedStudy, progress, ranked
 from hpsearch.train.program import Program, place
 
@@ -106,9 +107,20 @@ def _over_seeds(study: LoadedStudy) -> list[Chosen]:
 
 
 def dataset_of(spec: StudySpec, settings: Settings) -> DataSet:
-    """The training and validation part that the study's trials saw."""
+    """The training and validation part of the specification's data set, as it is here."""
     cache = settings.home / "datasets"
     return load(spec.data.name, data_dir=settings.data_dir, cache_dir=cache, image_size=spec.data.image_size)
+
+
+def data_of(study: LoadedStudy, settings: Settings) -> DataSet:
+    """`dataset_of` its specification.
+
+    Raises:
+        DataError: the images are not those that the study's trials saw.
+    """
+    dataset = dataset_of(study.spec, settings)
+    check_data(study, dataset.fingerprint)
+    return dataset
 
 
 def network(study: LoadedStudy, trial: FrozenTrial, dataset: DataSet, settings: Settings, say: Say) -> nn.Module:

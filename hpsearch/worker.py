@@ -30,6 +30,7 @@ from hpsearch.settings import Settings
 from hpsearch.storage import budget, fleet, leases
 from hpsearch.storage.checkpoints import open_checkpoints, open_shelf
 from hpsearch.storage.open import FAULTS, Database
+from hpsearch.storage.pinned import pin_data
 from hpsearch.storage.studies import LoadedStudy, load_study, progress, study_names
 from hpsearch.train.device_data import place
 from hpsearch.train.lanes import Lanes
@@ -284,6 +285,7 @@ def _prepare(
         cache_dir=settings.home / "datasets",
         image_size=spec.data.image_size,
     )
+    pin_data(database, study, dataset.fingerprint)
     kept = open_checkpoints(settings.weights)
     bench = Bench(
         session=Session(

@@ -23,6 +23,7 @@ from hpsearch.storage.tables import CONTROL, STUDIES, TRIALS
 
 SPEC_KEY = "hpsearch:spec"  # the study's user attribute that holds its specification as JSON
 CREATED_KEY = "hpsearch:created"  # when, in UTC, ISO 8601
+DATA_KEY = "hpsearch:data"  # which images its trials train on; see `pinned.py`
 RECIPE_KEY = "hpsearch:recipe"  # trial attribute: every hyperparameter that the trial trained with
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 METRIC_NAMES_KEY = "study:metric_names"  # Optuna's own key: the dashboard labels the objective with it

@@ -105,7 +105,7 @@ def _clear_up_after(key: ForeignKey) -> DDL:
     trial or study to the next one, which would inherit the rows.
     """
     child, parent = key.parent, key.column
-    return DDL(
+    return DDL(  # type: ignore[no-untyped-call]
         f"CREATE TRIGGER IF NOT EXISTS {child.table.name}_{child.name} AFTER DELETE ON {parent.table.name} "  # noqa: S608
         f"BEGIN DELETE FROM {child.table.name} WHERE {child.name} = OLD.{parent.name}; END"
     )
