@@ -10,7 +10,9 @@ ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # A B^T by o
 
 
 class WideLinear(nn.Linear):
-    """nn.Linear for a large weight, whose gradient may be taken as its two factors.
+    """nn.Linear for a large weight, which oneDNN may multiply, and whose gradient may be taken as its two factors.
+
+    Both where they are asked for: `alone` says that one trial trains on a CPU, and not several under vmap.
 
     The gradient of the weight (O, I) is the product of the output's gradient (B, O) and the input (B, I). For 3 million
     weights and a batch of 64 the factors are a fiftieth of the product, and moving that through memory takes a CPU as
@@ -19,13 +21,18 @@ class WideLinear(nn.Linear):
     """
 
     factors: list[tuple[Tensor, Tensor]] | None = None
+    alone = False
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if self.factors is None or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return super().forward(inputs)
-        if ONEDNN is not None and inputs.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
-            product: Tensor = _Factored.apply(inputs, self.weight.detach(), self.bias, self.factors)
+        asked = self.alone or self.factors is not None
+        if asked and ONEDNN is not None and inputs.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
+            weight = self.weight if self.factors is None else self.weight.detach()
+            product: Tensor = _ByOneDnn.apply(inputs, weight, self.bias, self.factors)
             return product
+        if self.factors is None:
+            return super().forward(inputs)
         factors, detached = self.factors, inputs.detach()
         weight = self.weight.detach()  # first in the product: two cores share that better than functional.linear's
         columns = inputs.T
@@ -34,25 +41,24 @@ class WideLinear(nn.Linear):
         return outputs
 
 
-class _Factored(torch.autograd.Function):
-    """Inputs (B, I), weight (O, I) and bias (O,) -> (B, O); backward appends the factors of the weight's gradient.
-
-    The product is that of oneDNN, which is faster than MKL for large weights and small batches.
-    """
+class _ByOneDnn(torch.autograd.Function):
+    """Inputs (B, I), weight (O, I), bias (O,) -> (B, O); `factors`, if any, get those of the weight's gradient."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, factors: list[Any]) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, factors: list[Any] | None) -> Tensor:
         ctx.save_for_backward(inputs, weight)
         ctx.factors, ctx.has_bias = factors, bias is not None
         outputs: Tensor = ONEDNN(weight, inputs.contiguous(), None, "none", [], "")  # (O, B)
         return (outputs if bias is None else outputs.add_(bias[:, None])).T
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         inputs, weight = ctx.saved_tensors
-        ctx.factors.append((gradient, inputs))
+        if ctx.factors is not None:
+            ctx.factors.append((gradient, inputs))
         to_inputs = gradient @ weight if ctx.needs_input_grad[0] else None
-        return to_inputs, None, gradient.sum(0) if ctx.has_bias else None, None
+        to_weight = gradient.T @ inputs if ctx.needs_input_grad[1] else None
+        return to_inputs, to_weight, gradient.sum(0) if ctx.has_bias else None, None
 
 
 class SquashingPool2d(nn.Module):

@@ -27,7 +27,8 @@ from hpsearch.train.stream import Stream
 
 __all__ = ["DeviceData", "EpochResult", "Program", "place"]
 
-FACTORED_WEIGHTS = 2**20  # from this size on a weight's gradient is kept as its factors (4 MB)
+WIDE = 2**20  # weights (4 MB) of a layer from which on it has its own ways on a CPU
+FACTORED_BATCH = 128  # up to which the factors' norm costs less than it saves
 
 State = Mapping[str, Tensor | int]  # "epoch", "model.<name>", "optimizer.<buffer>.<parameter>"
 
@@ -154,10 +155,14 @@ class Program:
 
     def _factored_layers(self) -> list[WideLinear]:
         """The layers whose weights are updated from the factors of their gradients: on a CPU, where memory is slow."""
-        if self.data.device.type != "cpu" or self._optimizer is not SGD or self.recipe.frozen_layers:
+        if self.data.device.type != "cpu":
             return []
         layers = [layer for layer in self.model.modules() if isinstance(layer, WideLinear)]
-        return [layer for layer in layers if layer.weight.requires_grad and layer.weight.numel() >= FACTORED_WEIGHTS]
+        layers = [layer for layer in layers if layer.weight.requires_grad and layer.weight.numel() >= WIDE]
+        for layer in layers:
+            layer.alone = True
+        suits = self._optimizer is SGD and not self.recipe.frozen_layers and self.recipe.batch_size <= FACTORED_BATCH
+        return layers if suits else []
 
     def _tensors(self) -> dict[str, Tensor]:
         """The tensors themselves, by their names in a state."""

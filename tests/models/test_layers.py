@@ -33,6 +33,23 @@ def test_equals_a_plain_layer(by_onednn: bool, batch_size: int, monkeypatch: pyt
     torch.testing.assert_close(sum(gradients), plain.weight.grad)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_alone_on_a_cpu_equals_a_plain_layer(bias: bool) -> None:
+    torch.manual_seed(0)
+    wide, plain = WideLinear(50, 30, bias=bias), nn.Linear(50, 30, bias=bias)
+    plain.load_state_dict(wide.state_dict())
+    wide.alone = True
+    results = []
+    for layer in (wide, plain):
+        inputs = torch.linspace(-1, 1, 400).reshape(8, 50).requires_grad_()
+        outputs = layer(inputs.sin())
+        wanted = [inputs, *layer.parameters()]
+        results.append((outputs, *torch.autograd.grad(outputs.sin().sum(), wanted)))
+    assert type(results[0][0].grad_fn) is not type(results[1][0].grad_fn)
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_onednn_is_there_where_it_is_asked() -> None:
     """Without it a perceptron is slower and nobody notices."""
     if torch.backends.mkldnn.is_available():
