@@ -52,6 +52,8 @@ class Watch:
     crashed: bool = False
     first_finished: int = 0
     started: float = 0.0
+    epochs: int = 0  # trained since then
+    lengths: list[int] = field(default_factory=list)  # epochs of the trials that have ended here
 
     def take(self, worker: int, event: Event | WorkerExited) -> str | None:
         """Take one event in; the line that a plain output shows for it, if any."""
@@ -64,6 +66,7 @@ class Watch:
                 return f"trial {event.trial} goes on after epoch {event.epoch} of {event.epochs}"
             case EpochDone():
                 self.rows[worker, event.trial] = event
+                self.epochs += 1
             case TrialEnded():
                 return self._end(worker, event)
             case WorkerLeft():
@@ -88,14 +91,23 @@ class Watch:
         return EXIT_FAILED if self.crashed else EXIT_INTERRUPTED if self.interrupted else 0
 
     def time_left(self) -> str:
-        """How long the whole study will still take, at the pace since this command began."""
+        """How long the whole study will still take, at the pace since this command began.
+
+        Trials are taken to be as long as those that have ended here, and workers elsewhere to be as fast.
+        """
         if self.finished >= self.max_trials:
             return "study finished"
-        ended = self.finished - self.first_finished
-        if not ended:
+        guess, elsewhere = "at most", 1.0
+        length = float(max((row.epochs for row in self.rows.values()), default=0))  # if nothing is pruned
+        if self.lengths:
+            guess, length = "about", sum(self.lengths) / len(self.lengths)
+            elsewhere = max(1.0, (self.finished - self.first_finished) / len(self.lengths))
+        if not self.epochs or not length:
             return "time left unknown"
-        seconds = (self.max_trials - self.finished) * (time.monotonic() - self.started) / ended
-        return f"about {duration(seconds)} left"
+        begun = sum(min(row.epoch, length) for row in self.rows.values())
+        left = max(0.0, (self.max_trials - self.finished) * length - begun * elsewhere)
+        pace = self.epochs * elsewhere / (time.monotonic() - self.started)
+        return f"{guess} {duration(left / pace)} left"
 
     def summary(self) -> str:
         """Trials, best value and time left, in one line."""
@@ -114,6 +126,8 @@ class Watch:
 
     def _end(self, worker: int, event: TrialEnded) -> str:
         row = self.rows.pop((worker, event.trial), None)
+        if event.state in ("COMPLETE", "PRUNED") and event.epoch:
+            self.lengths.append(event.epoch)
         self.finished, self.max_trials = max(self.finished, event.finished), event.max_trials or self.max_trials
         self.best_number, self.best_value = event.best_number, event.best_value
         epochs = f" after epoch {event.epoch} of {row.epochs}" if row and event.epoch else ""

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from hpsearch.errors import DataError
-from hpsearch.models.layers import SquashingPool2d
+from hpsearch.models.layers import SquashedConv2d
 
 SMALLEST = 16  # pixels: two 5 x 5 convolutions, each with pooling, leave one
 F6_SHARE = 0.7  # F6 has 84 units for the 120 of C5
@@ -54,8 +54,7 @@ class LeNet5(nn.Module):
 
 def convolutions(channels: int) -> nn.Sequential:
     """C1 to S4: (B, C, H, W) -> (B, 16, h, w); 5 x 5 for 32 x 32."""
-    c1, c3 = nn.Conv2d(channels, 6, 5), nn.Conv2d(6, 16, 5)
-    return nn.Sequential(OrderedDict(c1=c1, s2=SquashingPool2d(), c3=c3, s4=SquashingPool2d()))
+    return nn.Sequential(OrderedDict(c1=SquashedConv2d(channels, 6, 5), c3=SquashedConv2d(6, 16, 5)))
 
 
 def pooling(input_shape: tuple[int, int, int], native_size: int | None) -> tuple[nn.Module, int]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpsearch.models.layers import WideLinear
+from hpsearch.models.layers import WideLinear, let_alone
 from hpsearch.recipe import Recipe, fold
 from hpsearch.train import OPTIMIZERS, SCHEDULES
 from hpsearch.train.augment import normalise
@@ -27,7 +27,6 @@ from hpsearch.train.stream import Stream
 
 __all__ = ["DeviceData", "EpochResult", "Program", "place"]
 
-WIDE = 2**20  # weights (4 MB) of a layer from which on it has its own ways on a CPU
 FACTORED_BATCH = 128  # up to which the factors' norm costs less than it saves
 
 State = Mapping[str, Tensor | int]  # "epoch", "model.<name>", "optimizer.<buffer>.<parameter>"
@@ -67,6 +66,7 @@ class Program:
         self.stream = Stream(recipe.augmentation, recipe.batch_size, recipe.stream_seed)
         self._schedule = schedule_of(recipe)
         self._optimizer: Optimizer = _load(OPTIMIZERS[recipe.optimizer])
+        let_alone(self.model, data.device.type == "cpu")
         self._wide = self._factored_layers()
         wide = {id(layer.weight) for layer in self._wide}
         trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -155,14 +155,10 @@ class Program:
 
     def _factored_layers(self) -> list[WideLinear]:
         """The layers whose weights are updated from the factors of their gradients: on a CPU, where memory is slow."""
-        if self.data.device.type != "cpu":
+        if self.data.device.type != "cpu" or self._optimizer is not SGD or self.recipe.frozen_layers:
             return []
-        layers = [layer for layer in self.model.modules() if isinstance(layer, WideLinear)]
-        layers = [layer for layer in layers if layer.weight.requires_grad and layer.weight.numel() >= WIDE]
-        for layer in layers:
-            layer.alone = True
-        suits = self._optimizer is SGD and not self.recipe.frozen_layers and self.recipe.batch_size <= FACTORED_BATCH
-        return layers if suits else []
+        layers = [layer for layer in self.model.modules() if isinstance(layer, WideLinear) and layer.is_wide]
+        return [layer for layer in layers if layer.weight.requires_grad and self.recipe.batch_size <= FACTORED_BATCH]
 
     def _tensors(self) -> dict[str, Tensor]:
         """The tensors themselves, by their names in a state."""

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hpsearch.models import layers
-from hpsearch.models.layers import SquashingPool2d, WideLinear
+from hpsearch.models.layers import SquashedConv2d, SquashingPool2d, WideLinear, let_alone
 
 
 @pytest.mark.parametrize("by_onednn", [True, False])
@@ -34,11 +34,12 @@ def test_equals_a_plain_layer(by_onednn: bool, batch_size: int, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_alone_on_a_cpu_equals_a_plain_layer(bias: bool) -> None:
+def test_alone_on_a_cpu_equals_a_plain_layer(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
+    monkeypatch.setattr(layers, "WIDE", 1500)
     wide, plain = WideLinear(50, 30, bias=bias), nn.Linear(50, 30, bias=bias)
     plain.load_state_dict(wide.state_dict())
-    wide.alone = True
+    let_alone(wide, True)
     results = []
     for layer in (wide, plain):
         inputs = torch.linspace(-1, 1, 400).reshape(8, 50).requires_grad_()
@@ -75,3 +76,37 @@ def test_squashing_pool_under_vmap() -> None:
     torch.testing.assert_close(ours, theirs)
     found, expected = (torch.autograd.grad(pooled.sin().sum(), [maps]) for pooled in (ours, theirs))
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("filters", [6, 16])
+@pytest.mark.parametrize("size", [32, 17])
+def test_squashed_convolution(alone: bool, filters: int, size: int) -> None:
+    torch.manual_seed(0)
+    ours = SquashedConv2d(3, filters, 5)
+    convolution = nn.Conv2d(3, filters, 5)
+    convolution.load_state_dict(ours.state_dict())
+    plain = nn.Sequential(convolution, nn.Tanh(), nn.AvgPool2d(2))
+    let_alone(ours, alone)
+    results = []
+    for layer in (ours, plain):
+        maps = torch.linspace(-2, 2, 4 * 3 * size * size).reshape(4, 3, size, size).cos().requires_grad_()
+        pooled = layer(maps)
+        results.append((pooled, *torch.autograd.grad(pooled.sin().mean(), [maps, *layer.parameters()])))
+    for name, mine, theirs in zip(("pooled", "maps", "weight", "bias"), *results, strict=True):
+        torch.testing.assert_close(mine, theirs, msg=name)
+    of_ours = type(results[0][0].grad_fn).__name__
+    assert (of_ours == "_SquashedConvBackward") == (alone and filters == 6)
+
+
+def test_places_of_a_square() -> None:
+    """The weight of each stands where the square's place is, and nothing else does."""
+    four = torch.zeros(4, 1, 1, 3, 3)
+    for number, place in enumerate(layers._places(four)):
+        place.fill_(number + 1)
+    assert four[:, 0, 0].tolist() == [
+        [[1, 1, 0], [1, 1, 0], [0, 0, 0]],
+        [[0, 2, 2], [0, 2, 2], [0, 0, 0]],
+        [[0, 0, 0], [3, 3, 0], [3, 3, 0]],
+        [[0, 0, 0], [0, 4, 4], [0, 4, 4]],
+    ]

@@ -180,7 +180,7 @@ def test_factored_gradients_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None
     """The product of the factors is float32, where autograd's is rounded to bfloat16."""
     recipe = chosen("3lp", "sgd", "bfloat16")[0]
     plain = alone(recipe, DATA)
-    monkeypatch.setattr("hpsearch.train.program.WIDE", 1)
+    monkeypatch.setattr("hpsearch.models.layers.WIDE", 1)
     factored = alone(recipe, DATA)
     for _ in range(EPOCHS):
         assert factored.run_epoch().training_loss == pytest.approx(plain.run_epoch().training_loss, abs=LOSS)

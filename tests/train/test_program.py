@@ -145,7 +145,7 @@ def test_factored_gradients_change_nothing(model: str, clip_norm: float, monkeyp
     """Only the order of float32 sums differs: after 15 steps a thousand roundings, 1e-4."""
     chosen = recipe(model=model, clip_norm=clip_norm, weight_decay=0.01, learning_rate=0.02)
     plain = program(chosen)
-    monkeypatch.setattr("hpsearch.train.program.WIDE", 1)
+    monkeypatch.setattr("hpsearch.models.layers.WIDE", 1)
     factored = program(chosen)
     for _ in range(chosen.epochs):
         expected, found = numbers(plain.run_epoch()), numbers(factored.run_epoch())
