@@ -72,7 +72,7 @@ def _show(record: dict[str, Any]) -> None:
         ]
         for result in record["results"]
     ]
-    print_table(["configuration", "seeds", "accuracy", "macro F1", "calibration error", "log loss"], rows)
+    print_table(["configuration", "seeds", "accuracy", "macro F1", "ECE", "log loss"], rows)
     result = record["result"]
     if "superclasses" in result:
         found = result["superclasses"]
