@@ -19,7 +19,7 @@ from hpsearch import catalogue, crashes, weights
 from hpsearch.data.load import load
 from hpsearch.ends import Ends
 from hpsearch.errors import HpsearchError, StorageAway, UsageError
-from hpsearch.events import LOST_STATE, Event, StudyOpened, TrialEnded, WorkerLeft
+from hpsearch.events import LOST_STATE, Event, StudyOpened, TrialEnded, TrialStarted, WorkerLeft
 from hpsearch.interrupt import Interrupted, Interruption
 from hpsearch.patience import Patience
 from hpsearch.pictures import Pictures
@@ -171,15 +171,17 @@ def _serve(
     while not interruption.requested and left != 0:
         try:
             name, nothing = _next_study(database, study_name)
-            if name is None:
+            begun = False
+            for event in run(database, name, settings, interruption, left) if name is not None else ():
+                yield event
+                begun |= isinstance(event, TrialStarted)
+                if left is not None:
+                    left -= isinstance(event, TrialEnded) and event.state not in (TrialState.WAITING.name, LOST_STATE)
+            if not begun and not interruption.requested:
                 if not idle.goes_on(nothing):
                     yield WorkerLeft(nothing.sentence)
                     break
                 continue
-            for event in run(database, name, settings, interruption, left):
-                yield event
-                if left is not None:
-                    left -= isinstance(event, TrialEnded) and event.state not in (TrialState.WAITING.name, LOST_STATE)
         except FAULTS as error:
             if warning := patience.begins(error):
                 yield warning
@@ -194,11 +196,15 @@ def _serve(
 
 @dataclass(frozen=True)
 class _Nothing:
-    """Why there is nothing to do: in words; the paused study; until when trials of other workers may become free."""
+    """Why there is nothing to do: in words; the paused study; until when trials of other workers may become free.
+
+    `denied`: there was something, but it could not be had: others were faster, or somebody keeps it locked.
+    """
 
     sentence: str
     paused: int | None = None
     lease_seconds: float | None = None
+    denied: bool = False
 
 
 class _Idle:
@@ -215,8 +221,9 @@ class _Idle:
         if nothing.lease_seconds is not None and self._until is None:
             self._until = passed + nothing.lease_seconds + IDLE_POLL_SECONDS
         lingers = nothing.lease_seconds is not None and passed < (self._until or 0.0)
-        waits = self._limits.max_idle_seconds is not None and passed < self._limits.max_idle_seconds
-        if not (nothing.paused is not None or waits or (lingers and self._limits.max_idle_seconds is None)):
+        most = self._limits.max_idle_seconds
+        waits = nothing.denied if most is None else passed < most
+        if not (nothing.paused is not None or waits or (lingers and most is None)):
             return False
         state = fleet.PAUSED if nothing.paused is not None else fleet.WAITING
         fleet.beat(self._database, myself(self._settings), fleet.Sign(nothing.paused, state))
@@ -240,7 +247,7 @@ def _next_study(database: Database, study_name: str | None) -> tuple[str | None,
             continue
         now = progress(database, study)
         if now.state == budget.RUNNING and (now.abandoned or now.startable):
-            return name, _Nothing("")
+            return name, _Nothing(f"study {name}: others hold what is left of it", denied=True)
         if now.state == budget.PAUSED:
             paused = study.study_id
         if now.state == budget.RUNNING and now.running:
