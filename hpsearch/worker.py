@@ -9,7 +9,7 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from hpsearch import catalogue, crashes, weights
 from hpsearch.data.load import load
 from hpsearch.ends import Ends
-from hpsearch.errors import HpsearchError, StorageAway, UsageError
+from hpsearch.errors import DataError, HpsearchError, StorageAway, UsageError
 from hpsearch.events import LOST_STATE, Event, StudyOpened, TrialEnded, TrialStarted, WorkerLeft
 from hpsearch.interrupt import Interrupted, Interruption
 from hpsearch.patience import Patience
@@ -87,12 +87,15 @@ def run(
     lanes = Lanes(bench.data, bench.constructor, fuse=device.type == "cuda", num_threads=num_threads)
     patience = Patience(database, settings, interruption, bench.session.waiting)
     training = Training(bench, lanes, count, patience, max_trials_here)
-    ends = training.ends
+    ends, pinned = training.ends, False
     try:
         while ends.done != max_trials_here:
             found = yield from training.fill()
             if not training.running and not found:
                 return
+            if not pinned:
+                yield from _pin_again(database, bench, training, patience)
+                pinned = True
             yield from training.round()
             if ends.failures_in_a_row >= FAILURES_BEFORE_LEAVING:
                 failed = _all_fail(study, ends)
@@ -117,6 +120,21 @@ def lane_count(settings: Settings, study: LoadedStudy, device: torch.device) -> 
     name = torch.cuda.get_device_name(device) if on_gpu else "cpu"
     cache = settings.home / "lanes.json"
     return LaneCount(settings.lanes, on_gpu, f"{name}, {study.spec.model.name}", cache)
+
+
+def _pin_again(
+    database: Database, bench: Bench, training: Training, patience: Patience
+) -> Generator[Event, None, None]:
+    """Now that a trial has begun, make sure that no worker with other images came before it.
+
+    Raises:
+        DataError: one did; the trials go back to the queue.
+    """
+    try:
+        yield from patience.patiently(lambda: pin_data(database, bench.study, bench.fingerprint))
+    except DataError:
+        yield from training.give_back("its worker has other images")
+        raise
 
 
 def _all_fail(study: LoadedStudy, ends: Ends) -> HpsearchError:
