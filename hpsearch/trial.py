@@ -31,7 +31,7 @@ from hpsearch.storage.ledger import REASON_KEY, TRACEBACK_KEY, End, Report
 from hpsearch.storage.studies import LoadedStudy
 from hpsearch.train import freezing
 from hpsearch.train.checkpoint import State, from_bytes, to_bytes
-from hpsearch.train.device_data import DeviceData
+from hpsearch.train.device_data import DeviceData, let_go
 from hpsearch.train.metrics import predictions
 from hpsearch.train.program import EpochResult
 
@@ -173,7 +173,19 @@ class Run:
         return Outcome(TrialState.PRUNED, self.epoch, reason=reason, kind=INFEASIBLE, infeasible=True)
 
     def pictures(self, state: State) -> dict[str, str]:
-        """What the trained network mistakes for what, kept as files; the system attributes that lead to them."""
+        """What the trained network mistakes for what, kept as files; the system attributes that lead to them.
+
+        The result counts without them: on a full disk, or without the memory for one more network.
+        """
+        try:
+            return self._pictures(state)
+        except Exception as error:
+            if not isinstance(error, OSError) and not out_of_memory(error):
+                raise
+            let_go(error, self.bench.data.device)
+            return {}
+
+    def _pictures(self, state: State) -> dict[str, str]:
         model = self.bench.model(self.recipe)
         own = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
         model.load_state_dict({name: torch.as_tensor(value) for name, value in own.items()})
@@ -182,9 +194,7 @@ class Run:
         found = confusion(self.bench.classes, labels, predicted)
         images = self.bench.data.validation_images.cpu().numpy()
         files = {MATRIX_FILE: found.to_json(), **pictures(found, labels, predicted, images)}
-        with contextlib.suppress(OSError):  # a full disk: the result counts without them
-            return dict(self.bench.pictures.save(name, content) for name, content in files.items())
-        return {}
+        return dict(self.bench.pictures.save(name, content) for name, content in files.items())
 
     def due(self, share: float = 1.0) -> bool:
         """Whether it is time for a checkpoint; with a `share`, whether so much of that time has passed."""

@@ -9,7 +9,7 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +18,8 @@ from optuna.trial import TrialState
 from hpsearch import catalogue, crashes, weights
 from hpsearch.data.load import load
 from hpsearch.ends import Ends
-from hpsearch.errors import HpsearchError, StorageAway, UsageError
-from hpsearch.events import LOST_STATE, Event, StudyOpened, TrialEnded, WorkerLeft
+from hpsearch.errors import DataError, HpsearchError, StorageAway, UsageError
+from hpsearch.events import LOST_STATE, Event, StudyOpened, TrialEnded, TrialStarted, WorkerLeft
 from hpsearch.interrupt import Interrupted, Interruption
 from hpsearch.patience import Patience
 from hpsearch.pictures import Pictures
@@ -87,12 +87,15 @@ def run(
     lanes = Lanes(bench.data, bench.constructor, fuse=device.type == "cuda", num_threads=num_threads)
     patience = Patience(database, settings, interruption, bench.session.waiting)
     training = Training(bench, lanes, count, patience, max_trials_here)
-    ends = training.ends
+    ends, pinned = training.ends, False
     try:
         while ends.done != max_trials_here:
             found = yield from training.fill()
             if not training.running and not found:
                 return
+            if not pinned:
+                yield from _pin_again(database, bench, training, patience)
+                pinned = True
             yield from training.round()
             if ends.failures_in_a_row >= FAILURES_BEFORE_LEAVING:
                 failed = _all_fail(study, ends)
@@ -117,6 +120,21 @@ def lane_count(settings: Settings, study: LoadedStudy, device: torch.device) -> 
     name = torch.cuda.get_device_name(device) if on_gpu else "cpu"
     cache = settings.home / "lanes.json"
     return LaneCount(settings.lanes, on_gpu, f"{name}, {study.spec.model.name}", cache)
+
+
+def _pin_again(
+    database: Database, bench: Bench, training: Training, patience: Patience
+) -> Generator[Event, None, None]:
+    """Now that a trial has begun, make sure that no worker with other images came before it.
+
+    Raises:
+        DataError: one did; the trials go back to the queue.
+    """
+    try:
+        yield from patience.patiently(lambda: pin_data(database, bench.study, bench.fingerprint))
+    except DataError:
+        yield from training.give_back("its worker has other images")
+        raise
 
 
 def _all_fail(study: LoadedStudy, ends: Ends) -> HpsearchError:
@@ -171,15 +189,17 @@ def _serve(
     while not interruption.requested and left != 0:
         try:
             name, nothing = _next_study(database, study_name)
-            if name is None:
+            begun = False
+            for event in run(database, name, settings, interruption, left) if name is not None else ():
+                yield event
+                begun |= isinstance(event, TrialStarted)
+                if left is not None:
+                    left -= isinstance(event, TrialEnded) and event.state not in (TrialState.WAITING.name, LOST_STATE)
+            if not begun and not interruption.requested:
                 if not idle.goes_on(nothing):
                     yield WorkerLeft(nothing.sentence)
                     break
                 continue
-            for event in run(database, name, settings, interruption, left):
-                yield event
-                if left is not None:
-                    left -= isinstance(event, TrialEnded) and event.state not in (TrialState.WAITING.name, LOST_STATE)
         except FAULTS as error:
             if warning := patience.begins(error):
                 yield warning
@@ -194,11 +214,15 @@ def _serve(
 
 @dataclass(frozen=True)
 class _Nothing:
-    """Why there is nothing to do: in words; the paused study; until when trials of other workers may become free."""
+    """Why there is nothing to do: in words; the paused study; until when trials of other workers may become free.
+
+    `denied`: there was something, but it could not be had: others were faster, or somebody keeps it locked.
+    """
 
     sentence: str
     paused: int | None = None
     lease_seconds: float | None = None
+    denied: bool = False
 
 
 class _Idle:
@@ -215,8 +239,9 @@ class _Idle:
         if nothing.lease_seconds is not None and self._until is None:
             self._until = passed + nothing.lease_seconds + IDLE_POLL_SECONDS
         lingers = nothing.lease_seconds is not None and passed < (self._until or 0.0)
-        waits = self._limits.max_idle_seconds is not None and passed < self._limits.max_idle_seconds
-        if not (nothing.paused is not None or waits or (lingers and self._limits.max_idle_seconds is None)):
+        most = self._limits.max_idle_seconds
+        waits = nothing.denied if most is None else passed < most
+        if not (nothing.paused is not None or waits or (lingers and most is None)):
             return False
         state = fleet.PAUSED if nothing.paused is not None else fleet.WAITING
         fleet.beat(self._database, myself(self._settings), fleet.Sign(nothing.paused, state))
@@ -240,7 +265,7 @@ def _next_study(database: Database, study_name: str | None) -> tuple[str | None,
             continue
         now = progress(database, study)
         if now.state == budget.RUNNING and (now.abandoned or now.startable):
-            return name, _Nothing("")
+            return name, _Nothing(f"study {name}: others hold what is left of it", denied=True)
         if now.state == budget.PAUSED:
             paused = study.study_id
         if now.state == budget.RUNNING and now.running:

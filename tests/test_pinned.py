@@ -2,19 +2,24 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from optuna.trial import TrialState
 
-from hpsearch import confirm
+from hpsearch import confirm, worker
 from hpsearch.errors import DataError
+from hpsearch.events import Event
 from hpsearch.export import export
 from hpsearch.final_test import final_test
+from hpsearch.interrupt import Interruption
 from hpsearch.settings import Settings
 from hpsearch.spec import parse
 from hpsearch.storage.open import Database, create
 from hpsearch.storage.openings import openings
 from hpsearch.storage.pinned import pin_data
 from hpsearch.storage.studies import create_study, load_study
+from hpsearch.worker import run
 from tests.chain import SMALL, Chain, make, silent
 from tests.data.test_folder import picture
 
@@ -50,6 +55,27 @@ def test_images_may_change_before_the_first_trial(database: Database) -> None:
     create_study(database, parse(SMALL, "small.toml"), "small")
     for fingerprint in ("a" * 64, "b" * 64, "b" * 64):
         pin_data(database, load_study(database, "small"), fingerprint)
+
+
+def test_of_two_workers_that_begin_at_once_on_other_images_one_trains(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one looks before this one has taken a trial, and finds that nothing has begun."""
+    create_study(database, parse(SMALL, "small.toml"), "small")
+    study = load_study(database, "small")
+    try_model = worker._try_model
+
+    def overtaken(*arguments: Any) -> None:
+        try_model(*arguments)
+        pin_data(database, study, "b" * 64)
+
+    monkeypatch.setattr("hpsearch.worker._try_model", overtaken)
+    events: list[Event] = []
+    with pytest.raises(DataError, match="has other images"):
+        events.extend(run(database, "small", settings, Interruption()))
+    pin_data(database, study, "b" * 64)
+    assert not any(trial.intermediate_values for trial in study.optuna_study.trials)
+    assert not study.optuna_study.get_trials(states=(TrialState.RUNNING,))
 
 
 def test_a_confirmation_begins_on_the_images_of_the_search(database: Database, settings: Settings) -> None:

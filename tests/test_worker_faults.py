@@ -149,3 +149,18 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_trial(
     assert any(isinstance(event, WorkerWarned) and "No space left" in event.message for event in events)
     assert len([event for event in events if isinstance(event, TrialEnded)]) == 6
     assert list(settings.home.glob("checkpoints/*/*")) == []
+
+
+def test_a_result_counts_without_its_pictures(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lanes have left no memory for one more network."""
+
+    def no_room(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("hpsearch.trial.predictions", no_room)
+    work(sqlite, tiny(), settings)
+    trials = load_study(sqlite, "tiny").optuna_study.trials
+    assert len(trials) == 6
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED}

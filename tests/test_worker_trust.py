@@ -11,12 +11,12 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
 from hpsearch.errors import HpsearchError, StorageAway
-from hpsearch.events import EpochDone, TrialEnded, TrialResumed, TrialStarted, WorkerLeft
+from hpsearch.events import EpochDone, StudyOpened, TrialEnded, TrialResumed, TrialStarted, WorkerLeft, WorkerWarned
 from hpsearch.interrupt import Interrupted, Interruption
 from hpsearch.settings import Settings
 from hpsearch.spec import StudySpec, parse
 from hpsearch.storage import ledger
-from hpsearch.storage.open import Database
+from hpsearch.storage.open import Database, create
 from hpsearch.storage.studies import create_study, load_study
 from hpsearch.storage.tables import LEASES
 from hpsearch.train.lanes import Lanes
@@ -24,6 +24,7 @@ from hpsearch.train.program import Program
 from hpsearch.train.side_by_side import SideBySide
 from hpsearch.trial import Outcome, Run
 from hpsearch.worker import Limits, run, serve
+from tests.postgres import PostgresServer
 from tests.studies import TINY
 
 
@@ -286,3 +287,38 @@ def test_a_study_deleted_between_taking_and_drawing_up(
     monkeypatch.setattr("hpsearch.storage.ledger.turn", deleted)
     with pytest.raises(HpsearchError, match="tiny"):
         list(serve(sqlite, "tiny", settings, Interruption(), Limits()))
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_study_deleted_while_all_lanes_train(
+    database: Database, settings: Settings, lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpsearch.search.session.BEAT_SECONDS", 0.0)
+    create_study(database, spec(30, 6), "tiny")
+    events = run(database, "tiny", replace(settings, lanes=lanes), Interruption())
+    while not isinstance(next(events), EpochDone):
+        pass
+    database.storage.delete_study(load_study(database, "tiny").study_id)
+    left: list[object] = []
+    with pytest.raises(HpsearchError, match="the study has been deleted"):
+        left.extend(events)
+    assert not [event for event in left if isinstance(event, WorkerWarned)]
+
+
+def test_a_trial_that_nobody_can_take_is_looked_for_with_pauses(
+    postgres: PostgresServer, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner was stopped in the middle of a transaction, which keeps the trial locked."""
+    monkeypatch.setattr("hpsearch.worker.IDLE_POLL_SECONDS", 0.5)
+    url = postgres.new_database()
+    with create(url) as database, create(url) as other:
+        create_study(database, spec(1, 1), "tiny")
+        study = load_study(database, "tiny")
+        assert ledger.take(database, study.study_id, 1, "stopped", 0.0, study.plan).leases
+        with other.engine.begin() as connection:
+            connection.execute(update(LEASES).values(token=LEASES.c.token))
+            events = list(serve(database, "tiny", settings, Interruption(), Limits(max_idle_seconds=2.0)))
+        assert 2 <= sum(isinstance(event, StudyOpened) for event in events) <= 8
+        assert events[-1] == WorkerLeft("study tiny: others hold what is left of it")
+        list(serve(database, "tiny", settings, Interruption(), Limits(max_idle_seconds=0.0)))
+        assert states(database) == [TrialState.COMPLETE]

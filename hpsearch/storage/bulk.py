@@ -22,6 +22,7 @@ from sqlalchemy import (
     bindparam,
     cast,
     column,
+    delete,
     func,
     select,
     true,
@@ -61,6 +62,12 @@ def insert_missing(connection: Connection, table: Table, rows: Sequence[Row]) ->
     execute(connection, table, rows, _insertion(table))
 
 
+def delete_later(connection: Connection, table: Table, column: str, lasts: Sequence[tuple[int, int]]) -> None:
+    """Of trials, given by id, delete the rows in which `column` is more than the number given with the trial."""
+    rows = [{"trial_id": trial_id, column: last} for trial_id, last in lasts]
+    execute(connection, table, rows, _deletion(table, column))
+
+
 def among(connection: Connection, of: ColumnElement[Any], values: Iterable[Any]) -> ColumnElement[bool]:
     """Whether the column is one of these values: on PostgreSQL one parameter, whose statement is prepared once."""
     if connection.dialect.name == "sqlite":
@@ -81,6 +88,14 @@ def _upsertion(table: Table, key: tuple[str, ...]) -> Callable[[str, Given], Any
 @cache
 def _insertion(table: Table) -> Callable[[str, Given], Any]:
     return lambda dialect, given: _insert(dialect, table, given).on_conflict_do_nothing()
+
+
+@cache
+def _deletion(table: Table, column: str) -> Callable[[str, Given], Any]:
+    def make(_dialect: str, given: Given) -> Any:
+        return delete(table).where(table.c.trial_id == given["trial_id"], table.c[column] > given[column])
+
+    return make
 
 
 def _insert(dialect: str, table: Table, given: Given) -> Any:

@@ -44,6 +44,9 @@ class Sign:
 def beat(database: Database, worker: Worker, sign: Sign) -> str:
     """Record a sign of life; what people want of the study: budget.RUNNING, PAUSED or STOPPED."""
     with database.engine.begin() as connection:
+        wanted = connection.scalar(select(CONTROL.c.state).where(CONTROL.c.study_id == sign.study_id))
+        if wanted is None and sign.study_id is not None:
+            return budget.STOPPED  # it has been deleted, and nobody can be at work on it
         at = leases.clock(connection)
         described = {"host": worker.host, "process": worker.process, "device": worker.device}
         row = {"owner": worker.owner, **described, **vars(sign), "started": at, "seen": at}
@@ -52,8 +55,7 @@ def beat(database: Database, worker: Worker, sign: Sign) -> str:
         connection.execute(statement.on_conflict_do_update(index_elements=["owner"], set_=changing))
         if random.random() < FORGETTING:  # noqa: S311 -- one worker now and then, not all of them all the time
             _forget(connection)
-        wanted = select(CONTROL.c.state).where(CONTROL.c.study_id == sign.study_id)
-        return connection.scalar(wanted) or budget.STOPPED  # without a row the study has been deleted
+        return wanted or budget.STOPPED
 
 
 def leave(database: Database, worker: Worker) -> None:

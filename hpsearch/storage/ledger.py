@@ -17,7 +17,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy import Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, func, insert, select, update
 
 from hpsearch.errors import StorageError
 from hpsearch.storage import budget, bulk, leases, one_journey
@@ -393,6 +393,5 @@ def _cut_back(connection: Connection, trials: Sequence[tuple[Lease, int]]) -> No
     if not trials:
         return
     for table, column in ((INTERMEDIATE_VALUES, "step"), (EPOCHS, "epoch")):
-        later = [and_(table.c.trial_id == lease.trial_id, table.c[column] > epoch) for lease, epoch in trials]
-        connection.execute(delete(table).where(or_(*later)))
+        bulk.delete_later(connection, table, column, [(lease.trial_id, epoch) for lease, epoch in trials])
     leases.set_back(connection, [(lease.trial_id, epoch) for lease, epoch in trials])

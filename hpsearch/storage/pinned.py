@@ -8,7 +8,7 @@ import json
 from sqlalchemy import Connection, exists, select, update
 
 from hpsearch.errors import DataError
-from hpsearch.storage import bulk
+from hpsearch.storage import bulk, ledger
 from hpsearch.storage.open import Database
 from hpsearch.storage.studies import DATA_KEY, LoadedStudy
 from hpsearch.storage.tables import LEASES, STUDY_USER_ATTRIBUTES, TRIALS
@@ -17,8 +17,11 @@ from hpsearch.storage.tables import LEASES, STUDY_USER_ATTRIBUTES, TRIALS
 def pin_data(database: Database, study: LoadedStudy, fingerprint: str) -> None:
     """Record the fingerprint of the study's data set, if no trial has begun on another one; workers may race.
 
+    Until a trial has begun, another worker may record other images: whoever has taken the first one asks again.
+
     Raises:
         DataError: one has, or the study confirms another one that was trained on other images.
+        StorageError: the study has been deleted.
     """
     row = {
         "study_id": study.study_id,
@@ -29,9 +32,11 @@ def pin_data(database: Database, study: LoadedStudy, fingerprint: str) -> None:
     with database.engine.begin() as connection:
         bulk.insert_missing(connection, STUDY_USER_ATTRIBUTES, [row])
         text = connection.scalars(select(STUDY_USER_ATTRIBUTES.c.value_json).where(mine)).one()
-        if text != row["value_json"] and json.loads(text)["of"] == study.name and not _begun(connection, study):
-            text = row["value_json"]
-            connection.execute(update(STUDY_USER_ATTRIBUTES).where(mine).values(value_json=text))
+        if text != row["value_json"] and json.loads(text)["of"] == study.name:
+            ledger.lock_study(connection, study.study_id)  # nobody takes the first trial meanwhile
+            if not _begun(connection, study):
+                text = row["value_json"]
+                connection.execute(update(STUDY_USER_ATTRIBUTES).where(mine).values(value_json=text))
     _compare(study, json.loads(text), fingerprint)
 
 

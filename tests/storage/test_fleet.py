@@ -1,5 +1,6 @@
 """The table of workers: signs of life, and who is forgotten."""
 
+import optuna
 import pytest
 from sqlalchemy import select, update
 
@@ -47,3 +48,13 @@ def test_a_sign_of_life_renews_itself(database: Database) -> None:
     assert (row["state"], row["images_per_second"], row["storage_share"]) == (fleet.WAITING, 12.5, 0.25)
     assert 0.0 <= row["silent_seconds"] < 60.0
     assert fleet.beat(database, HERE, fleet.Sign(None, fleet.WAITING)) == "stopped"
+
+
+def test_a_sign_of_life_in_a_study_that_was_deleted(database: Database) -> None:
+    create_study(database, tiny(), "tiny")
+    sign = fleet.Sign(load_study(database, "tiny").study_id, fleet.TRAINING)
+    assert fleet.beat(database, HERE, sign) == "running"
+    optuna.delete_study(study_name="tiny", storage=database.storage)
+    assert fleet.beat(database, HERE, sign) == "stopped"
+    with database.engine.connect() as connection:
+        assert connection.scalars(select(WORKERS.c.owner)).all() == []

@@ -251,6 +251,25 @@ def test_a_released_trial_is_taken_again_with_what_it_has(database: Database, st
     assert (again.trial_id, again.token, again.crashes, again.epoch) == (lease.trial_id, lease.token + 1, 0, 2)
 
 
+def test_more_trials_than_a_statement_has_room_for_are_released(database: Database) -> None:
+    """An expression of SQLite has at most 1,000 levels; a worker may have more lanes."""
+    create_study(database, parse(TINY.replace("trials = 6", "trials = 1100"), "tiny.toml"), "many")
+    leases = take_many(database, load_study(database, "many"), 1100)
+    for lease in leases[:2]:
+        for epoch in (1, 2):
+            report(database, lease, epoch, 0.5)
+    given_back = [(lease, 1 if lease == leases[0] else 2) for lease in leases]
+    assert len(ledger.release(database, given_back, "for the test")) == 1100
+    assert [[row["epoch"] for row in ledger.epochs(database, lease.trial_id)] for lease in leases[:3]] == [
+        [1],
+        [1, 2],
+        [],
+    ]
+    trials = load_study(database, "many").optuna_study.get_trials(deepcopy=False)
+    assert {trial.state for trial in trials} == {TrialState.WAITING}
+    assert [list(trial.intermediate_values) for trial in trials if trial.intermediate_values] == [[1], [1, 2]]
+
+
 def test_a_configuration_belongs_to_one_trial(database: Database, study: LoadedStudy) -> None:
     first, second, third, fourth = take_many(database, study, 4)
     assert ledger.set_up(database, study.study_id, [drawn(first, "x"), drawn(second, "x"), drawn(third, "y")]) == (
