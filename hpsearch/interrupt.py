@@ -1,9 +1,13 @@
 """Ctrl-C and SIGTERM, taken between steps of bookkeeping and at once while a trial trains."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+AGAIN_SECONDS = 0.05  # of this process' computing, after a request that Python has swallowed: then it comes again
 
 
 class Interrupted(Exception):
@@ -24,11 +28,24 @@ class Interruption:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Handle the two signals here until the block ends."""
-        signals = (signal.SIGINT, signal.SIGTERM)
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGVTALRM)  # by the last one a request comes again
         before = [signal.signal(number, self._handle) for number in signals]
+        hook = sys.unraisablehook
+
+        def ignored(unraisable: Any) -> None:
+            """Python calls this where an exception ends: in `__del__`, and in a callback of a weak reference."""
+            if not isinstance(unraisable.exc_value, Interrupted):
+                hook(unraisable)
+                return
+            signal.setitimer(signal.ITIMER_VIRTUAL, AGAIN_SECONDS)
+            self._allowed = True  # the block goes on
+
+        sys.unraisablehook = ignored
         try:
             yield
         finally:
+            sys.unraisablehook = hook
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
             for number, handler in zip(signals, before, strict=True):
                 signal.signal(number, handler)
 

@@ -66,7 +66,8 @@ class Stock:
     def prepare(self, placed: Placed, lease_seconds: float) -> None:
         """Keep what is drawn up ready: record where it joins others now, and renew the leases."""
         moved = {trial_id: _moved(one, placed) for trial_id, one in self._drawn.items()}
-        if moved == self._drawn and time.monotonic() - self._renewed < RENEW * lease_seconds:
+        young = time.monotonic() - self._renewed < RENEW * lease_seconds
+        if moved == self._drawn and (young or not moved):
             return
         held = self._session.prepare({one.lease: one.recipe for one in moved.values()}, lease_seconds)
         for trial_id in moved.keys() - held:

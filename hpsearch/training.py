@@ -46,8 +46,7 @@ class Training:
         self.bench, self.lanes, self.count, self._most = bench, lanes, count, most
         self._patiently = patience.patiently
         self.running: dict[int, Run] = {}  # by trial id
-        self.stock = Stock(bench.session)
-        self.ends = Ends()
+        self.stock, self.ends = Stock(bench.session), Ends()
         self._reporter = Reporter(bench.session)
         self._speed = 0.0  # images per second of the last epoch
         self._num_groups = 1  # of the last round
@@ -145,7 +144,8 @@ class Training:
         return {**self.running, **{key: one.run for key, one in self.ends.leaving.items()}}
 
     def _begin(self) -> Generator[Event, None, int]:
-        """Begin what is in the stock, as far as lanes are free; the number."""
+        """Begin what is in the stock and still this worker's, as far as lanes are free; the number."""
+        yield from self._patiently(lambda: self.stock.prepare(joining(None), self._lease_seconds))
         first = list(self.stock.drawn.values())[: max(0, self.count.number - len(self.running))]
         out = yield from self._patiently(lambda: self.bench.session.out([one.lease for one in first]))
         for one in first:

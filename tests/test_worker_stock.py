@@ -225,6 +225,38 @@ def test_the_stock_goes_back_when_the_worker_leaves(
     assert set(states(database)) == {TrialState.COMPLETE, TrialState.PRUNED}
 
 
+def test_what_others_have_taken_from_the_stock_does_not_begin(
+    database: Database, four: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The storage stays away for longer than leases last while a rung is decided."""
+    create_study(database, spec(60), "tiny")
+    decide, hold, stocks = Session.decide, Stock.hold, list[Stock]()
+    stolen: list[int] = []
+
+    def noted(stock: Stock, num_asked: int, taken: Any) -> None:
+        stocks.append(stock)
+        hold(stock, num_asked, taken)
+
+    def late(session: Session, reports: Any, kept: set[int]) -> Any:
+        (stock,) = set(stocks)
+        if not stolen and len(stock) > 1:
+            stolen.extend(lease.number for lease in stock.leases.values())
+            with database.engine.begin() as connection:
+                those = LEASES.c.trial_id.in_(stock.leases)
+                connection.execute(update(LEASES).where(those).values(token=LEASES.c.token + 1, owner="another"))
+            stock._renewed -= 2 * four.lease_seconds
+        return decide(session, reports, kept)
+
+    monkeypatch.setattr(Stock, "hold", noted)
+    monkeypatch.setattr(Session, "decide", late)
+    events = run(database, "tiny", four, Interruption())
+    seen = until(events, 20)
+    events.close()  # type: ignore[attr-defined]
+    assert stolen
+    assert not {event.trial for event in seen if isinstance(event, TrialStarted)} & set(stolen)
+    assert "LOST" not in {event.state for event in seen if isinstance(event, TrialEnded)}
+
+
 @pytest.mark.parametrize("name", ["turn", "set_up", "prepare"])
 @pytest.mark.parametrize("after", [False, True])
 def test_a_fault_while_the_stock_is_filled(
