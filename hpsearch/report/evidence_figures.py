@@ -16,7 +16,6 @@ from hpsearch.report.drawing import (
     interval_dots,
     label_axis,
     line,
-    short,
     words,
 )
 from hpsearch.report.gather import Gathered
@@ -324,7 +323,7 @@ def _over(rows: Sequence[Mapping[str, Any]], name: str) -> Estimate | None:
 
 
 def _ends(found: Estimate) -> str:
-    return "one seed" if found.num < 2 else f"{short(found.low)} to {short(found.high)}"
+    return "one seed" if found.num < 2 else f"{found.low:.3f} to {found.high:.3f}"
 
 
 def _plus_minus(found: Estimate | None) -> str:
