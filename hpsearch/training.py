@@ -165,14 +165,14 @@ class Training:
         state: State | None = None
         unreported: list[Report] = []
         try:
-            state, unreported = run.last_state()
-        except OSError as error:
-            yield WorkerWarned(f"trial {run.number} begins again, without its checkpoints: {error}")
-        try:
             model = self.bench.model(run.recipe)
         except Exception as error:
             yield from self._finish({trial_id: run.broken(error)})
             return
+        try:
+            state, unreported = run.last_state(model)
+        except (OSError, HpsearchError) as error:
+            yield WorkerWarned(f"trial {run.number} begins again, without its checkpoints: {error}")
         run.epoch = int(state["epoch"]) if state is not None else 0
         session, kept = self.bench.session, True
         for one in unreported:

@@ -18,6 +18,7 @@ from torch import nn
 from hpsearch import weights
 from hpsearch.artifacts import Checkpoints, key_of, study_prefix, trial_key
 from hpsearch.confusion import MATRIX_FILE, confusion, pictures
+from hpsearch.errors import HpsearchError
 from hpsearch.events import EpochDone, WorkerWarned
 from hpsearch.interrupt import Interruption
 from hpsearch.models.build import Constructor, build_model
@@ -103,24 +104,28 @@ class Run:
         self.epoch = assignment.lease.epoch  # the last one that is trained and recorded
         self.saved_at = time.monotonic()
 
-    def last_state(self) -> tuple[State | None, list[Report]]:
-        """The newest checkpoint that goes with the record (None: there is none, begin anew).
+    def last_state(self, model: nn.Module) -> tuple[State | None, list[Report]]:
+        """The newest checkpoint that goes with the record (None: there is none, begin anew), for the trial's model.
 
         One that is ahead, because the storage was away, comes with the reports of the epochs between.
 
         Raises:
             OSError: the place of the checkpoints cannot be reached.
+            HpsearchError: it holds those of another network, because the model's code has changed.
         """
         if self.lease.token == 1:  # nobody had it before
             return None, []
-        recorded = self.lease.epoch
+        recorded, strange = self.lease.epoch, ""
         for epoch, content in self.bench.checkpoints.load(self.key, recorded + MOST_UNREPORTED):
             with contextlib.suppress(ValueError):
                 state: dict[str, Any] = {**from_bytes(content)}
                 kept = [EpochResult(**fields) for fields in state.pop(UNREPORTED, [])]
                 ahead = [result for result in kept if result.epoch > recorded]
-                if [result.epoch for result in ahead] == list(range(recorded + 1, epoch + 1)):
+                whole = [result.epoch for result in ahead] == list(range(recorded + 1, epoch + 1))
+                if whole and not (strange := _strange(state, model)):
                     return state, [self.report(result, 0.0) for result in ahead]
+        if strange:
+            raise HpsearchError(f"they are of another network than the code makes now ({strange})")
         return None, []
 
     def report(self, result: EpochResult, seconds: float) -> Report:
@@ -241,3 +246,10 @@ def one_line(error: Exception) -> str:
 def out_of_memory(error: Exception) -> bool:
     """Whether a device or the machine had no memory left."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _strange(state: State, model: nn.Module) -> str:
+    """Parameters in which the state's network differs from the model, three at most."""
+    ours = {f"model.{name}": value.shape for name, value in model.state_dict().items()}
+    theirs = {name: torch.as_tensor(value).shape for name, value in state.items() if name.startswith("model.")}
+    return ", ".join(sorted({name.removeprefix("model.") for name, _ in ours.items() ^ theirs.items()})[:3])

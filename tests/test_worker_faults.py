@@ -10,6 +10,7 @@ import torch
 from optuna.trial import TrialState
 from sqlalchemy import update
 
+from hpsearch.artifacts import digest
 from hpsearch.errors import HpsearchError
 from hpsearch.events import (
     EpochDone,
@@ -25,6 +26,7 @@ from hpsearch.storage.ledger import REASON_KEY, TRACEBACK_KEY
 from hpsearch.storage.open import Database
 from hpsearch.storage.studies import create_study, load_study
 from hpsearch.storage.tables import LEASES
+from hpsearch.train.checkpoint import from_bytes, to_bytes
 from hpsearch.train.program import Program
 from hpsearch.worker import run
 from tests.studies import TINY
@@ -135,6 +137,26 @@ def test_a_damaged_checkpoint_falls_back(sqlite: Database, settings: Settings, d
         else:
             path.write_bytes(content[:-9] if damage == "cut off" else content)
     work(sqlite, tiny(), often, max_trials_here=1)
+    assert load_study(sqlite, "tiny").optuna_study.trials[0].intermediate_values == undisturbed
+
+
+def test_a_checkpoint_of_another_network_is_not_gone_on_from(sqlite: Database, settings: Settings) -> None:
+    undisturbed = curve(settings)
+    create_study(sqlite, tiny(), "tiny")
+    often = replace(settings, checkpoint_seconds=0.0)
+    events = run(sqlite, "tiny", often, Interruption())
+    while not (isinstance(event := next(events), EpochDone) and event.epoch == 2):
+        pass
+    events.close()  # type: ignore[attr-defined]
+    for path in settings.home.glob("checkpoints/*/*.safetensors"):
+        state = from_bytes(path.read_bytes())
+        content = to_bytes({name.replace("model.output", "model.head"): value for name, value in state.items()})
+        path.with_name(f"{path.name.partition('-')[0]}-{digest(content)}.safetensors").write_bytes(content)
+        path.unlink()
+    told = work(sqlite, tiny(), often, max_trials_here=1)
+    (warning,) = (event.message for event in told if isinstance(event, WorkerWarned))
+    assert warning.startswith("trial 0 begins again, without its checkpoints: they are of another network")
+    assert "head.bias" in warning
     assert load_study(sqlite, "tiny").optuna_study.trials[0].intermediate_values == undisturbed
 
 
