@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from optuna.trial import TrialState
 from sqlalchemy import text
 
 from hpsearch.artifacts import FolderCheckpoints
@@ -90,7 +91,9 @@ def test_a_worker_leaves_a_full_disk_cleanly_and_the_next_one_goes_on(
     assert len([event for event in told if isinstance(event, WorkerWarned)]) == 1
     # What was trained is kept; what still fitted into the room that SQLite's log had kept for itself has ended.
     kept = FolderCheckpoints(settings.home / "checkpoints").keys("")
-    assert len(kept) == progress(database, load_study(database, "tiny")).running
+    running = load_study(database, "tiny").optuna_study.get_trials(states=[TrialState.RUNNING])
+    trained = [trial for trial in running if trial.intermediate_values]
+    assert len(trained) <= len(kept) <= len(running)  # one that was only taken has trained nothing
     assert integrity(settings) == "ok"
     disk.make_room()
     list(work(database, settings))
