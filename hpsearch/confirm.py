@@ -122,8 +122,9 @@ def create(database: Database, study: LoadedStudy, top: int, num_seeds: int) -> 
         "created": study.created,
         "candidates": [asdict(origin) for origin, _ in candidates],
     }
-    known = study.optuna_study.user_attrs
-    attributes = {LINK_KEY: json.dumps(link)} | {key: known[key] for key in (DATA_KEY,) if key in known}
+    attributes = {LINK_KEY: json.dumps(link)}
+    if (images := study.optuna_study.user_attrs.get(DATA_KEY)) is not None:
+        attributes[DATA_KEY] = images
     create_study(database, confirming, name, attributes=attributes)
     return load_study(database, name)
 

@@ -34,7 +34,7 @@ def final_test(
     Raises:
         UsageError: nothing is confirmed yet, the study confirms another one, or the split was opened before and `again`
             gives no reason.
-        DataError: there is no test split, it cannot be read, or others were trained on; nothing is recorded then.
+        DataError: there is no test split, it cannot be read, or the trials saw other images; nothing is recorded.
     """
     link = confirm.link_of(study)
     if link.get("kind") == confirm.CONFIRM:

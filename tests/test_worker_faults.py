@@ -2,6 +2,7 @@
 
 import errno
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from hpsearch.artifacts import digest
 from hpsearch.errors import HpsearchError
 from hpsearch.events import (
     EpochDone,
+    Event,
     TrialEnded,
     TrialStarted,
     WorkerWarned,
@@ -117,14 +119,20 @@ def test_a_trial_that_kills_three_workers_fails(sqlite: Database, settings: Sett
     assert [event.trial for event in events if isinstance(event, TrialStarted)] == [1]
 
 
+def after_two_epochs(database: Database, settings: Settings) -> Iterator[Event]:
+    """The events of a worker in a new study, read until its first trial has two epochs."""
+    create_study(database, tiny(), "tiny")
+    events = run(database, "tiny", settings, Interruption())
+    while not (isinstance(event := next(events), EpochDone) and event.epoch == 2):
+        pass
+    return events
+
+
 @pytest.mark.parametrize("damage", ["cut off", "altered", "gone", "both"])
 def test_a_damaged_checkpoint_falls_back(sqlite: Database, settings: Settings, damage: str) -> None:
     undisturbed = curve(settings)
-    create_study(sqlite, tiny(), "tiny")
     often = replace(settings, checkpoint_seconds=0.0)
-    events = run(sqlite, "tiny", often, Interruption())
-    while not (isinstance(event := next(events), EpochDone) and event.epoch == 2):
-        pass
+    events = after_two_epochs(sqlite, often)
     with sqlite.engine.begin() as connection:
         connection.execute(update(LEASES).values(expires=0.0, token=7))  # its owner can write no more
     events.close()  # type: ignore[attr-defined]
@@ -142,11 +150,8 @@ def test_a_damaged_checkpoint_falls_back(sqlite: Database, settings: Settings, d
 
 def test_a_checkpoint_of_another_network_is_not_gone_on_from(sqlite: Database, settings: Settings) -> None:
     undisturbed = curve(settings)
-    create_study(sqlite, tiny(), "tiny")
     often = replace(settings, checkpoint_seconds=0.0)
-    events = run(sqlite, "tiny", often, Interruption())
-    while not (isinstance(event := next(events), EpochDone) and event.epoch == 2):
-        pass
+    events = after_two_epochs(sqlite, often)
     events.close()  # type: ignore[attr-defined]
     for path in settings.home.glob("checkpoints/*/*.safetensors"):
         state = from_bytes(path.read_bytes())

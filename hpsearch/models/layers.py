@@ -7,8 +7,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # A B^T by oneDNN; torch itself asks MKL
-
-
 WIDE = 2**20  # weights (4 MB) from which on a linear layer has its own ways on a CPU
 FEW_FILTERS = 8  # of a convolution: half of those that oneDNN computes at once
 
