@@ -13,6 +13,7 @@ class LeNet5BatchNorm(nn.Module):
 
     pads_with_zeros = True  # a unit whose weights are all zero stays out of the way for ever
     own_randomness = False  # nothing random but nn.Dropout, so that trials may train in threads
+    static_graph = True  # every step does the same, so that it may be recorded
 
     def __init__(
         self,

@@ -20,10 +20,10 @@ class Sums:
     def __init__(self, device: torch.device) -> None:
         self.num_images = self.num_steps = 0
         self._totals = torch.zeros(3, device=device)  # loss * images, hits, norms
-        self._steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # not in the totals yet
+        self._steps: list[tuple[Tensor, Tensor, Tensor, Tensor | float]] = []  # not in the totals yet
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, norm: Tensor) -> None:
-        """One batch: its mean loss (), logits (B, k), labels (B,), gradient norm ()."""
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, norm: Tensor | float) -> None:
+        """One batch: its mean loss (), logits (B, k), labels (B,), gradient norm () or a number."""
         self._steps.append((loss.detach(), logits.detach(), labels, norm))
         self.num_images += len(labels)
         self.num_steps += 1
@@ -32,9 +32,10 @@ class Sums:
 
     def _reduce(self) -> None:
         losses, logits, labels, norms = zip(*self._steps, strict=True)
-        sizes = send(torch.tensor([float(len(batch)) for batch in labels]), norms[0].device)
+        sizes = send(torch.tensor([float(len(batch)) for batch in labels]), losses[0].device)
+        sum_of_norms = torch.stack([torch.as_tensor(norm) for norm in norms]).sum()
         hits = (torch.cat(logits).argmax(1) == torch.cat(labels)).sum()
-        self._totals += torch.stack([torch.stack(losses) @ sizes, hits, torch.stack(norms).sum()])
+        self._totals += torch.stack([torch.stack(losses) @ sizes, hits, sum_of_norms])
         self._steps.clear()
 
     def means(self) -> tuple[float, float, float]:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpsearch.models.build import HYPERPARAMETERS
 from hpsearch.models.layers import WideLinear, let_alone
 from hpsearch.recipe import Recipe, fold
 from hpsearch.train import OPTIMIZERS, SCHEDULES
@@ -20,8 +21,9 @@ from hpsearch.train.device_data import DeviceData, place
 from hpsearch.train.dropout import seed_of, seeded
 from hpsearch.train.freezing import Part, parts, rest
 from hpsearch.train.metrics import VALIDATION_BATCH, Sums, evaluate
-from hpsearch.train.optimizers import SGD, FactoredSGD, Optimizer, Update, clip_divisor, factored_norm, gradient_norm
+from hpsearch.train.optimizers import SGD, Optimizer, ScaledSGD, Update, clip_divisor, factored_norm, gradient_norm
 from hpsearch.train.precision import autocast, multiplying
+from hpsearch.train.recorded import WORTH, Derived, Forward, Step, record
 from hpsearch.train.schedules import Schedule
 from hpsearch.train.stream import Stream
 
@@ -74,13 +76,12 @@ class Program:
         trained = dict(sorted(trained.items(), key=lambda item: id(item[1]) in wide))
         self._names = list(trained)
         self._parameters: list[Tensor] = list(trained.values())
+        self._num_plain = len(trained) - len(self._wide)
         self._buffers = {name: [torch.zeros_like(p) for p in self._parameters] for name in self._optimizer.buffers}
-        plain = len(self._parameters) - len(self._wide)
-        own = {name: tensors[:plain] for name, tensors in self._buffers.items()}
-        self._body, self._head = parts(model, recipe, self._names[:plain], self._parameters[:plain], own)
-
-        momentum = self._buffers.get("momentum", [])
-        self._factored = FactoredSGD(self._parameters[plain:], momentum[plain:])
+        self._body, self._head = parts(model, recipe, self._names, self._parameters, self._buffers)
+        self._sgd = ScaledSGD(self._parameters, self._buffers["momentum"]) if self._takes_numbers else None
+        self._recorded: Step | None = None
+        self._records = getattr(model, "static_graph", False) and data.device.type == "cpu" and not recipe.frozen_layers
 
     @property
     def position(self) -> int:
@@ -108,6 +109,8 @@ class Program:
         self._random = RandomState(self.data.device, fold(self.recipe.seed, self.epoch + 1)) if self.draws else None
         for layer in self._dropouts:
             layer.seed.fill_(seed_of(fold(self.recipe.seed, 1)))
+        if self._records and self.recipe.epochs * num_steps >= WORTH:
+            self._record()
 
     def train_block(self, images: Tensor, labels: Tensor) -> None:
         """Train on images (N, C, H, W) and labels (N,): the next of the epoch, a whole number of batches or the end."""
@@ -122,8 +125,7 @@ class Program:
 
     def end_epoch(self, started: float) -> EpochResult:
         """Validate, and say what the epoch that began at `started` (time.perf_counter) gave."""
-        with torch.no_grad():
-            self._factored.settle()
+        self._settle()
         loss, accuracy, norm = self._sums.means()
         self.epoch += 1
         diverged = not (math.isfinite(loss) and math.isfinite(norm))
@@ -148,14 +150,24 @@ class Program:
     def restore(self, state: State) -> None:
         """Go on from what `state` gave, in a program of the same recipe."""
         self.epoch = int(state["epoch"])
-        self._factored.scale = 1.0
+        self._settle()
         with torch.no_grad():
             for name, tensor in self._tensors().items():
                 tensor.copy_(torch.as_tensor(state[name]))
 
+    @property
+    def _takes_numbers(self) -> bool:
+        """Whether `ScaledSGD` updates the parameters."""
+        return self.data.device.type == "cpu" and self._optimizer is SGD and not self.recipe.frozen_layers
+
+    def _settle(self) -> None:
+        if self._sgd is not None:
+            with torch.no_grad():
+                self._sgd.settle()
+
     def _factored_layers(self) -> list[WideLinear]:
         """The layers whose weights are updated from the factors of their gradients: on a CPU, where memory is slow."""
-        if self.data.device.type != "cpu" or self._optimizer is not SGD or self.recipe.frozen_layers:
+        if not self._takes_numbers:
             return []
         layers = [layer for layer in self.model.modules() if isinstance(layer, WideLinear) and layer.is_wide]
         return [layer for layer in layers if layer.weight.requires_grad and self.recipe.batch_size <= FACTORED_BATCH]
@@ -178,25 +190,51 @@ class Program:
 
     def _step(self, images: Tensor, labels: Tensor, step: int, rate: float, momentum: float) -> None:
         """One update from images (B, C, H, W) and labels (B,)."""
+        if self._recorded is not None and len(images) == self.recipe.batch_size:
+            loss, logits, gradients, factors = self._recorded(images, labels)
+        else:
+            trained = [parameter for part in self._in_training for parameter in part.parameters]
+            loss, logits, gradients, factors = self._derive(self.model, trained[: self._num_plain], images, labels)
+        with torch.no_grad():
+            norm = gradient_norm(gradients, map(factored_norm, factors))
+            divisor = clip_divisor(norm, self.recipe.clip_norm) if self.recipe.clip_norm else None
+            update = Update(step, rate, momentum, self.recipe.weight_decay, divisor)
+            if self._sgd is not None:
+                self._sgd.apply(gradients, factors, update)
+            else:
+                for part in self._in_training:
+                    own, gradients = gradients[: len(part.parameters)], gradients[len(part.parameters) :]
+                    self._optimizer.apply(part.parameters, own, part.buffers, part.own(update))
+            self._sums.add(loss, logits, labels, norm)
+
+    def _derive(self, model: Forward, parameters: Sequence[Tensor], images: Tensor, labels: Tensor) -> Derived:
+        """Loss (), logits (B, k), gradients of the parameters, and the factors of those of each wide layer."""
         for layer in self._wide:
             layer.factors = []
         with autocast(self.recipe.precision, self.data.device):
-            logits = self.model(images)  # (B, k)
+            logits = model(images)
             loss = functional.cross_entropy(logits, labels)  # float32
-        parameters = [parameter for part in self._in_training for parameter in part.parameters]
         gradients = list(torch.autograd.grad(loss, parameters, materialize_grads=True))
-        with torch.no_grad():
-            factors = [layer.factors or [] for layer in self._wide]
-            norm = gradient_norm([*gradients, *map(factored_norm, factors)])
-            divisor = clip_divisor(norm, self.recipe.clip_norm) if self.recipe.clip_norm else None
-            update = Update(step, rate, momentum, self.recipe.weight_decay, divisor)
-            for part in self._in_training:
-                own, gradients = gradients[: len(part.parameters)], gradients[len(part.parameters) :]
-                self._optimizer.apply(part.parameters, own, part.buffers, part.own(update))
-            self._factored.apply(factors, update)
-            for layer in self._wide:
-                layer.factors = None
-            self._sums.add(loss, logits, labels, norm)
+        factors = [layer.factors or [] for layer in self._wide]
+        for layer in self._wide:
+            layer.factors = None
+        return loss, logits, gradients, factors
+
+    def _record(self) -> None:
+        """Record what the steps of whole batches derive, once."""
+        self._records = False
+        recipe = self.recipe
+        plain = self._names[: self._num_plain]
+        shapes = tuple((name, tensor.shape) for name, tensor in self._tensors().items())
+        own = tuple(getattr(recipe, name) for name in HYPERPARAMETERS)
+        key = (type(self.model), recipe.model, own, recipe.batch_size, recipe.precision, len(self._wide), shapes)
+        self._recorded = record(
+            key,
+            self.model,
+            lambda model, given, images, labels: self._derive(model, [given[name] for name in plain], images, labels),
+            torch.zeros(recipe.batch_size, *self.data.input_shape),
+            self.data.train_labels.new_zeros(recipe.batch_size),
+        )
 
     @torch.inference_mode()
     def validate(self) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """Every optimizer, with and without clipping, equals torch.optim's over many steps."""
 
+import math
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from hpsearch.train import OPTIMIZERS, optimizers
-from hpsearch.train.optimizers import FactoredSGD, Optimizer, Update, clip_divisor, factored_norm, gradient_norm
+from hpsearch.train.optimizers import Optimizer, ScaledSGD, Update, clip_divisor, factored_norm, gradient_norm
 
 TORCH: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 SHAPES = [(5, 3), (5,), (2, 3, 2, 2)]
@@ -33,7 +34,7 @@ def test_equals_torch(name: str, weight_decay: float, clip_norm: float) -> None:
         group.update({"momentum": momentum} if name == "sgd" else {"betas": (momentum, 0.999)})
         norm = gradient_norm(gradients)
         if clip_norm:
-            torch.testing.assert_close(norm, clip_grad_norm_(theirs, clip_norm))
+            assert norm == pytest.approx(float(clip_grad_norm_(theirs, clip_norm)), rel=1e-6)
         reference.step()
         divisor = clip_divisor(norm, clip_norm) if clip_norm else None
         optimizer.apply(ours, gradients, buffers, Update(step, rate, momentum, weight_decay, divisor))
@@ -42,35 +43,45 @@ def test_equals_torch(name: str, weight_decay: float, clip_norm: float) -> None:
 
 
 def test_norm_of_no_finite_number_spreads() -> None:
-    assert clip_divisor(torch.tensor(float("nan")), 1.0).isnan()
-    assert clip_divisor(torch.tensor(float("inf")), 1.0).isinf()
+    for value in (math.nan, math.inf):
+        norm = gradient_norm([torch.ones(3), torch.tensor([1.0, value])])
+        assert not math.isfinite(norm)
+        assert not math.isfinite(clip_divisor(norm, 1.0))
+    assert math.isnan(clip_divisor(math.nan, 1.0))
+    assert clip_divisor(torch.tensor(math.nan), 1.0).isnan()  # type: ignore[union-attr]
+    assert clip_divisor(torch.tensor(math.inf), 1.0).isinf()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("uses", [1, 2])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
 @pytest.mark.parametrize("clip_norm", [0.0, 0.5])
-def test_factored_sgd_equals_sgd_on_the_product(uses: int, weight_decay: float, clip_norm: float) -> None:
-    """In float64, where only the order of sums differs: 1e-12 is a thousand roundings."""
+def test_scaled_sgd_equals_sgd_on_the_product(uses: int, weight_decay: float, clip_norm: float) -> None:
+    """A bias of plain gradients and a weight of factored ones, in float64, where only the order of sums differs.
+
+    1e-12 is a thousand roundings.
+    """
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(7, 5, generator=generator, dtype=torch.float64)
-    other = weight.clone()
-    buffer, other_buffer = torch.zeros_like(weight), torch.zeros_like(weight)
-    optimizer = FactoredSGD([weight], [buffer])
+    ours = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((7,), (7, 5))]
+    theirs, momenta = [tensor.clone() for tensor in ours], [torch.zeros_like(tensor) for tensor in ours]
+    buffers = [torch.zeros_like(tensor) for tensor in ours]
+    optimizer = ScaledSGD(ours, buffers)
     for step, momentum in enumerate([0.9, 0.5, 1.0, 0.0, 0.9, *[0.3] * 10]):  # 0.3^10 passes the smallest scale
+        bias = torch.randn(7, generator=generator, dtype=torch.float64)
         factors = [
             (torch.randn(3, 7, generator=generator).double(), torch.randn(3, 5, generator=generator).double())
             for _ in range(uses)
         ]
-        product = sum((gradient.T @ inputs for gradient, inputs in factors), torch.zeros_like(weight))
-        norm = factored_norm(factors)
-        torch.testing.assert_close(norm, product.norm(), rtol=1e-12, atol=0)
-        divisor = clip_divisor(norm, clip_norm) if clip_norm else None
-        update = Update(step, 0.1, momentum, weight_decay, divisor)
-        optimizer.apply([factors], update)
-        scaled = product if divisor is None else product / divisor
-        other_buffer.mul_(momentum).add_(scaled).add_(other, alpha=weight_decay)
-        other.sub_(other_buffer, alpha=0.1)
-        torch.testing.assert_close(weight, other, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(buffer * optimizer.scale, other_buffer, rtol=1e-12, atol=1e-12)
+        product = sum((gradient.T @ inputs for gradient, inputs in factors), torch.zeros(7, 5).double())
+        assert factored_norm(factors) == pytest.approx(float(product.norm()), rel=1e-12)
+        norm = gradient_norm([bias], [factored_norm(factors)])
+        assert norm == pytest.approx(float(torch.cat([bias, product.flatten()]).norm()), rel=1e-12)
+        divisor = clip_divisor(norm, clip_norm) if clip_norm else 1.0
+        optimizer.apply([bias], [factors], Update(step, 0.1, momentum, weight_decay, divisor if clip_norm else None))
+        for their, kept, gradient in zip(theirs, momenta, (bias, product), strict=True):
+            kept.mul_(momentum).add_(gradient / divisor).add_(their, alpha=weight_decay)
+            their.sub_(kept, alpha=0.1)
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+        scaled = [buffer * optimizer.scale for buffer in buffers]
+        torch.testing.assert_close(scaled, momenta, rtol=1e-12, atol=1e-12)
     optimizer.settle()
-    torch.testing.assert_close(buffer, other_buffer, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(buffers, momenta, rtol=1e-12, atol=1e-12)

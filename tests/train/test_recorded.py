@@ -1,0 +1,118 @@
+"""Recorded steps give bit for bit what the modules and autograd give."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hpsearch.models import MODELS, layers
+from hpsearch.models.build import build_model
+from hpsearch.recipe import Recipe
+from hpsearch.train import OPTIMIZERS, program, recorded
+from hpsearch.train.device_data import place
+from hpsearch.train.program import Program
+from hpsearch.train.recorded import Derived, Forward, record
+from tests.train.data import small_data_set
+from tests.train.test_program import numbers
+
+DATA = place(small_data_set(), "cpu")  # 70 images: with batches of 16 the last one has 6
+EPOCHS = 3
+
+
+@pytest.fixture(autouse=True)
+def worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "WORTH", 1)
+    monkeypatch.setattr(recorded, "_recordings", {})
+    monkeypatch.setattr(layers, "WIDE", 1500)
+
+
+def trained(recipe: Recipe, *, records: bool) -> tuple[list[dict[str, Any]], dict[str, Tensor | int], int]:
+    """Results, last state, and how many steps a recording took."""
+    model = build_model(recipe, DATA.input_shape, DATA.num_classes)
+    model.static_graph = records  # type: ignore[assignment]
+    running, calls = Program(recipe, model, DATA), []
+    running.begin_epoch()
+    if (step := running._recorded) is not None:
+        running._recorded = lambda *batch: (calls.append(batch), step(*batch))[1]
+    results = [numbers(running.run_epoch()) for _ in range(EPOCHS)]
+    return results, running.state(), len(calls)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("model", MODELS)
+def test_equals_modules_and_autograd(model: str, optimizer: str, dropout: float, precision: str) -> None:
+    recipe = Recipe(
+        model=model,
+        epochs=EPOCHS,
+        optimizer=optimizer,
+        batch_size=16,
+        hidden_width=12,
+        dropout=dropout,
+        clip_norm=1.0,
+        weight_decay=0.01,
+        augmentation="crop-flip",
+        precision=precision,
+    )
+    results, state, steps = trained(recipe, records=True)
+    expected, their_state, none = trained(recipe, records=False)
+    assert (steps, none) == (EPOCHS * 4, 0)  # the short batch goes the other way
+    assert results == expected
+    for name, value in state.items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(their_state[name])), name
+
+
+def test_trials_share_a_recording() -> None:
+    """Those of one graph, each with tensors of its own; the others not."""
+    one = Recipe(model="2lp", epochs=EPOCHS, batch_size=16, hidden_width=12)
+    same = replace(one, seed=4, learning_rate=0.3, clip_norm=2.0)
+    for recipe, recordings in (
+        (one, 1),
+        (same, 1),
+        (replace(one, hidden_width=13), 2),
+        (replace(one, batch_size=8), 3),
+    ):
+        recorded_result = trained(recipe, records=True)[:2]
+        assert len(recorded._recordings) == recordings
+        assert str(recorded_result) == str(trained(recipe, records=False)[:2])
+    for width in range(20, 40):
+        trained(replace(one, hidden_width=width), records=True)
+    assert len(recorded._recordings) == recorded.KEPT
+
+
+def test_few_steps_and_frozen_layers_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(model="2lp", epochs=EPOCHS, batch_size=16, hidden_width=12)
+    assert trained(replace(recipe, frozen_layers=1, frozen_epochs=1), records=True)[2] == 0
+    monkeypatch.setattr(program, "WORTH", EPOCHS * 5 + 1)
+    assert trained(recipe, records=True)[2] == 0
+
+
+class Odd(nn.Module):
+    """A linear layer, and what cannot be recorded."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.linear, self.way, self.constant = nn.Linear(4, 3), way, torch.ones(3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.linear(inputs)
+        if self.way == "branch" and outputs.sum() > 0:
+            return outputs * 2
+        if self.way == "number":
+            return outputs * outputs.sum().item()
+        return outputs * self.constant if self.way == "constant" else outputs
+
+
+@pytest.mark.parametrize("way", ["plain", "branch", "number", "constant"])
+def test_what_cannot_be_recorded_trains_unrecorded(way: str) -> None:
+    def derive(model: Forward, given: Any, images: Tensor, labels: Tensor) -> Derived:
+        logits = model(images)
+        loss = functional.cross_entropy(logits, labels)
+        return loss, logits, list(torch.autograd.grad(loss, [given["linear.weight"]])), []
+
+    step = record(way, Odd(way), derive, torch.zeros(2, 4), torch.zeros(2, dtype=torch.long))
+    assert (step is not None) == (way == "plain")
