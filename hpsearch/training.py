@@ -186,7 +186,7 @@ class Training:
         if run.epoch:
             yield TrialResumed(run.number, run.epoch, run.recipe.epochs)
             rows = yield from self._patiently(lambda: session.epochs(trial_id))
-            outcome = run.outcome(recorded(rows[-1]), pruned=False)
+            outcome = run.outcome(recorded(rows[-1]), pruned=False) if rows else None  # none: just cut back by others
             if outcome is not None:  # it had ended, and only not been told
                 yield from self._finish({trial_id: outcome})
 

@@ -1,5 +1,6 @@
 """A worker with lanes: real searches on the digits, many trials at once."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from hpsearch.events import (
     WorkerWarned,
 )
 from hpsearch.interrupt import Interruption
-from hpsearch.models.build import build_model
+from hpsearch.models.build import build_model, built_in
 from hpsearch.recipe import Recipe
 from hpsearch.settings import Settings
 from hpsearch.spec import parse
@@ -28,6 +29,7 @@ from hpsearch.train.lanes import Lanes
 from hpsearch.train.program import Program
 from hpsearch.worker import run
 from tests.studies import TINY
+from tests.train.data import small_data_set
 from tests.working import fail_once, num_cores, tiny, work
 
 
@@ -111,6 +113,34 @@ def test_out_of_memory_halves_the_lanes_and_loses_nothing(
     assert len(trials) == 6
     assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
     assert not any(trial.constraints for trial in trials)
+
+
+def test_a_group_that_has_no_memory_for_one_of_its_new_trials_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were in lanes by then would train there for nobody, and once more when all join again."""
+    lanes, fill = Lanes(place(small_data_set(), "cpu"), built_in("2lp"), fuse=True), Fused.fill
+    recipes = [Recipe(model="2lp", epochs=2, batch_size=16, hidden_width=12, seed=seed) for seed in range(4)]
+
+    def full(program: Fused, lane: int, *trial: Any) -> None:
+        if lane == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        fill(program, lane, *trial)
+
+    def add(keys: Sequence[int]) -> None:
+        for key in keys:
+            lanes.add(key, recipes[key], build_model(recipes[key], (3, 16, 16), 4))
+
+    add([0, 1])
+    list(lanes.groups())
+    add([2, 3])
+    with monkeypatch.context() as patch:
+        patch.setattr(Fused, "fill", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            list(lanes.groups())
+    (group,) = lanes.groups()
+    assert sorted(group.keys) == [0, 1, 2, 3]
+    assert sorted(group.train_epoch()) == [0, 1, 2, 3]
+    program = group._program  # type: ignore[attr-defined]
+    assert sum(lane is not None for lane in program.lanes) == 4
 
 
 def test_fused_lanes_search_like_separate_ones(

@@ -50,6 +50,7 @@ def transfer(
     from hpsearch import transfer as transferring
     from hpsearch.confirm import link_of
     from hpsearch.models.takeover import Fate
+    from hpsearch.storage import openings
     from hpsearch.storage.open import create
     from hpsearch.storage.studies import progress
 
@@ -72,7 +73,8 @@ def transfer(
     for study in wanting:
         click.echo(f"next: hpsearch worker {study.name}")
     for study in studies if not wanting else []:
-        click.echo(f"next: hpsearch final-test {study.name}")
+        show = " --show" if openings.numbered(database, study) else ""  # what was opened is only looked at
+        click.echo(f"next: hpsearch final-test {study.name}{show}")
 
 
 def show_layers(layers: "list[Fate]") -> None:

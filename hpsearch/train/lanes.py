@@ -180,10 +180,15 @@ class FusedGroup:
             program = Fused(template, self.graph.width, self._data, size, self._constructor)
             self._move(program)
         free = iter([lane for lane, filled in enumerate(program.lanes) if filled is None])
-        for key, trial in trials.items():
-            lane = next(free)
-            program.fill(lane, trial.recipe, trial.model, trial.state)
-            self.keys[key], self.recipes[key] = lane, trial.recipe
+        try:
+            for key, trial in trials.items():
+                lane = next(free)
+                program.fill(lane, trial.recipe, trial.model, trial.state)
+                self.keys[key], self.recipes[key] = lane, trial.recipe
+        except BaseException:
+            for key in trials:  # all of them join, or none: they wait, and join again
+                self.drop(key)
+            raise
 
     def state(self, key: int) -> State:
         """The trial's state after its last whole epoch."""

@@ -58,7 +58,9 @@ def test_the_whole_chain(folder: Path) -> None:
     arms = json.loads(hpsearch(folder, *arguments, "--json").stdout)["arms"]
     assert [len(arm["values"]) for arm in arms] == [2, 2, 2, 2]
     assert "is not changed" in one_line(folder, *arguments[:-1], "2")
-    assert "next: hpsearch final-test lenet-to" in hpsearch(folder, *arguments[:4]).stdout
+    assert "next: hpsearch final-test lenet-to-digits-5-9-16\n" in hpsearch(folder, *arguments[:4]).stdout
+    hpsearch(folder, "final-test", "lenet-to-digits-5-9-16")
+    assert "next: hpsearch final-test lenet-to-digits-5-9-16 --show\n" in hpsearch(folder, *arguments[:4]).stdout
 
     larger = (*arguments, "--image-size", "24")
     assert "next: hpsearch worker lenet-to-digits-5-9-24" in hpsearch(folder, *larger).stdout
