@@ -130,7 +130,8 @@ class SquashingPool2d(nn.Module):
     """(..., H, W) -> (..., H / 2, W / 2): nn.Tanh, then nn.AvgPool2d(2), in less of a CPU's time."""
 
     def forward(self, maps: Tensor) -> Tensor:
-        if maps.shape[-2] % 2 or maps.shape[-1] % 2 or maps.element_size() < 4:  # whose sums would be rounded twice
+        rounded_twice = maps.element_size() < 4  # the sums of such maps would be
+        if maps.shape[-2] % 2 or maps.shape[-1] % 2 or rounded_twice or torch.compiler.is_compiling():
             return functional.avg_pool2d(maps.tanh(), 2)
         pooled: Tensor = _Squashed.apply(maps)[0]
         return pooled
