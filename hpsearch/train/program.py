@@ -225,7 +225,7 @@ class Program:
         self._records = False
         recipe = self.recipe
         plain = self._names[: self._num_plain]
-        shapes = tuple((name, tensor.shape) for name, tensor in self._tensors().items())
+        shapes = (self.data.input_shape, *((name, tensor.shape) for name, tensor in self._tensors().items()))
         own = tuple(getattr(recipe, name) for name in HYPERPARAMETERS)
         key = (type(self.model), recipe.model, own, recipe.batch_size, recipe.precision, len(self._wide), shapes)
         self._recorded = record(

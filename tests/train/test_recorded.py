@@ -12,7 +12,7 @@ from hpsearch.models import MODELS, layers
 from hpsearch.models.build import build_model
 from hpsearch.recipe import Recipe
 from hpsearch.train import OPTIMIZERS, program, recorded
-from hpsearch.train.device_data import place
+from hpsearch.train.device_data import DeviceData, place
 from hpsearch.train.program import Program
 from hpsearch.train.recorded import Derived, Forward, record
 from tests.train.data import small_data_set
@@ -29,11 +29,13 @@ def worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "WIDE", 1500)
 
 
-def trained(recipe: Recipe, *, records: bool) -> tuple[list[dict[str, Any]], dict[str, Tensor | int], int]:
+def trained(
+    recipe: Recipe, data: DeviceData = DATA, *, records: bool
+) -> tuple[list[dict[str, Any]], dict[str, Tensor | int], int]:
     """Results, last state, and how many steps a recording took."""
-    model = build_model(recipe, DATA.input_shape, DATA.num_classes)
+    model = build_model(recipe, data.input_shape, data.num_classes)
     model.static_graph = records  # type: ignore[assignment]
-    running, calls = Program(recipe, model, DATA), []
+    running, calls = Program(recipe, model, data), []
     running.begin_epoch()
     if (step := running._recorded) is not None:
         running._recorded = lambda *batch: (calls.append(batch), step(*batch))[1]
@@ -68,17 +70,19 @@ def test_equals_modules_and_autograd(model: str, optimizer: str, dropout: float,
 
 def test_trials_share_a_recording() -> None:
     """Those of one graph, each with tensors of its own; the others not."""
-    one = Recipe(model="2lp", epochs=EPOCHS, batch_size=16, hidden_width=12)
+    one = Recipe(model="2lp", epochs=EPOCHS, batch_size=16, hidden_width=12, native_size=8)
+    large = place(small_data_set(size=24), "cpu")  # for parameters of the same shapes
     same = replace(one, seed=4, learning_rate=0.3, clip_norm=2.0)
-    for recipe, recordings in (
-        (one, 1),
-        (same, 1),
-        (replace(one, hidden_width=13), 2),
-        (replace(one, batch_size=8), 3),
+    for recipe, data, recordings in (
+        (one, DATA, 1),
+        (same, DATA, 1),
+        (replace(one, hidden_width=13), DATA, 2),
+        (replace(one, batch_size=8), DATA, 3),
+        (one, large, 4),
     ):
-        recorded_result = trained(recipe, records=True)[:2]
+        recorded_result = trained(recipe, data, records=True)[:2]
         assert len(recorded._recordings) == recordings
-        assert str(recorded_result) == str(trained(recipe, records=False)[:2])
+        assert str(recorded_result) == str(trained(recipe, data, records=False)[:2])
     for width in range(20, 40):
         trained(replace(one, hidden_width=width), records=True)
     assert len(recorded._recordings) == recorded.KEPT
