@@ -99,9 +99,9 @@ class Training:
             if self.running.keys().isdisjoint(group.keys):
                 continue  # all of it has been lost since the round began
             yield from self._train(group)
-            if self.bench.session.wanted != budget.RUNNING:
+            if (wanted := self.bench.session.wanted) != budget.RUNNING:
                 yield from self._settle_all()
-                yield from self.give_back(f"the study is {self.bench.session.wanted}")
+                yield from self.give_back(f"the study is {wanted}")  # perhaps resumed since
                 return
         self.count.end_round(has_room(self.bench.data.device))
 

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 WORTH = 2_000  # steps, which save what the recording takes, about 0.3 s
+RENAMED = (torch.ops.aten.alias.default, torch.ops.aten.detach.default)
 KEPT = 16  # recordings, of the last graphs; none holds a tensor
 
 Derived = tuple[Tensor, Tensor, list[Tensor], list[list[tuple[Tensor, Tensor]]]]
@@ -47,6 +49,7 @@ def record(key: Hashable, model: nn.Module, derive: Derive, images: Tensor, labe
         with suppress(RuntimeError):
             traced = make_fx(step)(images, labels, *copies)
             if all(node.op != "get_attr" for node in traced.graph.nodes):
+                _tidy(traced)
                 _recordings[key] = traced.forward
     if (recording := _recordings[key]) is None:
         return None
@@ -58,3 +61,13 @@ def record(key: Hashable, model: nn.Module, derive: Derive, images: Tensor, labe
         return derived
 
     return replay
+
+
+def _tidy(traced: GraphModule) -> None:
+    """Leave out what only autograd wanted: other names for a tensor, and values that nobody uses."""
+    for node in traced.graph.nodes:
+        if node.target in RENAMED:
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
+    traced.graph.eliminate_dead_code()  # which leaves operations that change a tensor
+    traced.recompile()
