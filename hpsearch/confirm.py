@@ -155,6 +155,15 @@ def link_of(study: LoadedStudy) -> dict[str, Any]:
     return link
 
 
+def searched(database: Database, study: LoadedStudy) -> LoadedStudy:
+    """The study that this one confirms, whose test split is opened for both; else, or if it is gone, this one."""
+    link = link_of(study)
+    if link.get("kind") != CONFIRM or link["study"] not in study_names(database):
+        return study
+    other = load_study(database, link["study"])
+    return other if other.created == link.get("created") else study
+
+
 def result(study: LoadedStudy) -> Confirmation:
     """What the trials of a study with candidates say so far."""
     spec, link = study.spec, link_of(study)
@@ -202,14 +211,18 @@ def _candidates(study: LoadedStudy, best: Sequence[FrozenTrial], top: int) -> li
             label = f"trial {trial.number}" + (" (first)" if trial.number == 0 else "")
             complete = trial.value if trial.state.name == "COMPLETE" else None
             found[key] = (Origin(label, trial.number, complete), values)
-    given = {name: value for name, value in corner(study.spec).items() if name.startswith("peak_learning_rate")}
+    lowest = corner(study.spec)  # of a peak rate, which has no default, the lowest, with a rate that is not above it
+    given = {name: value for name, value in lowest.items() if name.startswith("peak_learning_rate")}
+    if {**study.spec.training, **given}.get("peak_learning_rate", math.inf) < Recipe.learning_rate:
+        given |= {name: value for name, value in lowest.items() if name.startswith("learning_rate")}
     given |= {"epochs": study.spec.max_epochs} if "epochs" in study.spec.space else {}  # as long as any other
-    default = configuration(study.spec.recipe(given, 0, 0))  # of a peak rate, which has no default, the lowest
+    default = configuration(study.spec.recipe(given, 0, 0))
     found.setdefault(json.dumps(default, sort_keys=True), (Origin("default", None, None), default))
     if study.spec.model.export:  # what the export's weights are worth: the best configuration without them
         _, best_values = next(iter(found.values()))
         scratch = {key: value for key, value in best_values.items() if not key.startswith("frozen_")}
-        found["scratch"] = (Origin("scratch", None, None), {**scratch, "start": "scratch"})
+        plain = configuration(Recipe(model=study.spec.model.name, **{**scratch, "start": "scratch"}))
+        found.setdefault(json.dumps(plain, sort_keys=True), (Origin("scratch", None, None), plain))
     return list(found.values())
 
 

@@ -78,7 +78,7 @@ def export(
         CONFIG: config(one.study.spec, recipe_of(one.middle)).encode(),
         MODEL: save_tensors({name: tensor.contiguous() for name, tensor in model.state_dict().items()}),
         METRICS: (json.dumps(metrics.model_dump(), indent=1) + "\n").encode(),
-        CARD: card(metrics, opened=bool(openings(database, study))).encode(),
+        CARD: card(metrics, opened=bool(openings(database, confirm.searched(database, study)))).encode(),
     }
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
     files[SUMS] = sums.encode()  # the last one: without it nothing counts as an export
@@ -124,7 +124,7 @@ def _metrics(
     if recorded is not None and abs(recorded - accuracy) > 1.5 / len(dataset.validation_labels):
         raise HpsearchError(
             f"trial {trial.number} of {one.study.name}: its weights give a validation accuracy of {accuracy:.4f} here, "
-            f"and {recorded:.4f} is recorded; export it on the machine that trained it"
+            f"and {recorded:.4f} is recorded; bring the kept weights (storage/weights) from the machine that trained it"
         )
     content = {
         "schema_version": SCHEMA_VERSION,
@@ -145,7 +145,7 @@ def _metrics(
         },
         "search": _search(study),
         "confirmation": _confirmation(one),
-        "test": _test(database, study),
+        "test": _test(database, confirm.searched(database, study)),
     }
     return Metrics.model_validate(content)
 
@@ -360,7 +360,7 @@ def verify(where: str | Path, settings: Settings) -> list[str]:
     done.append(f"{CONFIG}: a valid study of {spec.model.name} on {spec.data.name}")
     done.append(f"{MODEL}: {metrics.model.num_parameters} parameters that fit {metrics.model.name}")
     recipe = spec.recipe({}, spec.seeds[0], 0) if len(spec.seeds) == 1 and not spec.candidates else None
-    if recipe is None or replace(recipe, stream_seed=0) != replace(_recipe(metrics, where), stream_seed=0):
+    if recipe is None or _deciding(recipe) != _deciding(_recipe(metrics, where)):
         raise UsageError(f"{where}/{CONFIG}: trains another configuration than {METRICS} states; export again")
     dataset = dataset_of(spec, settings)
     if dataset.fingerprint != metrics.data.fingerprint:
@@ -383,6 +383,11 @@ def verify(where: str | Path, settings: Settings) -> list[str]:
     done.append(f"data: {dataset.name}, fingerprint {dataset.fingerprint[:12]}…")
     done.append(f"validation accuracy: {accuracy:.4f} on {len(dataset.validation_labels)} images, as stated")
     return done
+
+
+def _deciding(recipe: Recipe) -> Recipe:
+    """Without what decides nothing, which a study file may leave out."""
+    return replace(recipe, stream_seed=0, gamma=recipe.gamma if recipe.scheduler == "exponential" else Recipe.gamma)
 
 
 def pinned(spec: StudySpec, settings: Settings) -> StudySpec:

@@ -15,7 +15,7 @@ from torch import nn
 from hpsearch import catalogue, confirm, weights
 from hpsearch.artifacts import key_of
 from hpsearch.data.load import DataSet, load
-from hpsearch.errors import UsageError
+from hpsearch.errors import HpsearchError, UsageError
 from hpsearch.models.build import build_model
 from hpsearch.models.takeover import take_over
 from hpsearch.recipe import Recipe
@@ -142,7 +142,14 @@ def network(study: LoadedStudy, trial: FrozenTrial, dataset: DataSet, settings: 
         take_over(model, weights.of_export(kept, study.spec.model.export or "", dataset.classes))
     program = Program(recipe, model, place(dataset, torch.device("cpu")))
     while program.epoch < recipe.epochs:
-        program.run_epoch()
+        result = program.run_epoch()
+    recorded = trial.value if study.spec.objective.metric == "validation_accuracy" else None
+    if recorded is not None and abs(recorded - result.validation_accuracy) > 1.5 / len(dataset.validation_labels):
+        raise HpsearchError(
+            f"trial {trial.number} of {study.name}: trained once more, it gives a validation accuracy of "
+            f"{result.validation_accuracy:.4f} here, and {recorded:.4f} is recorded; bring the kept weights "
+            "(storage/weights) from the machine that trained it; workers keep those of a confirmation"
+        )
     with contextlib.suppress(OSError):
         weights.keep(kept, key_of(recipe.identity(), dataset.fingerprint, study.created), program.state())
     return model.eval()

@@ -98,17 +98,20 @@ def create(database: Database, plans: Sequence[Plan], settings: Settings) -> lis
     Raises:
         UsageError: a study of that name is there, and it is not this comparison.
     """
-    made = []
-    for one in plans:
-        digest = weights.pin(open_checkpoints(settings.weights), one.tensors, one.head, one.classes)
-        spec = study_file.build(_pinned(one.spec, digest), one.spec.name)
-        if spec.name in study_names(database):
-            made.append(_same(load_study(database, spec.name), one, digest))
-            continue
-        link = {"kind": KIND, "export": digest, "layers": [asdict(fate) for fate in one.layers]}
-        create_study(database, spec, spec.name, attributes={confirm.LINK_KEY: json.dumps(link)})
-        made.append(load_study(database, spec.name))
-    return made
+    shelf = open_checkpoints(settings.weights)
+    digests = [weights.pin(shelf, one.tensors, one.head, one.classes) for one in plans]
+    specs = [
+        study_file.build(_pinned(one.spec, digest), one.spec.name) for one, digest in zip(plans, digests, strict=True)
+    ]
+    there = study_names(database)
+    for one, digest in zip(plans, digests, strict=True):  # all are looked at before one is made
+        if one.spec.name in there:
+            _same(load_study(database, one.spec.name), one, digest)
+    for one, digest, spec in zip(plans, digests, specs, strict=True):
+        if spec.name not in there:
+            link = {"kind": KIND, "export": digest, "layers": [asdict(fate) for fate in one.layers]}
+            create_study(database, spec, spec.name, attributes={confirm.LINK_KEY: json.dumps(link)})
+    return [load_study(database, spec.name) for spec in specs]
 
 
 def compare(studies: Sequence[LoadedStudy]) -> list[Arm]:
@@ -182,7 +185,7 @@ def _pinned(spec: StudySpec, digest: str) -> dict[str, Any]:
     return {**tables, "model": {**tables["model"], "export": digest}}
 
 
-def _same(study: LoadedStudy, wanted: Plan, digest: str) -> LoadedStudy:
+def _same(study: LoadedStudy, wanted: Plan, digest: str) -> None:
     spec = study.spec
     other = "from another export" if spec.model.export != digest else f"with the data {spec.data.name}"
     if spec.model.export != digest or spec.data.name != wanted.spec.data.name:
@@ -196,4 +199,3 @@ def _same(study: LoadedStudy, wanted: Plan, digest: str) -> LoadedStudy:
                 f"{option} {asked}: study {study.name} exists already, with {there}, and that is not changed; "
                 "leave the option out to see the result"
             )
-    return study

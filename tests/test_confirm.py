@@ -42,6 +42,16 @@ def test_the_default_of_a_study_whose_schedule_needs_a_peak(tmp_path: Path) -> N
     assert (values["learning_rate"], values["peak_learning_rate"]) == (0.01, 0.02)
 
 
+def test_the_default_where_the_lowest_peak_is_below_the_usual_rate(sqlite: Database) -> None:
+    """A peak rate is never below the initial one: that is the study's lowest then, and not 0.01."""
+    text = SMALL.partition("[[first]]")[0].replace("epochs = 3", "epochs = 3\nscheduler = 'onecycle'")
+    text = text.replace("low = 1e-3, high = 1e-1", "low = 3e-4, high = 3e-3")
+    text = text.replace("momentum = {", "peak_learning_rate = { low = 3e-3, high = 0.1, log = true } #")
+    create_study(sqlite, parse(text, "peak.toml"), "peak")
+    [(_, values)] = confirm._candidates(load_study(sqlite, "peak"), [], 1)
+    assert (values["learning_rate"], values["peak_learning_rate"]) == (3e-4, 3e-3)
+
+
 @pytest.mark.parametrize("epochs", ["{ low = 2, high = 5 }", "[5, 2]"])
 def test_the_default_of_a_study_that_searches_its_epochs(epochs: str, sqlite: Database) -> None:
     text = SMALL.partition("[[first]]")[0].replace("epochs = 3", "").replace("[space]", f"[space]\nepochs = {epochs}")

@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import numpy as np
@@ -23,10 +24,12 @@ from hpsearch.export_schema import FILES, SUMS
 from hpsearch.model_card import card, config
 from hpsearch.recipe import Recipe
 from hpsearch.settings import Settings
+from hpsearch.spec import parse
+from hpsearch.storage import openings
 from hpsearch.storage.checkpoints import open_checkpoints
 from hpsearch.storage.open import create
 from hpsearch.storage.studies import create_study, load_study, ranked
-from hpsearch.trained import choose
+from hpsearch.trained import choose, data_of, network
 from tests.chain import SMALL, Chain, silent
 
 
@@ -123,6 +126,48 @@ def test_other_ranks_and_searches_without_confirmation(chain: Chain, tmp_path: P
         assert made.label == f"trial {ranked(load_study(database, 'bare'))[0].number}"
     assert "partly luck" in (tmp_path / "bare" / "README.md").read_text()
     assert not (tmp_path / "none").exists()
+
+
+def test_an_export_of_the_confirmation_tells_of_the_test_of_what_it_confirms(chain: Chain, tmp_path: Path) -> None:
+    own = export(chain.database, chain.search, 1, tmp_path / "own", chain.settings, silent)
+    other = export(chain.database, chain.confirmation, 1, tmp_path / "other", chain.settings, silent)
+    assert (other.test, other.weights) == (own.test, own.weights)
+    record: dict[str, Any] = {"time": "2026-11-27", "label": own.label, "result": {"label": own.label}}
+    measured = dict.fromkeys(("num", "mean", "std", "low", "high"), 0.5) | {"num": 3}
+    record["result"] |= dict.fromkeys(("accuracy", "macro_f1", "calibration_error"), measured)
+    number = len(openings.numbered(chain.database, chain.search))
+    openings.begin(chain.database, chain.search, number, record)
+    try:
+        tested = export(chain.database, chain.confirmation, 1, tmp_path / "tested", chain.settings, silent)
+        assert tested.test is not None
+        assert tested.test.openings == number + 1
+        assert "never opened" not in (tmp_path / "tested" / "README.md").read_text()
+    finally:
+        openings.withdraw(chain.database, chain.search, number)
+
+
+def test_a_rate_of_decay_that_decides_nothing_does_not_matter(chain: Chain, tmp_path: Path) -> None:
+    """`gamma` is for the exponential schedule; a study may fix it, and search the schedule."""
+    text = SMALL.replace("epochs = 3", "epochs = 1\ngamma = 0.9").partition("[[first]]")[0]
+    text = text.replace("[space]", '[space]\nscheduler = ["constant", "exponential"]')
+    with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
+        create_study(database, parse(text, "gamma.toml"), "gamma")
+        one = Chain(database, replace(chain.settings, home=tmp_path))
+        one.work("gamma")
+        for rank in range(1, 5):
+            made = export(database, load_study(database, "gamma"), rank, tmp_path / str(rank), one.settings, silent)
+            assert made.configuration["gamma"] == 0.9
+            assert len(verify(tmp_path / str(rank), one.settings)) == 6
+
+
+def test_a_network_that_training_again_does_not_give_is_no_evidence(chain: Chain, tmp_path: Path) -> None:
+    """As that of a GPU, whose weights were lost: nothing is tested or exported in its place, and it is not kept."""
+    elsewhere = replace(chain.settings, home=tmp_path)
+    trial = chain.confirmation.optuna_study.trials[0]
+    trial.value = (trial.value or 0.0) - 0.1
+    with pytest.raises(HpsearchError, match=r"trained once more, it gives .* bring the kept weights"):
+        network(chain.confirmation, trial, data_of(chain.confirmation, elsewhere), elsewhere, silent)
+    assert not list((tmp_path / "weights").rglob("*.safetensors"))
 
 
 def test_a_label_ends_no_cell_of_the_model_card(folder: Path) -> None:

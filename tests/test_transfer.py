@@ -17,7 +17,7 @@ from hpsearch.final_test import final_test
 from hpsearch.models.takeover import COPIED, NEW, RESIZED
 from hpsearch.settings import Settings
 from hpsearch.storage.open import create
-from hpsearch.storage.studies import RECIPE_KEY
+from hpsearch.storage.studies import RECIPE_KEY, study_names
 from tests.chain import Chain, silent
 
 
@@ -140,6 +140,17 @@ def test_another_export_does_not_go_on_with_the_same_study(folder: Path, chain: 
         other = transfer.plan(tmp_path / "other", "digits:5-9", None, 2, 1, settings)
         with pytest.raises(UsageError, match="from another export"):
             transfer.create(database, [other], settings)
+
+
+def test_all_sizes_are_made_or_none(folder: Path, chain: Chain, tmp_path: Path) -> None:
+    settings = replace(chain.settings, home=tmp_path)
+    export(chain.database, chain.search, 2, tmp_path / "other", chain.settings, silent)
+    with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
+        transfer.create(database, [transfer.plan(folder, "digits:5-9", 24, 2, 1, settings)], settings)
+        others = [transfer.plan(tmp_path / "other", "digits:5-9", size, 2, 1, settings) for size in (16, 24)]
+        with pytest.raises(UsageError, match="from another export"):
+            transfer.create(database, others, settings)
+        assert study_names(database) == ["lenet-to-digits-5-9-24"]
 
 
 def test_a_study_of_that_name_on_other_images_or_of_other_length_is_not_shown_for_it(

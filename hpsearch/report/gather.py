@@ -16,7 +16,7 @@ from hpsearch.space import recorded_name
 from hpsearch.spec import StudySpec
 from hpsearch.storage.open import Database
 from hpsearch.storage.openings import openings
-from hpsearch.storage.studies import RECIPE_KEY, Progress, load_study, progress, study_names
+from hpsearch.storage.studies import RECIPE_KEY, Progress, load_study, progress
 from hpsearch.storage.tables import EPOCHS, TRIALS
 from hpsearch.transfer import KIND, Arm, compare
 
@@ -91,7 +91,7 @@ def gather(database: Database, name: str) -> Gathered:
     trials = study.optuna_study.get_trials(deepcopy=False)
     rows = _epochs(database, study.study_id)
     found = rungs(make_pruner(spec)) or frozenset()
-    looks = openings(database, study)
+    looks, searched = openings(database, study), confirm.searched(database, study)
     return Gathered(
         name=name,
         spec=spec,
@@ -103,18 +103,10 @@ def gather(database: Database, name: str) -> Gathered:
         confirmation=confirm.result(study) if spec.candidates else None,
         num_openings=len(looks),
         tested=_with_results(looks),
-        tested_elsewhere=_tested_elsewhere(database, link),
+        tested_elsewhere=_with_results(openings(database, searched)) if searched is not study else (),
         arms=tuple(compare([study])) if link.get("kind") == KIND else (),
         layers=tuple(link.get("layers", ())),
     )
-
-
-def _tested_elsewhere(database: Database, link: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    """The final tests of the study that this one confirms; none if that is gone, or another one has its name."""
-    if link.get("kind") != confirm.CONFIRM or link["study"] not in study_names(database):
-        return ()
-    other = load_study(database, link["study"])
-    return _with_results(openings(database, other)) if other.created == link.get("created") else ()
 
 
 def _with_results(looks: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:

@@ -133,12 +133,14 @@ def at(parameter: Parameter, u: float) -> Any:
     """The value at the fraction `u`, in [0, 1), of the parameter's range."""
     if isinstance(parameter, Choice) or (parameter.step and not parameter.log):
         return _value(parameter, int(u * (num_values(parameter) or 0)))
+    if u == 0:
+        return parameter.low  # of which the exponential of the logarithm may be another number
     if not parameter.log:
         return parameter.low + u * (parameter.high - parameter.low)
     half = 0.5 if isinstance(parameter, Int) else 0.0  # every whole number owns the half on both its sides
     low, high = math.log(parameter.low - half), math.log(parameter.high + half)
     value = math.exp(low + u * (high - low))
-    return min(max(round(value), parameter.low), parameter.high) if half else min(value, parameter.high)
+    return min(max(round(value) if half else value, parameter.low), parameter.high)
 
 
 def _values(parameter: Parameter) -> list[Any]:

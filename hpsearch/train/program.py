@@ -186,7 +186,8 @@ class Program:
         if self.epoch < self.recipe.frozen_epochs:
             rest(self.model, self.recipe)
             return [self._head]
-        return [replace(self._body, first_step=self.recipe.frozen_epochs * num_steps), self._head]
+        body = replace(self._body, first_step=self.recipe.frozen_epochs * num_steps)
+        return [part for part in (body, self._head) if part.parameters]
 
     def _step(self, images: Tensor, labels: Tensor, step: int, rate: float, momentum: float) -> None:
         """One update from images (B, C, H, W) and labels (B,)."""

@@ -3,6 +3,8 @@
 On a CPU they take a tenth of the step of a small network. The operations are the same ones in the same order, so
 nothing is rounded differently. Figures: "An epoch" in docs/benchmarks.md.
 
+No number that depends on a tensor can enter a recording: tensors hold none while it is made.
+
 Source: make_fx, the tracer of torch.func and torch.compile, in torch.fx.experimental.proxy_tensor.
 """
 
@@ -46,8 +48,8 @@ def record(key: Hashable, model: nn.Module, derive: Derive, images: Tensor, labe
         if len(_recordings) >= KEPT:
             _recordings.pop(next(iter(_recordings)))
         _recordings[key] = None
-        with suppress(RuntimeError):
-            traced = make_fx(step)(images, labels, *copies)
+        with suppress(Exception):  # of as many kinds as there are reasons
+            traced = make_fx(step, tracing_mode="fake")(images, labels, *copies)
             if all(node.op != "get_attr" for node in traced.graph.nodes):
                 _tidy(traced)
                 _recordings[key] = traced.forward

@@ -38,6 +38,12 @@ def test_frozen_layers_rest_and_then_train(optimizer: str) -> None:
     assert changed(one, 1) == ["features.c1", "features.c3", "c5", "f6", "output"]
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_all_layers_may_train_at_a_rate_of_their_own(optimizer: str) -> None:
+    one = program(optimizer=optimizer, frozen_layers=5, frozen_epochs=0, frozen_rate=0.1)
+    assert changed(one, 1) == ["features.c1", "features.c3", "c5", "f6", "output"]
+
+
 def test_nothing_frozen_is_the_same_as_before() -> None:
     plain, split = program(), program(frozen_layers=3, frozen_epochs=0, frozen_rate=1.0)
     for one in (plain, split):
