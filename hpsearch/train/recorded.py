@@ -9,7 +9,6 @@ Source: make_fx, the tracer of torch.func and torch.compile, in torch.fx.experim
 """
 
 from collections.abc import Callable, Hashable, Mapping
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,6 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from hpsearch.interrupt import Interrupted
 
 WORTH = 2_000  # steps, which save what the recording takes, about 0.3 s
 RENAMED = (torch.ops.aten.alias.default, torch.ops.aten.detach.default)
@@ -45,14 +46,15 @@ def record(key: Hashable, model: nn.Module, derive: Derive, images: Tensor, labe
 
     if key not in _recordings:
         copies = [tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in tensors.values()]
+        try:
+            traced = _tidy(make_fx(step, tracing_mode="fake")(images, labels, *copies))
+        except Interrupted:
+            raise
+        except Exception:  # of as many kinds as there are reasons
+            traced = None
         if len(_recordings) >= KEPT:
             _recordings.pop(next(iter(_recordings)))
-        _recordings[key] = None
-        with suppress(Exception):  # of as many kinds as there are reasons
-            traced = make_fx(step, tracing_mode="fake")(images, labels, *copies)
-            if all(node.op != "get_attr" for node in traced.graph.nodes):
-                _tidy(traced)
-                _recordings[key] = traced.forward
+        _recordings[key] = traced.forward if traced is not None else None
     if (recording := _recordings[key]) is None:
         return None
     own = [tensor.detach() for tensor in tensors.values()]
@@ -65,11 +67,14 @@ def record(key: Hashable, model: nn.Module, derive: Derive, images: Tensor, labe
     return replay
 
 
-def _tidy(traced: GraphModule) -> None:
-    """Leave out what only autograd wanted: other names for a tensor, and values that nobody uses."""
+def _tidy(traced: GraphModule) -> GraphModule | None:
+    """Without what only autograd wanted: second names of tensors, and unused values. None if it holds tensors."""
+    if any(node.op == "get_attr" for node in traced.graph.nodes):
+        return None
     for node in traced.graph.nodes:
         if node.target in RENAMED:
             node.replace_all_uses_with(node.args[0])
             traced.graph.erase_node(node)
     traced.graph.eliminate_dead_code()  # which leaves operations that change a tensor
     traced.recompile()
+    return traced

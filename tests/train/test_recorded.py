@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpsearch.interrupt import Interrupted
 from hpsearch.models import MODELS, layers
 from hpsearch.models.build import build_model
 from hpsearch.recipe import Recipe
@@ -129,3 +130,17 @@ def test_no_number_of_a_tensor_enters_a_recording(way: str) -> None:
         with torch.no_grad():
             network.linear.weight *= 3
         torch.testing.assert_close(step(images, torch.tensor([0, 2]))[1], network(images).detach())
+
+
+def test_an_interrupt_ends_the_recording_and_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no reason why a network could not be recorded."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise Interrupted
+
+    recipe = Recipe(model="2lp", epochs=EPOCHS, batch_size=16, hidden_width=12)
+    with monkeypatch.context() as patch:
+        patch.setattr(recorded, "make_fx", interrupted)
+        with pytest.raises(Interrupted):
+            trained(recipe, records=True)
+    assert trained(recipe, records=True)[2] == EPOCHS * 4
