@@ -45,7 +45,7 @@ from hpsearch.storage.s3 import SCHEME
 from hpsearch.storage.studies import LoadedStudy
 from hpsearch.train.freezing import layers
 from hpsearch.train.program import Program, place
-from hpsearch.trained import Chosen, Say, choose, data_of, dataset_of, network, recipe_of
+from hpsearch.trained import Chosen, Say, alike, check_accuracy, choose, data_of, dataset_of, network, recipe_of
 
 LARGEST = 2**30  # bytes of a file that is read: a claim of more is no export of a small network
 
@@ -73,12 +73,13 @@ def export(
     one = chosen[rank - 1]
     dataset = data_of(one.study, settings)
     model = network(one.study, one.middle, dataset, settings, say)
-    metrics = _metrics(database, study, one, rank, dataset, model)
+    looks = openings(database, confirm.searched(database, study))
+    metrics = _metrics(study, one, rank, dataset, model, looks)
     files = {
         CONFIG: config(one.study.spec, recipe_of(one.middle)).encode(),
         MODEL: save_tensors({name: tensor.contiguous() for name, tensor in model.state_dict().items()}),
         METRICS: (json.dumps(metrics.model_dump(), indent=1) + "\n").encode(),
-        CARD: card(metrics, opened=bool(openings(database, confirm.searched(database, study)))).encode(),
+        CARD: card(metrics, opened=bool(looks)).encode(),
     }
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
     files[SUMS] = sums.encode()  # the last one: without it nothing counts as an export
@@ -116,16 +117,11 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _metrics(
-    database: Database, study: LoadedStudy, one: Chosen, rank: int, dataset: DataSet, model: nn.Module
+    study: LoadedStudy, one: Chosen, rank: int, dataset: DataSet, model: nn.Module, looks: list[dict[str, Any]]
 ) -> Metrics:
     recipe, trial = recipe_of(one.middle), one.middle
     loss, accuracy = Program(recipe, model, place(dataset, "cpu")).validate()
-    recorded = trial.value if one.study.spec.objective.metric == "validation_accuracy" else None
-    if recorded is not None and abs(recorded - accuracy) > 1.5 / len(dataset.validation_labels):
-        raise HpsearchError(
-            f"trial {trial.number} of {one.study.name}: its weights give a validation accuracy of {accuracy:.4f} here, "
-            f"and {recorded:.4f} is recorded; bring the kept weights (storage/weights) from the machine that trained it"
-        )
+    check_accuracy(one.study, trial, accuracy, dataset)
     content = {
         "schema_version": SCHEMA_VERSION,
         "hpsearch_version": version("hpsearch"),
@@ -145,7 +141,7 @@ def _metrics(
         },
         "search": _search(study),
         "confirmation": _confirmation(one),
-        "test": _test(database, confirm.searched(database, study)),
+        "test": _test(looks),
     }
     return Metrics.model_validate(content)
 
@@ -223,8 +219,7 @@ def _confirmation(one: Chosen) -> dict[str, Any] | None:
     return content
 
 
-def _test(database: Database, study: LoadedStudy) -> dict[str, Any] | None:
-    looks = openings(database, study)
+def _test(looks: list[dict[str, Any]]) -> dict[str, Any] | None:
     made = [record for record in looks if "result" in record]  # the others ended while the split was open
     if not made:
         return None
@@ -375,7 +370,7 @@ def verify(where: str | Path, settings: Settings) -> list[str]:
         )
     _, accuracy = Program(recipe, model, place(dataset, "cpu")).validate()
     claimed = metrics.weights.validation_accuracy
-    if abs(accuracy - claimed) > 1.5 / len(dataset.validation_labels):  # one image: rounding on another machine
+    if not alike(accuracy, claimed, dataset):
         raise UsageError(
             f"{where}: its weights give a validation accuracy of {accuracy:.4f}, and {claimed:.4f} is stated; do not "
             "use it"

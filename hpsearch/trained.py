@@ -143,16 +143,30 @@ def network(study: LoadedStudy, trial: FrozenTrial, dataset: DataSet, settings: 
     program = Program(recipe, model, place(dataset, torch.device("cpu")))
     while program.epoch < recipe.epochs:
         result = program.run_epoch()
-    recorded = trial.value if study.spec.objective.metric == "validation_accuracy" else None
-    if recorded is not None and abs(recorded - result.validation_accuracy) > 1.5 / len(dataset.validation_labels):
-        raise HpsearchError(
-            f"trial {trial.number} of {study.name}: trained once more, it gives a validation accuracy of "
-            f"{result.validation_accuracy:.4f} here, and {recorded:.4f} is recorded; bring the kept weights "
-            "(storage/weights) from the machine that trained it; workers keep those of a confirmation"
-        )
+    check_accuracy(study, trial, result.validation_accuracy, dataset)
     with contextlib.suppress(OSError):
         weights.keep(kept, key_of(recipe.identity(), dataset.fingerprint, study.created), program.state())
     return model.eval()
+
+
+def check_accuracy(study: LoadedStudy, trial: FrozenTrial, accuracy: float, dataset: DataSet) -> None:
+    """Check that the validation accuracy of a trial's network is the recorded one.
+
+    Raises:
+        HpsearchError: it is not, so this is another network.
+    """
+    recorded = trial.value if study.spec.objective.metric == "validation_accuracy" else None
+    if recorded is not None and not alike(accuracy, recorded, dataset):
+        raise HpsearchError(
+            f"trial {trial.number} of {study.name}: its network gives a validation accuracy of {accuracy:.4f} here, "
+            f"and {recorded:.4f} is recorded; bring the kept weights (storage/weights) from the machine that trained it; "
+            "workers keep those of a confirmation"
+        )
+
+
+def alike(one: float, other: float, dataset: DataSet) -> bool:
+    """Whether two validation accuracies differ by one image at most: by rounding on another machine."""
+    return abs(one - other) <= 1.5 / len(dataset.validation_labels)
 
 
 def probabilities(model: nn.Module, images: Any, dataset: DataSet) -> Any:

@@ -165,7 +165,7 @@ def test_a_network_that_training_again_does_not_give_is_no_evidence(chain: Chain
     elsewhere = replace(chain.settings, home=tmp_path)
     trial = chain.confirmation.optuna_study.trials[0]
     trial.value = (trial.value or 0.0) - 0.1
-    with pytest.raises(HpsearchError, match=r"trained once more, it gives .* bring the kept weights"):
+    with pytest.raises(HpsearchError, match=r"its network gives .* bring the kept weights"):
         network(chain.confirmation, trial, data_of(chain.confirmation, elsewhere), elsewhere, silent)
     assert not list((tmp_path / "weights").rglob("*.safetensors"))
 

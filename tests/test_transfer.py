@@ -15,6 +15,7 @@ from hpsearch.errors import DataError, UsageError
 from hpsearch.export import export, read
 from hpsearch.final_test import final_test
 from hpsearch.models.takeover import COPIED, NEW, RESIZED
+from hpsearch.recipe import Recipe
 from hpsearch.settings import Settings
 from hpsearch.storage.open import create
 from hpsearch.storage.studies import RECIPE_KEY, study_names
@@ -206,5 +207,9 @@ trials = 3
         linked = confirm.create(database, load_study(database, "carry"), 1, 2)
         label, values = linked.spec.candidates[-1]
         assert (label, values["start"]) == ("scratch", "scratch")
+        bare = Recipe(model="lenet", epochs=2)  # were it the best, it would be the candidate from scratch itself
+        best = optuna.trial.create_trial(value=1.0, user_attrs={RECIPE_KEY: bare.as_dict()})
+        starts = [values["start"] for _, values in confirm._candidates(load_study(database, "carry"), [best], 1)]
+        assert starts.count("scratch") == 1
         Chain(database, settings).work(linked.name)
         assert confirm.result(linked).finished

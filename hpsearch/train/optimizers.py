@@ -131,9 +131,9 @@ ADAMW = Optimizer(("mean", "square"), adamw)
 
 def gradient_norm(gradients: list[Tensor], others: Iterable[float] = ()) -> Tensor | float:
     """The norm of all gradients together: a number on a CPU, else (); `others` are norms of more of them."""
-    if all(gradient.device.type == "cpu" for gradient in gradients):
-        return math.hypot(*[torch.linalg.vector_norm(gradient).item() for gradient in gradients], *others)
-    return get_total_norm(gradients)
+    if gradients and gradients[0].device.type != "cpu":
+        return get_total_norm(gradients)
+    return math.hypot(*[torch.linalg.vector_norm(gradient).item() for gradient in gradients], *others)
 
 
 def clip_divisor(norm: Tensor | float, clip_norm: float) -> Tensor | float:

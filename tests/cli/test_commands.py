@@ -9,6 +9,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from hpsearch.storage.open import connect, create
 from hpsearch.storage.studies import SPEC_KEY, load_study
 from tests.cli import inside
 from tests.cli.running import command, environment, hpsearch, start
-from tests.postgres import PostgresServer
+from tests.postgres import PostgresServer, free_port
 from tests.studies import TINY
 
 
@@ -137,24 +138,27 @@ def test_output_to_a_closed_pipe(folder: Path) -> None:
 
 def test_the_dashboard_is_for_reading_and_for_this_machine(folder: Path) -> None:
     hpsearch(folder, "create-study", "tiny.toml")
-    process = start(folder, "dashboard", "--port", "18432")
+    port = free_port()
+    request = partial(answer_of, port)
+    process = start(folder, "dashboard", "--port", str(port))
     try:
-        wait_for(folder, "http://127.0.0.1:18432/", process)
+        wait_for(folder, f"http://127.0.0.1:{port}/", process)
         assert request("GET", "/api/studies")[0] == 200
         assert b"tiny" in request("GET", "/api/studies")[1]
         assert request("GET", "/dashboard")[0] == 200
         for method, path in (("DELETE", "/api/studies/1"), ("POST", "/api/studies"), ("PUT", "/api/studies/1/note")):
             assert request(method, path)[0] == 405
         assert request("GET", "/api/studies", host="evil.example")[0] == 403
-        hpsearch(folder, "dashboard", "--port", "18432", code=2)
+        hpsearch(folder, "dashboard", "--port", str(port), code=2)
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
     assert json.loads(hpsearch(folder, "list", "--json").stdout)["studies"][0]["study"] == "tiny"
 
 
-def request(method: str, path: str, host: str = "127.0.0.1:18432") -> tuple[int, bytes]:
-    asked = urllib.request.Request(f"http://127.0.0.1:18432{path}", method=method, headers={"Host": host})
+def answer_of(port: int, method: str, path: str, host: str | None = None) -> tuple[int, bytes]:
+    place = f"127.0.0.1:{port}"
+    asked = urllib.request.Request(f"http://{place}{path}", method=method, headers={"Host": host or place})
     try:
         with urllib.request.urlopen(asked, timeout=10) as answer:
             return answer.status, answer.read()

@@ -65,6 +65,7 @@ def test_names_options_and_places(tmp_path: Path) -> None:
     assert "create-study" in one_line(tmp_path, "dashboard")
     assert "--workers" in one_line(tmp_path, "worker", "quickstart", "--workers", "0")
     assert "--lanes" in inside.one_line(tmp_path, "worker", "quickstart", "--lanes", "²")
+    assert "--image-size" in inside.one_line(tmp_path, "transfer", "out", "--data", "stl5", "--image-size", "4097")
     assert list(tmp_path.iterdir()) == []
 
 
