@@ -159,8 +159,8 @@ def check_accuracy(study: LoadedStudy, trial: FrozenTrial, accuracy: float, data
     if recorded is not None and not alike(accuracy, recorded, dataset):
         raise HpsearchError(
             f"trial {trial.number} of {study.name}: its network gives a validation accuracy of {accuracy:.4f} here, "
-            f"and {recorded:.4f} is recorded; bring the kept weights (storage/weights) from the machine that trained it; "
-            "workers keep those of a confirmation"
+            f"and {recorded:.4f} is recorded; bring the kept weights (storage/weights) from the machine that trained "
+            "it; workers keep those of a confirmation"
         )
 
 
