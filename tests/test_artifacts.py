@@ -328,10 +328,10 @@ def test_of_a_trial_that_fails_no_checkpoint_is_kept(
 
     original = Program.train_block
 
-    def third_fails(program: Program, images: Any, labels: Any) -> None:
+    def third_fails(program: Program, *block: Any) -> None:
         if program.epoch == 2:
             raise ValueError("broken")
-        original(program, images, labels)
+        original(program, *block)
 
     monkeypatch.setattr(Program, "train_block", third_fails)
     list(run(sqlite, "tiny", settings(tmp_path), Interruption(), 1))

@@ -96,7 +96,7 @@ def test_a_broken_device_ends_the_worker_and_not_the_trial(
 def test_three_exceptions_in_a_row_end_the_worker(
     sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def always(_program: Program, _images: Any, _labels: Any) -> None:
+    def always(_program: Program, *_block: Any) -> None:
         raise RuntimeError("broken")
 
     monkeypatch.setattr(Program, "train_block", always)

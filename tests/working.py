@@ -47,10 +47,10 @@ def fail_once(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     once = iter([True])
     original = Program.train_block
 
-    def sometimes(program: Program, images: Any, labels: Any) -> None:
+    def sometimes(program: Program, *block: Any) -> None:
         if next(once, False):
             raise error
-        original(program, images, labels)
+        original(program, *block)
 
     monkeypatch.setattr(Program, "train_block", sometimes)
 

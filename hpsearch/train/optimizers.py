@@ -19,7 +19,8 @@ from torch.optim.sgd import sgd as torch_sgd
 EPSILON = 1e-8  # Adam: added to the root; torch's default
 SECOND_BETA = 0.999  # Adam: torch's default
 CLIP_EPSILON = 1e-6  # as in torch.nn.utils.clip_grad_norm_
-SMALLEST_SCALE = 2.0**-10  # of the buffers of ScaledSGD: far from the limits of float32; reached every 65 steps at 0.9
+LARGEST_LOSS = 0.5  # of the parameters in a step of ScaledSGD, by weight decay alone
+SMALLEST_SCALE = 2.0**-10  # of the buffers of ScaledSGD: far from the limits of float32; after 65 steps at 0.9
 
 Buffers = Mapping[str, list[Tensor]]  # name -> one tensor for each parameter, zero before the first step
 
@@ -75,10 +76,14 @@ def adamw(parameters: list[Tensor], gradients: list[Tensor], buffers: Buffers, u
     _adam(parameters, gradients, buffers, update, decoupled=True)
 
 
-def factored_norm(factors: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """The norm of the sum of products g^T x, from factors g (B, O) and x (B, I) on a CPU, without the products."""
+def factored_norm(factors: Sequence[tuple[Tensor, Tensor]], similarity: Tensor | None = None) -> float:
+    """The norm of the sum of products g^T x, from factors g (B, O) and x (B, I) on a CPU, without the products.
+
+    `similarity` is x x^T (B, B) of the only factors, if it is there already.
+    """
     gradient, inputs = joined(factors)
-    square = torch.dot((inputs @ inputs.T).view(-1), (gradient @ gradient.T).view(-1)).item()
+    similarity = inputs @ inputs.T if similarity is None else similarity
+    square = torch.dot(similarity.view(-1), (gradient @ gradient.T).view(-1)).item()
     return math.sqrt(max(square, 0.0))  # rounding may take a norm of 0 below it
 
 
@@ -93,20 +98,22 @@ def joined(factors: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 class ScaledSGD:
     """`sgd` on a CPU, in fewer and shorter passes over the memory; the last weights' gradients come as their factors.
 
-    The momentum is `scale` times its buffer: its decay costs one product of two numbers. Products of factors go
-    into the buffer at once and are stored nowhere else.
+    The momentum is `scale` times its buffer plus `decay` times the parameter: to make it smaller, or to add the weight
+    decay to it, takes numbers alone. Products of factors go into the buffer at once and are stored nowhere else.
     """
 
     parameters: list[Tensor]
     buffers: list[Tensor]  # one for each parameter
     scale: float = 1.0
+    decay: float = 0.0
 
     def apply(
         self, gradients: list[Tensor], factors: Sequence[Sequence[tuple[Tensor, Tensor]]], update: Update
     ) -> None:
         """One step from gradients of the first parameters, and the factors g (B, O) and x (B, I) of the others'."""
         self.scale *= update.momentum
-        if self.scale < SMALLEST_SCALE:
+        self.decay *= update.momentum
+        if not SMALLEST_SCALE <= self.scale <= 1 / SMALLEST_SCALE:
             self.settle()
         share = 1 / (self.scale * float(1.0 if update.divisor is None else update.divisor))
         if gradients:
@@ -114,14 +121,36 @@ class ScaledSGD:
         for buffer, pairs in zip(self.buffers[len(gradients) :], factors, strict=True):
             gradient, inputs = joined(pairs)
             buffer.addmm_(gradient.T, inputs, alpha=share)
-        if update.weight_decay:
-            torch._foreach_add_(self.buffers, self.parameters, alpha=update.weight_decay / self.scale)
-        torch._foreach_add_(self.parameters, self.buffers, alpha=-update.rate * self.scale)
+        self.decay += update.weight_decay
+        if update.rate * self.decay > LARGEST_LOSS:
+            self._gather()
+        torch._fused_sgd_(
+            self.parameters,
+            self.buffers,
+            [],
+            weight_decay=self.decay / self.scale,
+            momentum=0.0,
+            lr=update.rate * self.scale,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+        )
+        kept = 1 - update.rate * self.decay  # the momentum's part is of the parameters before the step
+        self.scale /= kept
+        self.decay /= kept
 
     def settle(self) -> None:
         """Make the buffers the momentum itself, as every state holds it."""
+        self._gather()
         torch._foreach_mul_(self.buffers, self.scale)
         self.scale = 1.0
+
+    def _gather(self) -> None:
+        """Make the buffers the momentum but for its scale."""
+        if self.decay:
+            torch._foreach_add_(self.buffers, self.parameters, alpha=self.decay / self.scale)
+            self.decay = 0.0
 
 
 SGD = Optimizer(("momentum",), sgd)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ class Program:
         started = time.perf_counter()
         self.begin_epoch()
         for images, labels in self.stream.blocks(self.data, self.position):
-            self.train_block(images, labels)
+            self.train_block(images, labels, self.similarities(images))
         return self.end_epoch(started)
 
     def begin_epoch(self) -> None:
@@ -112,16 +113,31 @@ class Program:
         if self._records and self.recipe.epochs * num_steps >= WORTH:
             self._record()
 
-    def train_block(self, images: Tensor, labels: Tensor) -> None:
-        """Train on images (N, C, H, W) and labels (N,): the next of the epoch, a whole number of batches or the end."""
+    def similarities(self, images: Tensor) -> Tensor | None:
+        """Images (N, C, H, W) -> (N / B, B, B), the inner products within each whole batch, where steps need them.
+
+        They do for the norm of a wide first layer's gradient. Trials of one stream have them in common.
+        """
+        if not any(layer.in_features == images[0].numel() for layer in self._wide):
+            return None
+        size = self.recipe.batch_size
+        batches = images[: len(images) // size * size].view(-1, size, images[0].numel())
+        return torch.bmm(batches, batches.transpose(1, 2))
+
+    def train_block(self, images: Tensor, labels: Tensor, similarities: Tensor | None = None) -> None:
+        """Train on images (N, C, H, W) and labels (N,): the next of the epoch, a whole number of batches or the end.
+
+        `similarities` of these images, if they are there.
+        """
         size = self.recipe.batch_size
         alone = self._random.used() if self._random is not None else nullcontext()
         with alone, multiplying(self.recipe.precision, self.data.device):
-            for some, their in zip(torch.split(images, size), torch.split(labels, size), strict=True):
+            batches = zip(torch.split(images, size), torch.split(labels, size), strict=True)
+            for (some, their), similarity in zip_longest(batches, () if similarities is None else similarities):
                 step, rate, momentum = next(self._settings)
                 for layer in self._dropouts:
                     layer.begin(int(step))
-                self._step(some, their, int(step), rate, momentum)
+                self._step(some, their, similarity, Update(int(step), rate, momentum, self.recipe.weight_decay))
 
     def end_epoch(self, started: float) -> EpochResult:
         """Validate, and say what the epoch that began at `started` (time.perf_counter) gave."""
@@ -189,17 +205,18 @@ class Program:
         body = replace(self._body, first_step=self.recipe.frozen_epochs * num_steps)
         return [part for part in (body, self._head) if part.parameters]
 
-    def _step(self, images: Tensor, labels: Tensor, step: int, rate: float, momentum: float) -> None:
-        """One update from images (B, C, H, W) and labels (B,)."""
+    def _step(self, images: Tensor, labels: Tensor, similarity: Tensor | None, update: Update) -> None:
+        """One update from images (B, C, H, W) and labels (B,); `similarity` (B, B) of the images, if it is there."""
         if self._recorded is not None and len(images) == self.recipe.batch_size:
             loss, logits, gradients, factors = self._recorded(images, labels)
         else:
             trained = [parameter for part in self._in_training for parameter in part.parameters]
             loss, logits, gradients, factors = self._derive(self.model, trained[: self._num_plain], images, labels)
         with torch.no_grad():
-            norm = gradient_norm(gradients, map(factored_norm, factors))
+            known = [similarity if _is_all_of(images, pairs) else None for pairs in factors]
+            norm = gradient_norm(gradients, map(factored_norm, factors, known))
             divisor = clip_divisor(norm, self.recipe.clip_norm) if self.recipe.clip_norm else None
-            update = Update(step, rate, momentum, self.recipe.weight_decay, divisor)
+            update = replace(update, divisor=divisor)
             if self._sgd is not None:
                 self._sgd.apply(gradients, factors, update)
             else:
@@ -251,6 +268,14 @@ class Program:
             totals += torch.stack(evaluate(self.model, images, labels))
         loss, hits = (totals / len(self.data.validation_labels)).tolist()
         return loss, hits
+
+
+def _is_all_of(images: Tensor, factors: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    """Whether these factors have the images themselves as their inputs."""
+    if len(factors) != 1:
+        return False
+    inputs = factors[0][1]
+    return (inputs.data_ptr(), inputs.numel()) == (images.data_ptr(), images.numel())
 
 
 def schedule_of(recipe: Recipe) -> Schedule:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from queue import Empty, SimpleQueue
 from threading import Thread
 
@@ -21,7 +22,7 @@ from hpsearch.train.program import EpochResult, Program, State
 
 Result = EpochResult | Exception  # an exception is a lane's own: its trial cannot go on, others do
 Place = tuple[Stream, int]  # a stream, and its epoch
-Block = tuple[Tensor, Tensor]  # images (N, C, H, W) and labels (N,)
+Block = tuple[Tensor, Tensor, Tensor | None]  # images (N, C, H, W), labels (N,), `Program.similarities`
 
 
 class SideBySide:
@@ -68,9 +69,18 @@ class SideBySide:
 
     def _blocks(self) -> Iterator[dict[Place, Block]]:
         """The next block of every stream that has one left."""
-        first = {_place(program): program for program in self._programs.values()}
-        streams = {place: one.stream.blocks(one.data, one.position) for place, one in first.items()}
-        while blocks := {place: block for place, some in streams.items() if (block := next(some, None)) is not None}:
+        there: dict[Place, list[Program]] = {}
+        for program in self._programs.values():
+            there.setdefault(_place(program), []).append(program)
+        streams = {place: some[0].stream.blocks(some[0].data, some[0].position) for place, some in there.items()}
+        while True:
+            blocks: dict[Place, Block] = {}
+            for place, stream in streams.items():
+                for images, labels in islice(stream, 1):
+                    wanted = (program.similarities(images) for program in there[place])
+                    blocks[place] = images, labels, next((some for some in wanted if some is not None), None)
+            if not blocks:
+                return
             yield blocks
 
     def _each(self, threads: "_Threads", work: Callable[[int], None]) -> None:

@@ -53,7 +53,7 @@ def test_norm_of_no_finite_number_spreads() -> None:
 
 
 @pytest.mark.parametrize("uses", [1, 2])
-@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01, 2.0, 30.0])  # the last take half of the weights and more in a step
 @pytest.mark.parametrize("clip_norm", [0.0, 0.5])
 def test_scaled_sgd_equals_sgd_on_the_product(uses: int, weight_decay: float, clip_norm: float) -> None:
     """A bias of plain gradients and a weight of factored ones, in float64, where only the order of sums differs.
@@ -81,7 +81,19 @@ def test_scaled_sgd_equals_sgd_on_the_product(uses: int, weight_decay: float, cl
             kept.mul_(momentum).add_(gradient / divisor).add_(their, alpha=weight_decay)
             their.sub_(kept, alpha=0.1)
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-        scaled = [buffer * optimizer.scale for buffer in buffers]
+        pairs = zip(buffers, ours, strict=True)
+        scaled = [buffer * optimizer.scale + own * optimizer.decay for buffer, own in pairs]
         torch.testing.assert_close(scaled, momenta, rtol=1e-12, atol=1e-12)
     optimizer.settle()
     torch.testing.assert_close(buffers, momenta, rtol=1e-12, atol=1e-12)
+
+
+def test_scaled_sgd_of_strong_decay_stays_finite() -> None:
+    """The scale grows where the decay takes more than the momentum: far past the limits of float32 in 1,000 steps."""
+    ours, buffers = [torch.ones(3)], [torch.zeros(3)]
+    optimizer = ScaledSGD(ours, buffers)
+    for step in range(1000):
+        optimizer.apply([torch.ones(3)], [], Update(step, 0.1, 0.9, 4.0))
+        assert math.isfinite(optimizer.scale)
+        assert math.isfinite(optimizer.decay)
+    torch.testing.assert_close(ours, [torch.full((3,), -0.25)])  # where gradient and decay are even

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import OneCycleLR
@@ -15,7 +15,9 @@ from hpsearch.models import MODELS
 from hpsearch.models.build import build_model
 from hpsearch.recipe import Recipe
 from hpsearch.train import AUGMENTATIONS, OPTIMIZERS, SCHEDULES
+from hpsearch.train import program as train_program
 from hpsearch.train.augment import normalise
+from hpsearch.train.optimizers import factored_norm
 from hpsearch.train.program import EpochResult, Program, place
 from hpsearch.train.stream import Stream
 from tests.train.data import small_data_set
@@ -161,3 +163,25 @@ def test_factored_gradients_change_nothing(model: str, clip_norm: float, monkeyp
     resumed = program(chosen)
     resumed.restore(program(chosen).state() | plain.state())
     assert resumed.run_epoch().training_loss == pytest.approx(straight.training_loss, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "native_size", "known"), [("2lp", None, [True]), ("3lp", None, [True, False]), ("2lp", 8, [False])]
+)
+def test_norms_take_the_similarities_of_the_images_where_they_are_the_input(
+    model: str, native_size: int | None, known: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the first layer, unless images are pooled before it; whole batches alone have them."""
+    monkeypatch.setattr("hpsearch.models.layers.WIDE", 1)
+    given: list[bool] = []
+
+    def watched(factors: list[tuple[Tensor, Tensor]], similarity: Tensor | None) -> float:
+        given.append(similarity is not None)
+        if similarity is not None:
+            inputs = factors[0][1]
+            torch.testing.assert_close(similarity, inputs @ inputs.T)
+        return factored_norm(factors, similarity)
+
+    monkeypatch.setattr(train_program, "factored_norm", watched)
+    program(recipe(model=model, native_size=native_size)).run_epoch()
+    assert given == known * 4 + [False] * len(known)

@@ -64,18 +64,23 @@ def program(one: Recipe, constructor: Constructor | None = None) -> Program:
     return Program(one, build_model(one, DATA.input_shape, DATA.num_classes, constructor), DATA)
 
 
+@pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
-def test_each_trains_as_alone(num_threads: int) -> None:
+def test_each_trains_as_alone(num_threads: int, wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every architecture, streams of their own, other batches, and networks that draw: bit for bit."""
+    if wide:
+        monkeypatch.setattr("hpsearch.models.layers.WIDE", 1)
     recipes = [recipe(model, number) for number, model in enumerate(sorted(MODELS))]
     recipes += [
         recipe("2lp", 5, batch_size=7),
         recipe("2lp", 6, augmentation="paper"),
         recipe("2lp", 7, stream_seed=3),
         recipe("2lp", 8, stream_offset=1),
+        recipe("2lp", 9, clip_norm=0.1, weight_decay=0.01),
+        recipe("2lp", 10, optimizer="adam"),
     ]
     pairs = [(program(one), program(one)) for one in recipes]
-    for number in (9, 10):
+    for number in (11, 12):
         own = recipe("own", number)
         pairs.append((program(own, Drawing), program(own, Drawing)))
     states: dict[int, Any] = {}
@@ -112,9 +117,9 @@ def test_a_lane_that_is_left_alone_keeps_its_cores(monkeypatch: pytest.MonkeyPat
     seen: list[int] = []
     train_block = Program.train_block
 
-    def watched(self: Program, images: Tensor, labels: Tensor) -> None:
+    def watched(self: Program, *block: Any) -> None:
         seen.append(torch.get_num_threads())
-        train_block(self, images, labels)
+        train_block(self, *block)
 
     monkeypatch.setattr(Program, "train_block", watched)
     lanes = Lanes(DATA, built_in("2lp"), fuse=False, num_threads=2)
