@@ -29,6 +29,7 @@ from hpsearch.storage import openings
 from hpsearch.storage.checkpoints import open_checkpoints
 from hpsearch.storage.open import create
 from hpsearch.storage.studies import create_study, load_study, ranked
+from hpsearch.storage.tables import VALUES
 from hpsearch.trained import choose, data_of, network
 from tests.chain import SMALL, Chain, silent
 
@@ -168,6 +169,24 @@ def test_a_network_that_training_again_does_not_give_is_no_evidence(chain: Chain
     with pytest.raises(HpsearchError, match=r"its network gives .* bring the kept weights"):
         network(chain.confirmation, trial, data_of(chain.confirmation, elsewhere), elsewhere, silent)
     assert not list((tmp_path / "weights").rglob("*.safetensors"))
+
+
+def test_a_search_that_trained_elsewhere_is_exported_with_what_its_network_gives(chain: Chain, tmp_path: Path) -> None:
+    """The value of one trial of a search is no evidence; the export states that of its own network, and checks."""
+    said: list[str] = []
+    with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
+        create_study(database, replace(chain.search.spec, name="bare"), "bare", 2)
+        bare = Chain(database, replace(chain.settings, home=tmp_path))
+        bare.work("bare")
+        with database.engine.begin() as connection:
+            connection.execute(VALUES.update().values(value=VALUES.c.value - 0.1))
+        best = ranked(load_study(database, "bare"))[0]
+        assert best.value is not None
+        for name in ("one", "again"):  # trained once more, and kept from then on
+            made = export(database, load_study(database, "bare"), 1, tmp_path / name, bare.settings, said.append)
+            assert made.weights.validation_accuracy == pytest.approx(best.value + 0.1)
+            assert len(verify(tmp_path / name, bare.settings)) == 6
+    assert [line for line in said if f"and {best.value:.4f} is recorded" in line] == said[1:]
 
 
 def test_a_label_ends_no_cell_of_the_model_card(folder: Path) -> None:
