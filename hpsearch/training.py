@@ -17,7 +17,7 @@ import torch
 from optuna.trial import TrialState
 
 from hpsearch.ends import Ends, leading
-from hpsearch.errors import HpsearchError
+from hpsearch.errors import HpsearchError, StorageError
 from hpsearch.events import Event, TrialEnded, TrialResumed, TrialStarted, WorkerWarned
 from hpsearch.patience import Patience
 from hpsearch.reporting import Batch, Errand, Reporter
@@ -345,7 +345,7 @@ class Training:
             return
         try:
             now = self.bench.session.standing()
-        except FAULTS:
+        except (*FAULTS, StorageError):
             now = None  # the worker is leaving because of that
         runs = self._runs()
         for key in ended:

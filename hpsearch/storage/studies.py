@@ -2,7 +2,8 @@
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -12,7 +13,7 @@ from optuna.storages._rdb import models
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import func, select, true
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, NoResultFound
 from sqlalchemy.orm import Session
 
 from hpsearch.errors import StorageError
@@ -171,12 +172,16 @@ def study_names(database: Database) -> list[str]:
 
 
 def progress(database: Database, study: LoadedStudy) -> Progress:
-    """Count the study's trials and find the best one; a few statements, whatever the number of trials."""
+    """Count the study's trials and find the best one; a few statements, whatever the number of trials.
+
+    Raises:
+        StorageError: the study has been deleted.
+    """
     of_study = TRIALS.c.study_id == study.study_id
     values = models.TrialValueModel.__table__
     column = values.c.value
     best = column.desc() if study.spec.objective.direction == "maximize" else column.asc()
-    with database.statements() as connection:
+    with _there(study), database.statements() as connection:
         by_state = select(TRIALS.c.state, func.count()).where(of_study).group_by(TRIALS.c.state)
         counts: dict[TrialState, int] = {state: n for state, n in connection.execute(by_state)}  # noqa: C416 -- a Row is no pair to dict()
         abandoned = leases.count_expired(connection, study.study_id)
@@ -207,7 +212,11 @@ def progress(database: Database, study: LoadedStudy) -> Progress:
 
 
 def standing(database: Database, study: LoadedStudy) -> Standing:
-    """As far as `progress` says it, in one statement."""
+    """As far as `progress` says it, in one statement.
+
+    Raises:
+        StorageError: the study has been deleted.
+    """
     of_study = TRIALS.c.study_id == study.study_id
     ended = select(func.count()).where(of_study, TRIALS.c.state.in_(FINISHED)).scalar_subquery()
     table = models.TrialValueModel.__table__
@@ -217,8 +226,17 @@ def standing(database: Database, study: LoadedStudy) -> Standing:
     first = best.subquery()
     row = select(ended, CONTROL.c.max_trials, first.c.number, first.c.value)
     row = row.select_from(CONTROL).outerjoin(first, true()).where(CONTROL.c.study_id == study.study_id)
-    with database.statements() as connection:
+    with _there(study), database.statements() as connection:
         return Standing(*connection.execute(row).one())
+
+
+@contextmanager
+def _there(study: LoadedStudy) -> Iterator[None]:
+    """A block that reads the one row of a study, which anybody may delete."""
+    try:
+        yield
+    except NoResultFound as error:
+        raise StorageError(f"study {study.name} has been deleted meanwhile: create it again") from error
 
 
 def ranked(study: LoadedStudy) -> list[FrozenTrial]:

@@ -1,6 +1,7 @@
 """Studies in the database: created whole or not at all, and counted without reading trials."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import optuna
 import pytest
@@ -10,7 +11,7 @@ from sqlalchemy import NullPool, select
 from hpsearch.errors import StorageError
 from hpsearch.spec import parse
 from hpsearch.storage.open import Database, create
-from hpsearch.storage.studies import create_study, load_study, progress, ranked, study_names
+from hpsearch.storage.studies import create_study, load_study, progress, ranked, standing, study_names
 from hpsearch.storage.tables import METADATA
 from tests.storage.sandbox import Sandbox
 from tests.studies import TINY
@@ -53,6 +54,15 @@ def test_a_study_that_optuna_deletes_leaves_nothing_to_the_next_one(sandbox: San
     create_study(sandbox.database, SPEC, "tiny")  # on SQLite with the same numbers for study and trials
     again = progress(sandbox.database, load_study(sandbox.database, "tiny"))
     assert (again.finished, again.running, again.max_trials) == (0, 0, SPEC.budget.trials)
+
+
+@pytest.mark.parametrize("count", [progress, standing])
+def test_a_study_deleted_since_it_was_loaded(count: Callable[..., Any], database: Database) -> None:
+    create_study(database, SPEC, "tiny")
+    study = load_study(database, "tiny")
+    optuna.delete_study(study_name="tiny", storage=database.storage)
+    with pytest.raises(StorageError, match="tiny has been deleted"):
+        count(database, study)
 
 
 def test_unknown_and_foreign_studies(database: Database) -> None:
