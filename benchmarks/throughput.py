@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -166,9 +167,11 @@ def attempts(letter: str, side: Side, device: str) -> Iterator[Timing | str]:
     """The side's results, or what went wrong, in one line."""
     try:
         yield from side()
+        tidy(device)
     except Exception as error:
         yield f"({letter}) failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    tidy(device)
+        with suppress(Exception):  # torch 2.11 cannot after a recording that failed
+            tidy(device)
 
 
 def write_arrays(data: DeviceData, folder: Path) -> Path:

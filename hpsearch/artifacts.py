@@ -33,7 +33,7 @@ class Checkpoints(Protocol):
         """Where they are, for messages."""
 
     def save(self, key: str, epoch: int, content: bytes) -> None:
-        """Write a checkpoint, and keep one before it at most. Later ones, of a worker that lost the trial, make room.
+        """Write a checkpoint, and keep one before it at most; later ones stay, which others may have written since.
 
         Raises:
             OSError: there is no room, or the place cannot be reached or written; what was there before is untouched.
@@ -119,8 +119,7 @@ class FolderCheckpoints:
                 os.unlink(temporary)
             raise
         _sync_folder(place)
-        later = [path for path in self._files(key) if _epoch(path) > epoch]
-        for old in later + self._files(key)[len(later) + KEPT :]:
+        for old in [path for path in self._files(key) if _epoch(path) <= epoch][KEPT:]:
             old.unlink(missing_ok=True)
 
     def load(self, key: str, last_epoch: int) -> Iterator[tuple[int, bytes]]:

@@ -42,6 +42,7 @@ class Ends:
     def add(self, run: Run, outcome: Outcome, state: State | None) -> None:
         """A trial leaves its lane."""
         copies = {name: one.cpu() if isinstance(one, torch.Tensor) else one for name, one in (state or {}).items()}
+        run.keep_weights(outcome, copies or None)
         self.leaving[run.lease.trial_id] = Leaving(run, outcome, copies or None)
 
     @property
@@ -59,7 +60,8 @@ class Ends:
         left = [one for end in ends if (one := self.leaving.pop(end.lease.trial_id, None)) is not None]
         for one in left:
             if one.run.lease.trial_id in held:
-                one.run.forget(one.outcome, one.state)
+                one.run.keep_weights(one.outcome, one.state, mine=True)
+                one.run.forget()
         return [self.told(one.run, one.outcome if one.run.lease.trial_id in held else LOST, now) for one in left]
 
     def told(self, run: Run, outcome: Outcome, now: Standing | None) -> TrialEnded:

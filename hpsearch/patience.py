@@ -11,7 +11,7 @@ from hpsearch.errors import StorageAway
 from hpsearch.events import Event, WorkerWarned
 from hpsearch.interrupt import Interruption
 from hpsearch.settings import Settings
-from hpsearch.storage.open import FAULTS, Database, is_read_only
+from hpsearch.storage.open import BUSY_TIMEOUT_SECONDS, FAULTS, Database, is_read_only
 
 STORAGE_PAUSE_SECONDS = 0.5  # before the second attempt to reach a storage; doubles with each
 MAX_STORAGE_PAUSE_SECONDS = 15.0
@@ -37,12 +37,16 @@ class Patience:
         self._since = self._last = -math.inf  # when the present row of faults began, and when it was last waited for
         self._reason, self._pause = "", STORAGE_PAUSE_SECONDS
 
-    def begins(self, error: Exception) -> WorkerWarned | None:
-        """Take note of a fault; what to tell about it, if it is the first of a row."""
-        self._reason = self._database.explain(error)
-        if time.monotonic() - self._last < CALM_SECONDS:
+    def begins(self, error: Exception, called: float | None = None) -> WorkerWarned | None:
+        """Take note of a fault; what to tell about it, if it is the first of a row.
+
+        `called` is when the call began that failed, by the monotonic clock: a storage may take longer to fail than a
+        calm lasts. None: nobody knows, and it may have waited for a lock of SQLite.
+        """
+        self._reason, now = self._database.explain(error), time.monotonic()
+        if (now - BUSY_TIMEOUT_SECONDS if called is None else called) - self._last < CALM_SECONDS:
             return None
-        self._since, self._pause = time.monotonic(), STORAGE_PAUSE_SECONDS
+        self._since, self._pause = now, STORAGE_PAUSE_SECONDS
         return WorkerWarned(f"the storage does not answer ({self._reason}); waiting for it")
 
     def wait(self) -> None:
@@ -61,8 +65,9 @@ class Patience:
                 )
             time.sleep(self._pause * random.uniform(0.5, 1.0))  # noqa: S311 -- so that many workers do not come back at once
             self._pause = min(2 * self._pause, MAX_STORAGE_PAUSE_SECONDS)
-            self._last = time.monotonic()
-            if self._database.answers():
+            answers = self._database.answers()
+            self._last = time.monotonic()  # after the answer, which may take long as well
+            if answers:
                 return
 
     def patiently(self, call: Callable[[], Value]) -> Generator[Event, None, Value]:
@@ -72,10 +77,11 @@ class Patience:
             StorageAway: see `wait`.
         """
         while True:
+            called = time.monotonic()
             try:
                 return call()
             except FAULTS as error:
-                if warning := self.begins(error):
+                if warning := self.begins(error, called):
                     yield warning
                 with self._waiting():
                     self.wait()

@@ -31,7 +31,8 @@ class Workers:
     """Worker processes, one for each list of arguments, on an equal share of the cores.
 
     They get every Ctrl-C of the terminal themselves; `terminate` passes a SIGTERM on. If this process dies, their
-    next event finds no reader and they leave as if interrupted.
+    next event finds no reader and they leave as if interrupted. What they print that is no event goes to the standard
+    error.
     """
 
     def __init__(self, arguments: Sequence[Sequence[str]], environment: Mapping[str, str]) -> None:
@@ -44,6 +45,7 @@ class Workers:
                 [sys.executable, "-P", "-m", "hpsearch", "worker", "--events", *own],
                 stdout=subprocess.PIPE,
                 text=True,
+                errors="backslashreplace",  # events are ASCII; what else is printed may be anything
                 env=environment,
             )
             for own in arguments
@@ -68,7 +70,15 @@ class Workers:
     def _read(self, index: int, process: "subprocess.Popen[str]") -> None:
         output: IO[str] | None = process.stdout
         assert output is not None
-        with output:
-            for line in output:
-                self._events.put((index, from_json(line)))
-        self._events.put((index, WorkerExited(process.wait())))
+        try:
+            with output:
+                for line in output:
+                    self._take(index, line)
+        finally:  # whoever reads the events waits for this one
+            self._events.put((index, WorkerExited(process.wait())))
+
+    def _take(self, index: int, line: str) -> None:
+        try:
+            self._events.put((index, from_json(line)))
+        except ValueError:
+            print(line, end="", file=sys.stderr)

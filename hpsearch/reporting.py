@@ -1,19 +1,23 @@
 """Reporting: what a worker has to say to the storage, done by a thread while an epoch trains."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from threading import Event
 
 from hpsearch.recipe import Recipe
 from hpsearch.search.session import Session
-from hpsearch.stock import Stock
+from hpsearch.stock import RENEW, Stock
 from hpsearch.storage.ledger import End, Report
 from hpsearch.storage.open import FAULTS
 from hpsearch.storage.studies import Standing
 from hpsearch.train.lanes import Result
 from hpsearch.train.program import EpochResult
 from hpsearch.trial import Run
+
+FIRST_EPOCH_SECONDS = 1800.0  # of a worker's first epoch, in which nobody knows how long one takes
 
 
 @dataclass
@@ -118,6 +122,27 @@ class Reporter:
             doing.result()
         errand, self.errand = self.errand, None
         return errand
+
+    @contextmanager
+    def renewing(self, running: Mapping[int, Run], stock: Stock, lease_seconds: float) -> Iterator[None]:
+        """A block in which leases do not run out, though no epoch renews them: the first one may take longer than that.
+
+        A process that hangs in it is found out after FIRST_EPOCH_SECONDS.
+        """
+        ended, gives_up = Event(), time.monotonic() + FIRST_EPOCH_SECONDS
+
+        def renew() -> None:
+            while not ended.wait(RENEW * lease_seconds) and time.monotonic() < gives_up:
+                held = [*(run.lease for run in running.values()), *stock.leases.values()]
+                with suppress(*FAULTS):  # whoever needs the database next will see
+                    self._session.renew(held, lease_seconds)
+
+        renewal = self._thread.submit(renew)  # after the errand that is on its way
+        try:
+            yield
+        finally:
+            ended.set()
+            renewal.result()
 
     def split(self, batch: Batch, keys: set[int]) -> None:
         """Leave only these trials in the last batch; the others get one of their own, for later."""

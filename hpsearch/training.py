@@ -6,10 +6,10 @@ epochs ahead of what is known to be recorded. Trials that end leave their lanes 
 (`stock.py`); that they have ended is recorded, and the stock filled, while those train.
 """
 
-import contextlib
 import math
 import time
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -28,6 +28,7 @@ from hpsearch.storage.ledger import Report
 from hpsearch.storage.open import FAULTS
 from hpsearch.train.checkpoint import State
 from hpsearch.train.device_data import has_room, let_go
+from hpsearch.train.fused import CannotFuse
 from hpsearch.train.lanes import Group, Lanes
 from hpsearch.train.plan import LaneCount, Stream
 from hpsearch.trial import LOST, Bench, Outcome, Run, one_line, recorded
@@ -53,7 +54,7 @@ class Training:
         self._next: dict[Stream, int] = {}  # the epochs of streams with which the next round begins
         self._round_seconds = math.inf  # of all groups, about; not known before the first
         self._lease_seconds = bench.settings.lease_seconds  # or longer, if epochs are long
-        self._refused: set[str] = set()
+        self._refused: set[tuple[str, str]] = set()
 
     def fill(self) -> Generator[Event, None, bool]:
         """Begin trials in lanes that are free, from the stock as long as there are some; whether there were any.
@@ -134,7 +135,7 @@ class Training:
         self._reporter.close()
         if (errand := self._reporter.errand) is None:
             errand = replace(self._errand(), num_wanted=0)  # the device has failed: what ended before has ended
-            with contextlib.suppress(*FAULTS):
+            with suppress(*FAULTS):
                 errand.run()
         self._turned(errand)
         self.stock.give_back()
@@ -158,9 +159,10 @@ class Training:
         self.running[trial_id] = run
         self.stock.pop(trial_id)
         yield TrialStarted(run.number, run.recipe.epochs)
-        if is_out:
-            reason = f"pruned by {self.bench.study.spec.pruner.name}"
-            yield from self._finish({trial_id: Outcome(TrialState.PRUNED, run.lease.epoch, reason=reason)})
+        session, kept = self.bench.session, True
+        if is_out and run.lease.epoch < run.recipe.epochs:
+            rows = yield from self._patiently(lambda: session.epochs(trial_id))
+            yield from self._finish({trial_id: run.beaten(rows)})
             return
         state: State | None = None
         unreported: list[Report] = []
@@ -174,7 +176,6 @@ class Training:
         except (OSError, HpsearchError) as error:
             yield WorkerWarned(f"trial {run.number} begins again, without its checkpoints: {error}")
         run.epoch = int(state["epoch"]) if state is not None else 0
-        session, kept = self.bench.session, True
         for one in unreported:
             kept = bool((yield from self._patiently(partial(session.record, [one], self._lease_seconds))))
         if run.lease.epoch > run.epoch:
@@ -193,9 +194,10 @@ class Training:
     def _train(self, group: Group) -> Generator[Event, None, None]:
         """One epoch of a group; meanwhile the one before is recorded, and who left it is replaced."""
         self._reporter.send(self._errand(self._joining(self._next)))
-        started = time.monotonic()
+        first, started = math.isinf(self._round_seconds), time.monotonic()
+        renewing = self._reporter.renewing(self.running, self.stock, self._lease_seconds) if first else nullcontext()
         try:
-            with self.bench.interruption.allowed():
+            with renewing, self.bench.interruption.allowed():
                 results = group.train_epoch()
             group.keep_epoch()  # not in the block: states and results go together
         except torch.AcceleratorError as error:
@@ -203,6 +205,10 @@ class Training:
             raise HpsearchError(f"the device failed: {one_line(error)}") from error
         except torch.OutOfMemoryError as error:
             yield from self._make_room(list(group.keys), error)
+            return
+        except CannotFuse:
+            yield from self._settle_all()
+            self.lanes.restart([key for key in group.keys if key in self.running], self.bench.model)
             return
         seconds = time.monotonic() - started
         self._round_seconds = seconds * self._num_groups
@@ -237,10 +243,9 @@ class Training:
             trained = batch.trained.items()
             batch.reports = [self.running[key].report(result, batch.seconds) for key, result in trained]
         ends = self.ends.to_record()
-        wanted = self._num_free(self._num_ending() if placed is not None else 0)
         # Whoever leaves soon, because it is asked to or its trials fail, begins no more.
-        leaves = self.bench.interruption.requested or self.ends.fails
-        wanted = 0 if leaves or (self.stock.patient and not ends) else wanted
+        leaves = self.bench.interruption.requested or self.ends.fails or (self.stock.patient and not ends)
+        wanted = 0 if leaves else self._num_free(self._num_ending() if placed is not None else 0)
         return Errand(self.bench.session, self.stock, self._lease_seconds, batch, ends, wanted, placed, self._speed)
 
     def _num_ending(self) -> int:
@@ -280,8 +285,7 @@ class Training:
                 ended[key] = LOST
                 continue
             yield run.told(result)
-            outcome = run.outcome(result, key in verdict.pruned)
-            if outcome is not None:
+            if (outcome := run.outcome(result, key in verdict.pruned)) is not None:
                 ended[key] = outcome
             elif key in batch.due and (warning := self._keep(run)):
                 yield warning
@@ -311,9 +315,7 @@ class Training:
         trial_id = run.lease.trial_id
         leaving = self.ends.leaving.get(trial_id)
         state = self.lanes.state(trial_id) if leaving is None else leaving.state
-        if state is None or int(state["epoch"]) == 0:
-            return None
-        return run.save(state, self._reporter.unreported(trial_id))
+        return run.save(state, self._reporter.unreported(trial_id)) if state and int(state["epoch"]) else None
 
     def _finish(self, ended: Mapping[int, Outcome]) -> Generator[Event, None, None]:
         """Free the lanes of trials that end; how they did is recorded while the next epoch trains."""
@@ -331,13 +333,12 @@ class Training:
 
     def _illustrated(self, ended: Mapping[int, Outcome]) -> Generator[Event, None, dict[int, Outcome]]:
         """The outcomes; a completed one that is the best so far comes with its confusion matrix."""
-        if all(one.state != TrialState.COMPLETE for one in ended.values()):
-            return dict(ended)
-        now = self.ends.standing or (yield from self._patiently(self.bench.session.standing))
-        best = leading(ended, self.bench.study.plan, now)
-        if best is None or (state := self.lanes.state(best)) is None:
-            return dict(ended)
-        return {**ended, best: replace(ended[best], pictures=self.running[best].pictures(state))}
+        if any(one.state == TrialState.COMPLETE for one in ended.values()):
+            now = self.ends.standing or (yield from self._patiently(self.bench.session.standing))
+            best = leading(ended, self.bench.study.plan, now)
+            if best is not None and (state := self.lanes.state(best)) is not None:
+                return {**ended, best: replace(ended[best], pictures=self.running[best].pictures(state))}
+        return dict(ended)
 
     def _leave(self, ended: Mapping[int, Outcome]) -> Generator[Event, None, None]:
         """Free the lanes of trials that have ended here, and say how."""
@@ -391,10 +392,9 @@ class Training:
             self.stock.give_back()
             keep = max(1, min(number, len(keys) // 2))
             yield from self.give_back("there was no memory for it", keys[keep:])
-            self.lanes.restart(keys[:keep], lambda key: self.bench.model(self.running[key].recipe))
+            self.lanes.restart(keys[:keep], self.bench.model)
 
     def _say_refusals(self) -> Generator[Event, None, None]:
-        for model, reason in self.lanes.refusals.items():
-            if model not in self._refused:
-                self._refused.add(model)
-                yield WorkerWarned(f"model {model} cannot be fused, its trials train one after another: {reason}")
+        for model, reason in self.lanes.refusals.items() - self._refused:
+            self._refused.add((model, reason))
+            yield WorkerWarned(f"model {model} cannot be fused, its trials train one after another: {reason}")

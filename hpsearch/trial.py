@@ -103,6 +103,8 @@ class Run:
         self.key = trial_key(prefix, self.number, [self.recipe.identity(), bench.fingerprint])
         self.epoch = assignment.lease.epoch  # the last one that is trained and recorded
         self.saved_at = time.monotonic()
+        self._kept = False  # whether the weights that are kept are those of this run
+        self._anew = assignment.lease.token > 1  # whether checkpoints that may be there are of no use
 
     def last_state(self, model: nn.Module) -> tuple[State | None, list[Report]]:
         """The newest checkpoint that goes with the record (None: there is none, begin anew), for the trial's model.
@@ -123,6 +125,7 @@ class Run:
                 ahead = [result for result in kept if result.epoch > recorded]
                 whole = [result.epoch for result in ahead] == list(range(recorded + 1, epoch + 1))
                 if whole and not (strange := _strange(state, model)):
+                    self._anew = False
                     return state, [self.report(result, 0.0) for result in ahead]
         if strange:
             raise HpsearchError(f"they are of another network than the code makes now ({strange})")
@@ -154,9 +157,16 @@ class Run:
             return Outcome(TrialState.PRUNED, result.epoch, reason=reason, kind=DIVERGED)
         if result.epoch >= self.recipe.epochs:
             return Outcome(TrialState.COMPLETE, result.epoch, value)
-        if pruned:
-            return Outcome(TrialState.PRUNED, result.epoch, value, f"pruned by {self.bench.study.spec.pruner.name}")
-        return None
+        return Outcome(TrialState.PRUNED, result.epoch, value, self._pruned) if pruned else None
+
+    def beaten(self, rows: Sequence[Mapping[str, Any]]) -> Outcome:
+        """How a trial ends that need not be trained any more, with the value of the last of its recorded epochs."""
+        outcome = self.outcome(recorded(rows[-1]), pruned=True) if rows else None
+        return outcome or Outcome(TrialState.PRUNED, 0, reason=self._pruned)
+
+    @property
+    def _pruned(self) -> str:
+        return f"pruned by {self.bench.study.spec.pruner.name}"
 
     def end(self, outcome: Outcome) -> End:
         """What the ledger records of the end."""
@@ -214,6 +224,9 @@ class Run:
             return None
         self.saved_at = time.monotonic()
         ahead: dict[str, Any] = {UNREPORTED: [asdict(result) for result in unreported]} if unreported else {}
+        if self._anew:
+            self.forget()
+            self._anew = False
         try:
             self.bench.checkpoints.save(self.key, int(state["epoch"]), to_bytes({**state, **ahead}))
         except OSError as error:
@@ -222,19 +235,31 @@ class Run:
             return WorkerWarned(f"trial {self.number} goes on without a checkpoint: {error}; {advice}")
         return None
 
-    def forget(self, outcome: Outcome, state: State | None) -> None:
-        """Delete the checkpoints of a trial that has ended; keep the weights of what was trained over seeds."""
-        if state is not None and outcome.state == TrialState.COMPLETE and not self.bench.study.spec.space:
-            # Final tests and exports start from these weights; without them they train again.
-            with contextlib.suppress(OSError):
-                weights.keep(self.bench.weights, self.weights_key, state)
+    def keep_weights(self, outcome: Outcome, state: State | None, *, mine: bool = False) -> None:
+        """Keep the weights of what was trained over seeds: final tests and exports start from them.
+
+        Before the end is recorded, as nobody trains the trial after that; then others may have it and have kept theirs,
+        which count until it is known that the end is `mine`.
+        """
+        if state is None or outcome.state != TrialState.COMPLETE or self.bench.study.spec.space:
+            return
+        place, key = self.bench.weights, self.weights_key
+        with contextlib.suppress(OSError, HpsearchError):  # without them the network trains again
+            if not self._kept and (mine or weights.kept(place, key) is None):
+                place.forget(key)
+                weights.keep(place, key, state)
+                self._kept = True
+
+    def forget(self) -> None:
+        """Delete the checkpoints of a trial that has ended."""
         self.bench.checkpoints.forget(self.key)
 
 
 def recorded(row: Mapping[str, Any]) -> EpochResult:
-    """An epoch as the storage has it, where None is what was no finite number."""
+    """An epoch as the storage has it, where None is what was no finite number, or is lost."""
     numbers: dict[str, Any] = {name: math.nan if value is None else value for name, value in row.items()}
-    diverged = not (math.isfinite(numbers["training_loss"]) and math.isfinite(numbers["gradient_norm"]))
+    # What diverged was not validated; of an epoch that `fsck --repair` restored the objective alone is known.
+    diverged = math.isnan(numbers["validation_loss"]) and math.isnan(numbers["validation_accuracy"])
     return EpochResult(**numbers, diverged=diverged)
 
 

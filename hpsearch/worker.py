@@ -9,7 +9,7 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from hpsearch import catalogue, crashes, weights
 from hpsearch.data.load import load
 from hpsearch.ends import Ends
 from hpsearch.errors import DataError, HpsearchError, StorageAway, UsageError
-from hpsearch.events import LOST_STATE, Event, StudyOpened, TrialEnded, TrialStarted, WorkerLeft
+from hpsearch.events import LOST_STATE, Event, StudyOpened, TrialEnded, TrialStarted, WorkerLeft, WorkerWarned
 from hpsearch.interrupt import Interrupted, Interruption
 from hpsearch.patience import Patience
 from hpsearch.pictures import Pictures
@@ -186,22 +186,32 @@ def _serve(
 ) -> Iterator[Event]:
     left, idle = limits.max_trials, _Idle(database, settings, limits)
     patience = Patience(database, settings, interruption)
+    unusable: dict[str, UsageError] = {}  # studies that this worker cannot train: there may be others
     while not interruption.requested and left != 0:
+        name, called = study_name, time.monotonic()
         try:
-            name, nothing = _next_study(database, study_name)
+            name, nothing = _next_study(database, study_name, unusable)
             begun = False
             for event in run(database, name, settings, interruption, left) if name is not None else ():
                 yield event
+                called = time.monotonic()
                 begun |= isinstance(event, TrialStarted)
                 if left is not None:
                     left -= isinstance(event, TrialEnded) and event.state not in (TrialState.WAITING.name, LOST_STATE)
             if not begun and not interruption.requested:
                 if not idle.goes_on(nothing):
+                    if unusable:
+                        raise next(iter(unusable.values()))
                     yield WorkerLeft(nothing.sentence)
                     break
                 continue
+        except UsageError as error:
+            if study_name or name is None or name in unusable:
+                raise
+            unusable[name] = error
+            yield WorkerWarned(f"study {name} is passed over: {error}")
         except FAULTS as error:
-            if warning := patience.begins(error):
+            if warning := patience.begins(error, called):
                 yield warning
             patience.wait()
         idle = _Idle(database, settings, limits)
@@ -251,19 +261,19 @@ class _Idle:
         return True
 
 
-def _next_study(database: Database, study_name: str | None) -> tuple[str | None, _Nothing]:
+def _next_study(database: Database, study_name: str | None, unusable: Collection[str]) -> tuple[str | None, _Nothing]:
     """The study to work on; without one, why not."""
     paused: int | None = None
     live: list[float] = []
     reason = "no trials left to start"
-    for name in [study_name] if study_name else study_names(database):
+    for name in [study_name] if study_name else [name for name in study_names(database) if name not in unusable]:
         try:
             study = load_study(database, name)
-        except UsageError:  # somebody else's in the same database, or of another version
+            now = progress(database, study)
+        except UsageError:  # somebody else's in the same database, or of another version, or deleted just now
             if study_name:
                 raise
             continue
-        now = progress(database, study)
         if now.state == budget.RUNNING and (now.abandoned or now.startable):
             return name, _Nothing(f"study {name}: others hold what is left of it", denied=True)
         if now.state == budget.PAUSED:

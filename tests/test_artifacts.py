@@ -140,8 +140,13 @@ def test_ahead_of_the_record_is_passed_over_and_does_not_hide_what_comes_later(p
 
 
 def test_those_of_a_worker_that_lost_the_trial_do_not_push_out_the_new_owners(place: Place) -> None:
-    save(place, 11, 12, 6, 7)
-    assert load(place, last_epoch=8) == [7, 6]
+    save(place, 5, 11, 6, 7)
+    assert load(place, last_epoch=8)[0] == 7
+
+
+def test_a_worker_that_lost_the_trial_long_ago_leaves_the_new_owners_alone(place: Place) -> None:
+    save(place, 48, 49, 5)
+    assert load(place)[:2] == [49, 48]
 
 
 def test_an_epoch_that_is_saved_again_replaces_itself(place: Place) -> None:

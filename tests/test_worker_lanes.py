@@ -115,6 +115,24 @@ def test_out_of_memory_halves_the_lanes_and_loses_nothing(
     assert not any(trial.constraints for trial in trials)
 
 
+def test_lanes_whose_epoch_raises_train_one_after_another(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library may fail with a whole batch of many trials that did well with two images."""
+
+    def failing(program: Fused) -> Any:
+        raise RuntimeError("unable to find an engine")
+
+    monkeypatch.setattr(Fused, "train_epoch", failing)
+    monkeypatch.setattr("hpsearch.worker.Lanes", lambda data, constructor, **_: Lanes(data, constructor, fuse=True))
+    events = work(sqlite, tiny(), replace(settings, lanes=3))
+    warned = [event.message for event in events if isinstance(event, WorkerWarned)]
+    assert warned == ["model 2lp cannot be fused, its trials train one after another: unable to find an engine"]
+    trials = load_study(sqlite, "tiny").optuna_study.trials
+    assert len(trials) == 6
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+
+
 def test_a_group_that_has_no_memory_for_one_of_its_new_trials_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that were in lanes by then would train there for nobody, and once more when all join again."""
     lanes, fill = Lanes(place(small_data_set(), "cpu"), built_in("2lp"), fuse=True), Fused.fill

@@ -1,6 +1,7 @@
 """What a worker may meet at the worst moment: nothing is lost, nothing trains twice, and the record stays whole."""
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,14 +11,14 @@ from optuna.trial import TrialState
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
-from hpsearch.errors import HpsearchError, StorageAway
+from hpsearch.errors import DataError, HpsearchError, StorageAway
 from hpsearch.events import EpochDone, StudyOpened, TrialEnded, TrialResumed, TrialStarted, WorkerLeft, WorkerWarned
 from hpsearch.interrupt import Interrupted, Interruption
 from hpsearch.settings import Settings
 from hpsearch.spec import StudySpec, parse
 from hpsearch.storage import ledger
 from hpsearch.storage.open import Database, create
-from hpsearch.storage.studies import create_study, load_study
+from hpsearch.storage.studies import create_study, load_study, progress
 from hpsearch.storage.tables import LEASES
 from hpsearch.train.lanes import Lanes
 from hpsearch.train.program import Program
@@ -25,7 +26,7 @@ from hpsearch.train.side_by_side import SideBySide
 from hpsearch.trial import Outcome, Run
 from hpsearch.worker import Limits, run, serve
 from tests.postgres import PostgresServer
-from tests.studies import TINY
+from tests.studies import CANDIDATES, TINY
 
 
 @pytest.fixture(autouse=True)
@@ -322,3 +323,98 @@ def test_a_trial_that_nobody_can_take_is_looked_for_with_pauses(
         assert events[-1] == WorkerLeft("study tiny: others hold what is left of it")
         list(serve(database, "tiny", settings, Interruption(), Limits(max_idle_seconds=0.0)))
         assert states(database) == [TrialState.COMPLETE]
+
+
+def test_a_first_epoch_that_outlasts_the_lease(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows how long an epoch takes before the first has ended, and nobody takes its trials meanwhile."""
+    train_epoch, first = SideBySide.train_epoch, iter([True])
+
+    def slow(group: SideBySide) -> Any:
+        if next(first, False):
+            time.sleep(3.0)
+            assert progress(sqlite, load_study(sqlite, "tiny")).abandoned == 0
+        return train_epoch(group)
+
+    monkeypatch.setattr(SideBySide, "train_epoch", slow)
+    create_study(sqlite, spec(2, 4), "tiny")
+    list(run(sqlite, "tiny", replace(settings, lanes=2, lease_seconds=1.0), Interruption()))
+    assert states(sqlite) == [TrialState.COMPLETE] * 4
+
+
+def test_a_first_epoch_that_hangs_is_given_up(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpsearch.reporting.FIRST_EPOCH_SECONDS", 0.5)
+    train_epoch, seen = SideBySide.train_epoch, list[int]()
+
+    def hanging(group: SideBySide) -> Any:
+        if not seen:
+            time.sleep(3.0)
+            seen.append(progress(sqlite, load_study(sqlite, "tiny")).abandoned)
+        return train_epoch(group)
+
+    monkeypatch.setattr(SideBySide, "train_epoch", hanging)
+    create_study(sqlite, spec(2, 2), "tiny")
+    list(run(sqlite, "tiny", replace(settings, lanes=2, lease_seconds=1.0), Interruption()))
+    assert seen == [2]
+
+
+def test_a_trial_enqueued_with_what_the_study_does_not_allow_fails_alone(sqlite: Database, settings: Settings) -> None:
+    create_study(sqlite, spec(2, 4), "tiny")
+    study = load_study(sqlite, "tiny").optuna_study
+    study.enqueue_trial({"optimizer": "rmsprop"})
+    study.enqueue_trial({"learning_rate": -1.0})
+    list(run(sqlite, "tiny", replace(settings, lanes=2), Interruption()))
+    failed = [trial for trial in load_study(sqlite, "tiny").optuna_study.trials if trial.state == TrialState.FAIL]
+    assert len(failed) == 2
+    assert all("which the study does not allow" in trial.user_attrs[ledger.REASON_KEY] for trial in failed)
+    assert sorted(states(sqlite)) == [TrialState.COMPLETE] * 2 + [TrialState.FAIL] * 2
+
+
+def test_a_worker_passes_over_a_study_that_it_cannot_train(sqlite: Database, settings: Settings) -> None:
+    """Where none was named; it says so at the end, if nothing else is left to do."""
+    here = 'name = "digits"'
+    create_study(sqlite, spec(2, 2, TINY.replace(here, 'name = "cifar100"')), "a")
+    create_study(sqlite, spec(2, 2), "tiny")
+    events: list[object] = []
+    with pytest.raises(DataError, match="cifar"):
+        events.extend(serve(sqlite, None, settings, Interruption(), Limits()))
+    assert states(sqlite) == [TrialState.COMPLETE] * 2
+    assert any(isinstance(event, WorkerWarned) and "study a is passed over" in event.message for event in events)
+
+
+def test_weights_are_kept_before_nobody_trains_them_again(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker may be killed between the end of a trial over seeds, once it is recorded, and what comes after."""
+    original, seen = ledger._finish, list[tuple[int, int]]()
+
+    def watched(connection: Any, ends: Any) -> set[int]:
+        complete = sum(end.state == TrialState.COMPLETE for end in ends)
+        if complete:
+            kept = len(list(settings.home.glob("weights/*/*.safetensors")))
+            seen.append((sum(num for num, _ in seen[-1:]) + complete, kept))
+        return original(connection, ends)
+
+    monkeypatch.setattr(ledger, "_finish", watched)
+    create_study(sqlite, parse(CANDIDATES.replace('"race"', '"none"'), "seeds.toml"), "tiny")
+    list(run(sqlite, "tiny", replace(settings, lanes=3), Interruption()))
+    assert seen
+    assert all(kept >= complete for complete, kept in seen)
+
+
+def test_a_trial_of_a_candidate_that_is_out_ends_with_its_last_value(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_study(sqlite, spec(6, 1), "tiny")
+    events = run(sqlite, "tiny", replace(settings, checkpoint_seconds=0.0), Interruption())
+    while not (isinstance(event := next(events), EpochDone) and event.epoch == 3):
+        pass
+    events.close()  # type: ignore[attr-defined]
+    monkeypatch.setattr("hpsearch.search.session.Session.out", lambda _, leases: {one.trial_id for one in leases})
+    list(run(sqlite, "tiny", settings, Interruption()))
+    (trial,) = load_study(sqlite, "tiny").optuna_study.trials
+    assert trial.state == TrialState.PRUNED
+    assert trial.value == trial.intermediate_values[max(trial.intermediate_values)]

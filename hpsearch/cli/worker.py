@@ -3,11 +3,13 @@
 import os
 import random
 import signal
+import sys
 import time
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import click
 
@@ -104,14 +106,31 @@ def _work_and_show(study: str | None, settings: Settings, max_trials: int | None
 def _work_and_print(study: str | None, settings: Settings, max_trials: int | None, max_idle: float | None) -> int:
     interruption = Interruption()
     code = 0
-    with interruption.listening(), closing(_work(study, settings, max_trials, max_idle, interruption)) as events:
+    with (
+        _output_of_its_own() as output,
+        interruption.listening(),
+        closing(_work(study, settings, max_trials, max_idle, interruption)) as events,
+    ):
         for event in events:
-            print(to_json(event), flush=True)
+            print(to_json(event), file=output, flush=True)
             if isinstance(event, WorkerFailed):
                 code = event.code
             elif isinstance(event, WorkerLeft) and event.interrupted:
                 code = EXIT_INTERRUPTED
     return code
+
+
+@contextmanager
+def _output_of_its_own() -> Iterator[IO[str]]:
+    """The standard output; what others print there meanwhile, as a network may, goes to the standard error."""
+    with os.fdopen(os.dup(1), "w") as output:
+        if sys.stderr is not None:  # None: the shell has closed it, `2>&-`
+            os.dup2(2, 1)
+        try:
+            yield output
+        finally:
+            sys.stdout.flush()
+            os.dup2(output.fileno(), 1)
 
 
 def _run_processes(arguments: list[list[str]], study: str | None, settings: Settings) -> int:

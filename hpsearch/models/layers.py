@@ -131,7 +131,8 @@ class SquashingPool2d(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         rounded_twice = maps.element_size() < 4  # the sums of such maps would be
-        if maps.shape[-2] % 2 or maps.shape[-1] % 2 or rounded_twice or torch.compiler.is_compiling():
+        elsewhere = maps.device.type != "cpu" or torch.compiler.is_compiling()
+        if maps.shape[-2] % 2 or maps.shape[-1] % 2 or rounded_twice or elsewhere:
             return functional.avg_pool2d(maps.tanh(), 2)
         pooled: Tensor = _Squashed.apply(maps)[0]
         return pooled

@@ -43,8 +43,7 @@ def ask(
         trial._fixed_params = {**unused[seed % len(unused)], **given}
     params = suggest(trial, spec)
     chosen = placed(recipe(spec, params, lease.number))
-    compared = {"candidate": spec.place(lease.number)[0]} if spec.candidates else {}
-    digest = digest_of({**params, **compared}, chosen.seed if not spec.space else None)
+    digest = trial_digest(spec, lease.number, params, chosen.seed)
     attributes = {RECIPE_KEY: chosen.as_dict()}
     ordered = bool(given) or attempt >= MAX_ATTEMPTS
     return Drawn(lease, drafts.params, attributes, drafts.system_attrs, digest, ordered), chosen
@@ -67,6 +66,12 @@ def recipe(spec: StudySpec, params: Mapping[str, Any], number: int) -> Recipe:
     # Trials of a search see the same images in the same order, which lanes can share; seeds have orders of their own.
     stream_seed = fold(spec.seed, 1) if spec.space else fold(spec.seed, seed, 1)
     return spec.recipe(params, seed, stream_seed, candidate)
+
+
+def trial_digest(spec: StudySpec, number: int, params: Mapping[str, Any], seed: int) -> str:
+    """The digest by which trial `number` is told from others: by its candidate and `seed` where nothing is searched."""
+    candidate = {"candidate": spec.place(number)[0]} if spec.candidates else {}
+    return digest_of({**params, **candidate}, seed if not spec.space else None)
 
 
 def digest_of(params: Mapping[str, Any], seed: int | None) -> str:

@@ -10,6 +10,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from optuna.trial import TrialState
+
+from hpsearch.errors import UsageError
 from hpsearch.recipe import Recipe
 from hpsearch.search.asking import ask
 from hpsearch.search.pruners import failing, make_pruner, rungs
@@ -18,8 +21,9 @@ from hpsearch.search.samplers import finite_points
 from hpsearch.search.view import View
 from hpsearch.storage import budget, fleet, ledger, snapshot
 from hpsearch.storage.budget import Plan
+from hpsearch.storage.events import FAILED, Happening
 from hpsearch.storage.leases import Lease
-from hpsearch.storage.ledger import Drawn, End, Report, Taken
+from hpsearch.storage.ledger import REASON_KEY, Drawn, End, Report, Taken
 from hpsearch.storage.open import FAULTS, Database
 from hpsearch.storage.studies import RECIPE_KEY, LoadedStudy, Standing, standing
 from hpsearch.storage.tables import TRIALS
@@ -128,6 +132,10 @@ class Session:
         with self.waiting():
             return ledger.prepare(self.database, attributes, lease_seconds)
 
+    def renew(self, leases: Sequence[Lease], lease_seconds: float) -> None:
+        """Renew leases of trials that are in their first epoch here, or have not begun."""
+        ledger.prepare(self.database, [(lease, {}) for lease in leases], lease_seconds)
+
     def record(self, reports: Sequence[Report], lease_seconds: float) -> set[int]:
         """Record one epoch of each trial; the ids of those that still were this worker's."""
         with self.waiting():
@@ -232,12 +240,29 @@ class Session:
         recipes: dict[int, Recipe] = {}
         bare, attempt = list(leases), 0
         while bare:
-            drawn = [ask(self._view, self.study.spec, lease, attempt, self._points, placed) for lease in bare]
+            drawn = [one for lease in bare if (one := self._ask(lease, attempt, placed)) is not None]
             accepted, doubles = self._record([one for one, _ in drawn])
             recipes |= {one.lease.trial_id: recipe for one, recipe in drawn if one.lease.trial_id in accepted}
             bare = [lease for lease in bare if lease.trial_id in doubles]
             attempt += 1
         return recipes
+
+    def _ask(self, lease: Lease, attempt: int, placed: Callable[[Recipe], Recipe]) -> tuple[Drawn, Recipe] | None:
+        """Draw up one trial; None if it was enqueued with what its study does not allow: then it has failed."""
+        try:
+            return ask(self._view, self.study.spec, lease, attempt, self._points, placed)
+        except (ValueError, UsageError) as error:
+            enqueued = self._view.trial(lease.trial_id).system_attrs.get("fixed_params")
+            if not enqueued:
+                raise
+            reason = f"it was enqueued as {enqueued}, which the study does not allow: {error}"
+        self._view.withdraw(lease.trial_id)
+        with self.waiting():
+            ledger.finish(
+                self.database,
+                [End(lease, TrialState.FAIL, None, {REASON_KEY: reason}, event=Happening(FAILED, reason))],
+            )
+        return None
 
     def _record(self, drawn: Sequence[Drawn]) -> tuple[set[int], set[int]]:
         with self.waiting():

@@ -20,11 +20,15 @@ RUNNING, PAUSED, STOPPED = "running", "paused", "stopped"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study may use: its file's budget, the epochs of its longest trial, and whether high values are good."""
+    """What a study may use: its file's budget, the epochs of its longest trial, and whether high values are good.
+
+    With `created`, whoever takes trials makes sure that the study is still the one created then.
+    """
 
     budget: Budget
     max_epochs: int
     maximize: bool
+    created: str = ""
 
 
 @dataclass(frozen=True)

@@ -53,10 +53,15 @@ class S3Checkpoints:
         return self._bucket.url
 
     def save(self, key: str, epoch: int, content: bytes) -> None:
-        """See `Checkpoints`: into a slot that is empty or damaged, or of this epoch or a later one, else the older."""
+        """See `Checkpoints`: into the slot of this epoch, else the one that is empty, damaged or older.
+
+        If both are of later epochs nothing is written.
+        """
         known = {slot: self._epoch(key, slot) for slot in SLOTS}
-        slot = min(SLOTS, key=lambda slot: -1.0 if known[slot] >= epoch else known[slot])
-        self._bucket.put(f"{key}/{slot}", _header(epoch, content) + content)
+        free = [slot for slot in SLOTS if known[slot] <= epoch]
+        if free:
+            slot = min(free, key=lambda slot: -math.inf if known[slot] == epoch else known[slot])
+            self._bucket.put(f"{key}/{slot}", _header(epoch, content) + content)
 
     def load(self, key: str, last_epoch: int) -> Iterator[tuple[int, bytes]]:
         """See `Checkpoints`."""

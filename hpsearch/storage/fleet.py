@@ -8,7 +8,8 @@ from optuna.trial import TrialState
 from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from hpsearch.storage import budget, events, leases, ledger
+from hpsearch.errors import StorageError
+from hpsearch.storage import budget, events, leases, locks
 from hpsearch.storage.open import Database
 from hpsearch.storage.tables import CONTROL, EVENTS, LEASES, TRIALS, WORKERS
 
@@ -80,10 +81,16 @@ def workers(database: Database, study_id: int) -> list[dict[str, Any]]:
 
 
 def control(database: Database, study_id: int, state: str) -> str:
-    """Set what people want of a study, and return what they wanted before; workers notice within two epochs."""
+    """Set what people want of a study, and return what they wanted before; workers notice within two epochs.
+
+    Raises:
+        StorageError: the study has no row of control.
+    """
     with database.engine.begin() as connection:
         of_study = CONTROL.c.study_id == study_id
-        before = connection.scalars(select(CONTROL.c.state).where(of_study).with_for_update()).one()
+        before = connection.scalars(select(CONTROL.c.state).where(of_study).with_for_update()).one_or_none()
+        if before is None:
+            raise StorageError("its row of control is missing; `hpsearch fsck STUDY --repair` puts it back")
         if before != state:
             connection.execute(update(CONTROL).where(of_study).values(state=state))
             row = {"study_id": study_id, "at": leases.now(connection), "kind": events.CONTROL}
@@ -94,7 +101,7 @@ def control(database: Database, study_id: int, state: str) -> str:
 def extend(database: Database, study_id: int, num_trials: int) -> int:
     """Allow the study `num_trials` more; the new number."""
     with database.engine.begin() as connection:
-        ledger.lock_study(connection, study_id)
+        locks.lock_study(connection, study_id)
         return budget.extend(connection, study_id, num_trials)
 
 

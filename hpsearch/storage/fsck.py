@@ -14,7 +14,7 @@ from sqlalchemy import Connection, func, insert, select, text, update
 
 from hpsearch.artifacts import Checkpoints, study_prefix, trial_number
 from hpsearch.errors import UsageError
-from hpsearch.storage import ledger
+from hpsearch.storage import locks
 from hpsearch.storage.checkpoints import open_checkpoints
 from hpsearch.storage.checks import facts
 from hpsearch.storage.checks.curves import check_curves, check_values
@@ -58,7 +58,7 @@ def run(database: Database, study: LoadedStudy, place: str, *, mend: bool) -> Re
     with database.engine.connect() as connection:
         of_study = select(func.count()).where(TRIALS.c.study_id == study.study_id)
         num_trials = connection.scalars(of_study).one()
-    return Report(num_trials, tuple(one for one in repaired if one.damage), tuple(left))
+    return Report(num_trials, tuple(one for one in repaired if one.does), tuple(left))
 
 
 def check(database: Database, study: LoadedStudy) -> list[Finding]:
@@ -83,7 +83,7 @@ def repair(database: Database, study: LoadedStudy) -> list[Finding]:
     """
     done: list[Finding] = []
     with database.engine.begin() as connection:
-        ledger.lock_study(connection, study.study_id)
+        locks.lock_study(connection, study.study_id)
         if connection.dialect.name == "postgresql":
             connection.execute(text(f"LOCK TABLE {LEASES.name} IN EXCLUSIVE MODE"))  # every report begins there
         for _ in range(MAX_PASSES):
@@ -118,7 +118,8 @@ def examine(connection: Connection, study: LoadedStudy) -> list[Finding]:
 def check_checkpoints(database: Database, study: LoadedStudy, place: Checkpoints, *, mend: bool) -> list[Finding]:
     """What is damaged, or left over from trials that have ended; `mend` deletes it. Live trials are left alone.
 
-    A damaged checkpoint is no loss: the trial goes on from the one before.
+    A damaged checkpoint is no loss: the trial goes on from the one before. One that is left over is a note: workers
+    delete those of a trial after its end is recorded, and while the next epoch trains.
 
     Raises:
         OSError: the place cannot be reached.
@@ -133,9 +134,8 @@ def check_checkpoints(database: Database, study: LoadedStudy, place: Checkpoints
         trial = trials.get(number)
         if trial is None or trial.ended:
             why = "it has ended" if trial else "there is no such trial"
-            found.append(
-                Finding("checkpoint", f"{key} in {place.place} is left over: {why}", number, does="deletes it")
-            )
+            what = f"{key} in {place.place} is left over: {why}"
+            found.append(Finding("checkpoint", what, number, does="deletes it", damage=False))
             if mend:
                 place.forget(key)
         elif not trial.live and (damaged := place.damaged(key)):

@@ -31,6 +31,7 @@ from hpsearch.storage import bulk
 from hpsearch.storage.tables import LEASES, TRIALS, VALUES
 
 MAX_CRASHES = 3  # owners in a row that vanish without recording an epoch; then the trial is at fault
+LAST_CHANCE = MAX_CRASHES - 1  # then it trains alone: which of the trials of a worker has killed it nobody knows
 
 # Seconds since 1970 by the database's clock, not by the transaction's start.
 _CLOCK = {
@@ -79,19 +80,35 @@ def grant_again(connection: Connection, trials: Sequence[tuple[int, int]], owner
     ]
 
 
-def adopt(connection: Connection, study_id: int, num: int, owner: str, seconds: float) -> list[tuple[Lease, str]]:
+def adopt(
+    connection: Connection, study_id: int, num: int, owner: str, seconds: float, holds_others: bool
+) -> list[tuple[Lease, str]]:
     """Take over up to `num` trials whose lease has run out, each with the name of its last owner.
 
-    The caller holds the study's lock; a lease that is being renewed at this moment is passed over.
+    Those that have had their last chance come first. One that has it now comes alone, and only to an owner that holds
+    no others. The caller holds the study's lock; a lease that is being renewed at this moment is passed over.
     """
-    found = connection.execute(_expired(connection, study_id).limit(num).with_for_update(of=LEASES, skip_locked=True))
-    taken = [(Lease(r.trial_id, r.number, owner, r.token + 1, r.crashes + 1, r.epoch), r.owner) for r in found]
+    expired = _expired(connection, study_id)
+    if holds_others:
+        expired = expired.where(LEASES.c.crashes + 1 != LAST_CHANCE)
+    rows = list(connection.execute(expired.limit(num).with_for_update(of=LEASES, skip_locked=True)))
+    over = [r for r in rows if r.crashes + 1 > LAST_CHANCE]
+    rows = over or [r for r in rows if r.crashes + 1 == LAST_CHANCE][:1] or rows
+    taken = [(Lease(r.trial_id, r.number, owner, r.token + 1, r.crashes + 1, r.epoch), r.owner) for r in rows]
     if taken:
         row = {"owner": owner, "token": LEASES.c.token + 1, "expires": now(connection) + seconds}
         row["crashes"] = LEASES.c.crashes + 1
         ids = [lease.trial_id for lease, _ in taken]
         connection.execute(update(LEASES).where(LEASES.c.trial_id.in_(ids)).values(row))
     return taken
+
+
+def crashes(connection: Connection, study_id: int, owner: str) -> list[int]:
+    """Of each running trial that the owner holds: how many owners in a row before it vanished."""
+    running = (TRIALS.c.study_id == study_id) & (TRIALS.c.state == TrialState.RUNNING)
+    mine = (LEASES.c.owner == owner) & (LEASES.c.expires >= clock(connection))
+    joined = select(LEASES.c.crashes).join(TRIALS, TRIALS.c.trial_id == LEASES.c.trial_id)
+    return list(connection.scalars(joined.where(running, mine)))
 
 
 def count_expired(connection: Connection, study_id: int) -> int:

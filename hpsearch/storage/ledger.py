@@ -19,10 +19,10 @@ from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy import Connection, func, insert, select, update
 
-from hpsearch.errors import StorageError
 from hpsearch.storage import budget, bulk, leases, one_journey
 from hpsearch.storage.events import ADOPTED, CRASHED, RELEASED, Happening, record
 from hpsearch.storage.leases import Lease
+from hpsearch.storage.locks import try_lock_study
 from hpsearch.storage.open import Database
 from hpsearch.storage.tables import (
     CONFIGURATIONS,
@@ -31,7 +31,6 @@ from hpsearch.storage.tables import (
     LEASES,
     METRICS,
     PARAMS,
-    STUDIES,
     SYSTEM_ATTRIBUTES,
     TRIALS,
     USER_ATTRIBUTES,
@@ -40,6 +39,7 @@ from hpsearch.storage.tables import (
 
 REASON_KEY = "hpsearch:reason"  # trial attribute: why it ended before its last epoch
 TRACEBACK_KEY = "hpsearch:traceback"  # trial attribute: of an exception that ended it, or of its worker's crash
+ALONE = "a trial with which workers vanished trains alone here, until it has recorded an epoch"
 TRY_SECONDS = 10.0  # how long a worker tries to start trials of a study while others start some
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.01, 2.0
 
@@ -117,7 +117,7 @@ def take(
     gives_up, pause = time.monotonic() + TRY_SECONDS, FIRST_PAUSE_SECONDS
     while True:
         with database.engine.begin() as connection:
-            if _try_lock_study(connection, study_id):
+            if try_lock_study(connection, study_id, plan.created):
                 return _take(connection, study_id, num, owner, lease_seconds, plan, last_words)
         if time.monotonic() > gives_up:
             return Taken((), "others are starting trials", budget.RUNNING)
@@ -142,7 +142,7 @@ def turn(
     """
     with database.engine.begin() as connection:
         held = _finish(connection, ends)
-        if not _try_lock_study(connection, study_id):
+        if not try_lock_study(connection, study_id, plan.created):
             return held, None
         return held, _take(connection, study_id, num, owner, lease_seconds, plan, last_words)
 
@@ -230,30 +230,6 @@ def epochs(database: Database, trial_id: int) -> list[dict[str, Any]]:
         return [{key: value for key, value in row._mapping.items() if key != "trial_id"} for row in rows]
 
 
-def lock_study(connection: Connection, study_id: int) -> None:
-    """Let nobody else start trials of the study until the transaction ends.
-
-    Raises:
-        StorageError: the study has been deleted.
-    """
-    # An UPDATE, because SQLite has no SELECT FOR UPDATE: it takes the write lock before the trials are counted.
-    row = {"study_name": STUDIES.c.study_name}
-    if connection.execute(update(STUDIES).where(STUDIES.c.study_id == study_id).values(row)).rowcount == 0:
-        raise StorageError("the study has been deleted while this worker ran: create it again, or stop the worker")
-
-
-def _try_lock_study(connection: Connection, study_id: int) -> bool:
-    """As `lock_study`, but on PostgreSQL without waiting: False if somebody else has the lock."""
-    if connection.dialect.name == "postgresql":
-        this = select(STUDIES.c.study_id).where(STUDIES.c.study_id == study_id)
-        if connection.scalar(this.with_for_update(key_share=True, skip_locked=True)) is not None:
-            return True
-        if connection.scalar(this) is not None:
-            return False
-    lock_study(connection, study_id)
-    return True
-
-
 def _take(
     connection: Connection,
     study_id: int,
@@ -266,7 +242,12 @@ def _take(
     """See `take`; the caller holds the study's lock."""
     allowed = budget.allowance(connection, study_id, plan)
     running = allowed.state == budget.RUNNING
-    adopted = _adopt(connection, study_id, num, owner, lease_seconds, last_words) if running else []
+    crashes = leases.crashes(connection, study_id, owner) if running else []
+    if any(number >= leases.LAST_CHANCE for number in crashes):
+        return Taken((), ALONE, allowed.state)
+    adopted = _adopt(connection, study_id, num, owner, lease_seconds, last_words, bool(crashes)) if running else []
+    if any(lease.crashes == leases.LAST_CHANCE for lease in adopted):
+        return Taken(tuple(adopted), ALONE, allowed.state)
     room = min(num - len(adopted), allowed.num_trials)
     again, new = _start(connection, study_id, room) if room > 0 else ([], [])
     fresh = leases.grant_again(connection, again, owner, lease_seconds)
@@ -283,11 +264,13 @@ def _adopt(
     owner: str,
     lease_seconds: float,
     last_words: Callable[[str], str],
+    holds_others: bool,
 ) -> list[Lease]:
     """Take over abandoned trials; those that have cost too many workers end here."""
     adopted: list[Lease] = []
     while len(adopted) < num:
-        found = leases.adopt(connection, study_id, num - len(adopted), owner, lease_seconds)
+        holds = holds_others or bool(adopted)
+        found = leases.adopt(connection, study_id, num - len(adopted), owner, lease_seconds, holds)
         if not found:
             break
         good = [(lease, last) for lease, last in found if lease.crashes < leases.MAX_CRASHES]
@@ -295,6 +278,8 @@ def _adopt(
         bad = [(lease, last) for lease, last in found if lease.crashes >= leases.MAX_CRASHES]
         _finish(connection, [_crashed(lease, last, last_words(last)) for lease, last in bad])
         adopted += [lease for lease, _ in good]
+        if any(lease.crashes == leases.LAST_CHANCE for lease in adopted):
+            break
     return adopted
 
 

@@ -8,7 +8,7 @@ import json
 from sqlalchemy import Connection, exists, select, update
 
 from hpsearch.errors import DataError
-from hpsearch.storage import bulk, ledger
+from hpsearch.storage import bulk, locks
 from hpsearch.storage.open import Database
 from hpsearch.storage.studies import DATA_KEY, LoadedStudy
 from hpsearch.storage.tables import LEASES, STUDY_USER_ATTRIBUTES, TRIALS
@@ -33,7 +33,7 @@ def pin_data(database: Database, study: LoadedStudy, fingerprint: str) -> None:
         bulk.insert_missing(connection, STUDY_USER_ATTRIBUTES, [row])
         text = connection.scalars(select(STUDY_USER_ATTRIBUTES.c.value_json).where(mine)).one()
         if text != row["value_json"] and json.loads(text)["of"] == study.name:
-            ledger.lock_study(connection, study.study_id)  # nobody takes the first trial meanwhile
+            locks.lock_study(connection, study.study_id)  # nobody takes the first trial meanwhile
             if not _begun(connection, study):
                 text = row["value_json"]
                 connection.execute(update(STUDY_USER_ATTRIBUTES).where(mine).values(value_json=text))

@@ -85,10 +85,10 @@ def values(
 
 
 def sampler_attributes(connection: Connection, of: ColumnElement[bool]) -> dict[int, dict[str, Any]]:
-    """The system attributes that samplers look at: fixed parameters and constraints."""
+    """The system attributes that samplers look at: fixed parameters, constraints, and the generation of CMA-ES."""
     columns = (SYSTEM_ATTRIBUTES.c.trial_id, SYSTEM_ATTRIBUTES.c.key, SYSTEM_ATTRIBUTES.c.value_json)
     key = SYSTEM_ATTRIBUTES.c.key
-    wanted = or_(key == "fixed_params", key.startswith("constraints"))
+    wanted = or_(key.in_(("fixed_params", "cma:generation")), key.startswith("constraints"))
     statement = select(*columns).join(TRIALS, TRIALS.c.trial_id == SYSTEM_ATTRIBUTES.c.trial_id).where(of, wanted)
     return _attributes(connection.execute(statement))
 

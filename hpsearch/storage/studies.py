@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 
 import optuna
 from optuna.storages._rdb import models
@@ -32,22 +31,22 @@ METRIC_NAMES_KEY = "study:metric_names"  # Optuna's own key: the dashboard label
 
 @dataclass(frozen=True)
 class LoadedStudy:
-    """A study of the database with its specification; `optuna_study` has no sampler and no pruner of its own."""
+    """A study of the database with its specification; `optuna_study` has no sampler and no pruner of its own.
+
+    When it was `created` tells two studies of one name apart, and of one id.
+    """
 
     name: str
     study_id: int
     spec: StudySpec
     optuna_study: optuna.Study
+    created: str
 
     @property
     def plan(self) -> budget.Plan:
         """What the study may use."""
-        return budget.Plan(self.spec.budget, self.spec.max_epochs, self.spec.objective.direction == "maximize")
-
-    @cached_property
-    def created(self) -> str:
-        """When the study was created; tells two studies of one name apart."""
-        return str(self.optuna_study.user_attrs[CREATED_KEY])
+        maximize = self.spec.objective.direction == "maximize"
+        return budget.Plan(self.spec.budget, self.spec.max_epochs, maximize, self.created)
 
 
 @dataclass(frozen=True)
@@ -159,10 +158,11 @@ def load_study(database: Database, name: str) -> LoadedStudy:
         raise StorageError(
             f"study {name!r} is not in this storage: {hint} create it with `hpsearch create-study`"
         ) from error
-    text = study.user_attrs.get(SPEC_KEY)
-    if text is None:
+    attributes = study.user_attrs
+    if SPEC_KEY not in attributes:
         raise StorageError(f"study {name!r} was not created by hpsearch: create one with `hpsearch create-study`")
-    return LoadedStudy(name, study._study_id, StudySpec.from_json(text), study)
+    spec = StudySpec.from_json(attributes[SPEC_KEY])
+    return LoadedStudy(name, study._study_id, spec, study, str(attributes.get(CREATED_KEY, "")))
 
 
 def study_names(database: Database) -> list[str]:
@@ -181,7 +181,7 @@ def progress(database: Database, study: LoadedStudy) -> Progress:
     values = models.TrialValueModel.__table__
     column = values.c.value
     best = column.desc() if study.spec.objective.direction == "maximize" else column.asc()
-    with _there(study), database.statements() as connection:
+    with _there(database, study), database.statements() as connection:
         by_state = select(TRIALS.c.state, func.count()).where(of_study).group_by(TRIALS.c.state)
         counts: dict[TrialState, int] = {state: n for state, n in connection.execute(by_state)}  # noqa: C416 -- a Row is no pair to dict()
         abandoned = leases.count_expired(connection, study.study_id)
@@ -226,17 +226,21 @@ def standing(database: Database, study: LoadedStudy) -> Standing:
     first = best.subquery()
     row = select(ended, CONTROL.c.max_trials, first.c.number, first.c.value)
     row = row.select_from(CONTROL).outerjoin(first, true()).where(CONTROL.c.study_id == study.study_id)
-    with _there(study), database.statements() as connection:
+    with _there(database, study), database.statements() as connection:
         return Standing(*connection.execute(row).one())
 
 
 @contextmanager
-def _there(study: LoadedStudy) -> Iterator[None]:
+def _there(database: Database, study: LoadedStudy) -> Iterator[None]:
     """A block that reads the one row of a study, which anybody may delete."""
     try:
         yield
     except NoResultFound as error:
-        raise StorageError(f"study {study.name} has been deleted meanwhile: create it again") from error
+        if study.name not in study_names(database):
+            raise StorageError(f"study {study.name} has been deleted meanwhile: create it again") from error
+        raise StorageError(
+            f"study {study.name}: its row of control is missing; `hpsearch fsck {study.name} --repair` puts it back"
+        ) from error
 
 
 def ranked(study: LoadedStudy) -> list[FrozenTrial]:

@@ -1,5 +1,6 @@
 """A data set on the device that trains: uint8 tensors, and what it takes to normalise them."""
 
+import gc
 import traceback
 import warnings
 from dataclasses import dataclass
@@ -88,13 +89,15 @@ def has_room(device: torch.device) -> bool:
     if device.type != "cuda":
         return True
     free, total = torch.cuda.mem_get_info(device)
-    return free > total / 2
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + unused > total / 2
 
 
 def let_go(error: Exception, device: torch.device) -> None:
     """Free what a failed step holds on the device: the exception's frames keep its activations and gradients alive."""
     traceback.clear_frames(error.__traceback__)
     if device.type == "cuda":
+        gc.collect()  # compiled and recorded programs are cycles
         torch.cuda.empty_cache()
 
 

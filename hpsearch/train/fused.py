@@ -35,6 +35,13 @@ class CannotFuse(Exception):
     """A network that torch.func cannot run for many trials at once; the message says why."""
 
 
+def refusal(error: Exception) -> Exception:
+    """What an error of many trials at once means: that they cannot be fused, or that there is no memory for so many."""
+    if "ALLOC_FAILED" in str(error):  # cuDNN and cuBLAS say it so
+        return torch.OutOfMemoryError(str(error))
+    return CannotFuse(" ".join(str(error).split())[:300])
+
+
 @dataclass
 class Lane:
     """A slot: the trial that trains in it, the epochs it has done, and the shapes of its own parameters and buffers."""
@@ -89,7 +96,8 @@ class Fused:
     ) -> None:
         self.data, self.num_lanes = data, num_lanes
         self._graphed = graphed
-        self._compiled = torch.compile(self._forward, backend=compiler, dynamic=False) if compiler else self._forward
+        # A bound method here would be a cycle, in which the memory of the device waits for Python's collector.
+        self._compiled = torch.compile(self._forward, backend=compiler, dynamic=False) if compiler else None
         self._graph: StepGraph | None = None
         self.lanes: list[Lane | None] = [None] * num_lanes
         self.stream = Stream(template.augmentation, template.batch_size, template.stream_seed)
@@ -226,7 +234,8 @@ class Fused:
         """One update of all lanes from images (B, C, H, W), labels (B,); rate, momentum and steps (K,)."""
         self._begin(steps)
         every = labels.expand(self.num_lanes, -1)  # (K, B)
-        forward = self._compiled if len(images) == self.stream.batch_size else self._forward
+        whole = len(images) == self.stream.batch_size
+        forward = self._compiled if self._compiled is not None and whole else self._forward
         with autocast(self._precision, self.data.device):
             logits = forward(images)  # (K, B, k)
             losses = functional.cross_entropy(logits.flatten(0, 1), every.flatten(), reduction="none")  # float32
@@ -331,7 +340,7 @@ class Fused:
         except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
             if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
                 raise
-            raise CannotFuse(" ".join(str(error).split())[:300]) from error
+            raise refusal(error) from error
         for lane in range(self.num_lanes):
             self._clear(lane)
 

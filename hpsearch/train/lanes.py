@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import nn
 
+from hpsearch.interrupt import Interrupted
 from hpsearch.models.build import Constructor, build_model
 from hpsearch.recipe import Recipe
 from hpsearch.train.device_data import DeviceData
-from hpsearch.train.fused import CannotFuse, Fused
+from hpsearch.train.fused import CannotFuse, Fused, refusal
 from hpsearch.train.plan import Graph, Stream
 from hpsearch.train.program import Program, State
 from hpsearch.train.side_by_side import Result, SideBySide
@@ -96,12 +98,12 @@ class Lanes:
             group.drop(key)
         self._fused = [group for group in self._fused if group.keys]
 
-    def restart(self, keys: Sequence[int], model: Callable[[int], nn.Module]) -> None:
+    def restart(self, keys: Sequence[int], model: Callable[[Recipe], nn.Module]) -> None:
         """Put these trials into new programs, at the end of their last whole epoch."""
         going_on = [(key, self._recipe(key), self.state(key)) for key in keys if key not in self._waiting]
         for key, recipe, state in going_on:
             self.drop(key)
-            self.add(key, recipe, model(key), state)
+            self.add(key, recipe, model(recipe), state)
 
     def groups(self) -> Iterator[Group]:
         """All groups, for one round; each epoch is trained when the caller asks for it."""
@@ -132,7 +134,7 @@ class Lanes:
         here = (group for group in self._fused if (group.graph, group.position) == (graph, position))
         try:
             if (group := next(here, None)) is None:
-                group = FusedGroup(graph, self.data, self._constructor)
+                group = FusedGroup(graph, self.data, self._constructor, self.refusals)
                 group.join(trials)
                 self._fused.append(group)
             else:
@@ -155,8 +157,8 @@ class Lanes:
 class FusedGroup:
     """Trials of one graph in one program, which grows and shrinks with their number."""
 
-    def __init__(self, graph: Graph, data: DeviceData, constructor: Constructor) -> None:
-        self.graph, self._data, self._constructor = graph, data, constructor
+    def __init__(self, graph: Graph, data: DeviceData, constructor: Constructor, refusals: dict[str, str]) -> None:
+        self.graph, self._data, self._constructor, self._refusals = graph, data, constructor, refusals
         self.keys: dict[int, int] = {}  # of the trials, to their lanes
         self.recipes: dict[int, Recipe] = {}
         self._program: Fused | None = None
@@ -205,9 +207,21 @@ class FusedGroup:
                 self._program = None  # its memory may be needed before this group is forgotten
 
     def train_epoch(self) -> dict[int, Result]:
-        """Train every trial for one epoch."""
+        """Train every trial for one epoch.
+
+        Raises:
+            CannotFuse: the network, or what torch calls for it, can do this for one trial at best.
+        """
         assert self._program is not None
-        results = self._program.train_epoch()
+        try:
+            results = self._program.train_epoch()
+        except (Interrupted, torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        except Exception as error:
+            refused = refusal(error)
+            if isinstance(refused, CannotFuse):
+                self._refusals[self.graph.model] = str(refused)
+            raise refused from error
         return {key: results[lane] for key, lane in self.keys.items()}
 
     def keep_epoch(self) -> None:

@@ -232,7 +232,8 @@ class Program:
         with autocast(self.recipe.precision, self.data.device):
             logits = model(images)
             loss = functional.cross_entropy(logits, labels)  # float32
-        gradients = list(torch.autograd.grad(loss, parameters, materialize_grads=True))
+        found = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        gradients = [_laid_out_as(parameter, one) for parameter, one in zip(parameters, found, strict=True)]
         factors = [layer.factors or [] for layer in self._wide]
         for layer in self._wide:
             layer.factors = None
@@ -268,6 +269,13 @@ class Program:
             totals += torch.stack(evaluate(self.model, images, labels))
         loss, hits = (totals / len(self.data.validation_labels)).tolist()
         return loss, hits
+
+
+def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient in the parameter's memory format, which torch's fused optimizers take for granted."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def _is_all_of(images: Tensor, factors: Sequence[tuple[Tensor, Tensor]]) -> bool:

@@ -19,11 +19,11 @@ def test_checkpoints(sandbox: Sandbox) -> None:
         folder.save(key, 2, b"two")
     next(iter((folder.folder / keys[WAITING]).glob("000002-*"))).write_bytes(b"three")
     found = sandbox.fsck()
-    assert not found.ok
-    assert [(finding.kind, finding.trial) for finding in found.left] == [
-        ("checkpoint", COMPLETE),
-        ("checkpoint", WAITING),
-        ("checkpoint", 99),
+    assert {finding.kind for finding in found.left} == {"checkpoint"}
+    assert [(finding.trial, finding.damage) for finding in found.left] == [
+        (COMPLETE, False),  # workers leave some for a moment
+        (WAITING, True),
+        (99, False),
     ]
     assert len(sandbox.fsck(mend=True).repaired) == 3
     assert sandbox.fsck() == Report(6, (), ())

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from hpsearch.errors import StorageError
 from hpsearch.spec import parse
-from hpsearch.storage import ledger
+from hpsearch.storage import ledger, locks
 from hpsearch.storage.leases import Lease
 from hpsearch.storage.ledger import Drawn, End, Report
 from hpsearch.storage.open import Database, create
@@ -285,6 +285,37 @@ def test_a_configuration_belongs_to_one_trial(database: Database, study: LoadedS
     assert ledger.set_up(database, other.study_id, [drawn(lease, "x")]) == ({lease.trial_id}, set())
 
 
+def test_one_that_kills_its_workers_takes_no_other_trial_along(database: Database, study: LoadedStudy) -> None:
+    """Nobody knows which of the trials of a worker has killed it: each has its last chance alone."""
+
+    def ask(owner: str, seconds: float = 0.0) -> list[int]:
+        taken = ledger.take(database, study.study_id, 4, owner, seconds, study.plan)
+        time.sleep(0.01)
+        held.update({lease.number: lease for lease in taken.leases})
+        return [lease.number for lease in taken.leases]
+
+    held: dict[int, Lease] = {}
+    assert ask("first") == ask("second") == [0, 1, 2, 3]
+    assert ask("third") == [0]  # the poison, alone
+    assert ask("fourth", 60.0) == [1]  # and the first one fails
+    assert study.optuna_study.trials[0].state == TrialState.FAIL
+    assert ask("fourth", 60.0) == []
+    report(database, held[1], 1, 0.5)
+    assert ask("fourth", 60.0) == [4, 5, 6, 7]  # whoever holds trials takes none that has its last chance
+    assert ask("fifth", 60.0) == [2]
+    assert ask("sixth", 60.0) == [3]
+    assert [trial.state for trial in study.optuna_study.trials[1:]] == [TrialState.RUNNING] * 7
+
+
+def test_a_study_that_has_the_id_of_a_deleted_one_is_another(database: Database, study: LoadedStudy) -> None:
+    """SQLite gives it to the next one."""
+    optuna.delete_study(study_name="tiny", storage=database.storage)
+    create_study(database, parse(TINY, "tiny.toml"), "tiny")
+    with pytest.raises(StorageError, match="has been deleted"):
+        take(database, study)
+    assert take(database, load_study(database, "tiny")).number == 0
+
+
 def test_a_deleted_study_stops_the_worker(database: Database, study: LoadedStudy) -> None:
     lease = take(database, study)
     ledger.set_up(database, study.study_id, [drawn(lease, "x")])
@@ -307,7 +338,7 @@ def test_who_cannot_start_trials_does_not_wait_with_a_connection(
         create_study(database, parse(TINY, "tiny.toml"), "tiny")
         study = load_study(database, "tiny")
         with database.engine.begin() as other:
-            ledger.lock_study(other, study.study_id)
+            locks.lock_study(other, study.study_id)
             taken = ledger.take(database, study.study_id, 1, "me", 60.0, study.plan)
             assert (taken.leases, taken.reason) == ((), "others are starting trials")
             assert database.engine.pool.checkedout() == 1  # the other one's

@@ -7,7 +7,9 @@ combinations here losses differed by 1.3e-6 at most, gradient norms by 8e-6, par
 (`test_the_tolerance_sees_small_mistakes`).
 """
 
+import gc
 import math
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -269,3 +271,17 @@ def test_tables_agree() -> None:
     for name, lane in LANE_OPTIMIZERS.items():
         assert lane.buffers == getattr(optimizers, name.upper()).buffers
     assert LANE_OPTIMIZERS.keys() == OPTIMIZERS.keys()
+
+
+@pytest.mark.parametrize("model", ["2lp", "lenet-bn"])
+def test_its_memory_is_free_as_soon_as_nobody_has_it(model: str) -> None:
+    """A cycle would hold it until Python collects: no program of half the lanes would fit on a full device."""
+    chosen = recipes(model, "sgd", "constant", 16)
+    program = Fused(chosen[0], 12, place(small_data_set(), "cpu"), 2)
+    watched = weakref.ref(program)
+    gc.disable()
+    try:
+        del program
+        assert watched() is None
+    finally:
+        gc.enable()

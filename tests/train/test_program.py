@@ -185,3 +185,33 @@ def test_norms_take_the_similarities_of_the_images_where_they_are_the_input(
     monkeypatch.setattr(train_program, "factored_norm", watched)
     program(recipe(model=model, native_size=native_size)).run_epoch()
     assert given == known * 4 + [False] * len(known)
+
+
+class Crosswise(nn.Module):
+    """Its gradients lie in memory otherwise than its parameters: transposed, and one number for all."""
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(math.prod(input_shape), num_classes) * 0.05)
+        self.scales = nn.Parameter(torch.ones(5))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return functional.linear(images.flatten(1), self.weight.T) * self.scales.sum()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_gradients_of_another_memory_format(name: str) -> None:
+    chosen = recipe(model="crosswise", hidden_width=None, dropout=None, optimizer=name, clip_norm=0.0, epochs=1)
+    ours = Program(chosen, build_model(chosen, DATA.input_shape, DATA.num_classes, Crosswise), DATA)
+    theirs = build_model(chosen, DATA.input_shape, DATA.num_classes, Crosswise)
+    theirs.load_state_dict(ours.model.state_dict())
+    kinds: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    momentum = {"momentum": chosen.momentum} if name == "sgd" else {"betas": (chosen.momentum, 0.999)}
+    optimizer = kinds[name](theirs.parameters(), lr=chosen.learning_rate, weight_decay=0.0, **momentum)
+    for images, labels in ours.stream.batches(DATA, 0):
+        optimizer.zero_grad()
+        functional.cross_entropy(theirs(images), labels).backward()
+        optimizer.step()
+    ours.run_epoch()
+    for key, tensor in theirs.state_dict().items():
+        torch.testing.assert_close(ours.model.state_dict()[key], tensor, rtol=1e-4, atol=1e-5)

@@ -13,7 +13,7 @@ from sqlalchemy import delete, insert
 
 from hpsearch.errors import HpsearchError
 from hpsearch.recipe import Recipe
-from hpsearch.search.asking import digest_of, recipe
+from hpsearch.search.asking import recipe, trial_digest
 from hpsearch.search.samplers import distribution
 from hpsearch.space import Float, active
 from hpsearch.spec import StudySpec
@@ -75,15 +75,15 @@ def _double(trial: Trial, other: Trial) -> Finding:
 def _disagreement(spec: StudySpec, trial: Trial, digest: str | None) -> Finding:
     """The trial's recipe or its parameters are missing or wrong: which, and what they were, if the rest tells."""
     from_params = _recipe_of(spec, trial)
-    from_recipe = _params_of(spec, trial.recipe) if trial.recipe is not None else None
+    from_recipe = _params_of(spec, trial.recipe, trial.number) if trial.recipe is not None else None
     if from_params is not None and (trial.recipe is None or digest == _digest(spec, trial)):
         text = "its recipe does not say what its parameters say" if trial.has_recipe else "it has no recipe"
         does = "makes the recipe anew from the parameters and the study's seeds"
         return about(trial, "recipe", text, _set_recipe(trial.trial_id, from_params), does)
     text = "its parameters do not say what its recipe says"
-    if from_recipe is not None and trial.recipe is not None:
-        seed = trial.recipe.seed if not spec.space else None
-        if digest in (None, digest_of(from_recipe, seed)):
+    if trial.recipe is not None and from_recipe is not None:
+        meant = trial_digest(spec, trial.number, from_recipe, trial.recipe.seed)
+        if digest in (None, meant):
             cure = _set_params(spec, trial.trial_id, from_recipe)
             return about(trial, "recipe", text, cure, "takes the parameters from the recipe")
     if trial.recipe is None:
@@ -99,8 +99,14 @@ def _agrees(spec: StudySpec, trial: Trial) -> bool:
     expected = _recipe_of(spec, trial)
     if expected is None or trial.recipe is None:
         return False
-    names = {"model", "epochs", *spec.training, *spec.space}
-    return all(getattr(expected, name) == getattr(trial.recipe, name) for name in names)
+    return _same(spec, expected, trial.recipe)
+
+
+def _same(spec: StudySpec, one: Recipe, other: Recipe) -> bool:
+    """Whether they say the same about all that the study names."""
+    of_candidates = (name for _, values in spec.candidates for name in values)
+    names = {"model", "epochs", *spec.training, *spec.space, *of_candidates}
+    return all(getattr(one, name) == getattr(other, name) for name in names)
 
 
 def _recipe_of(spec: StudySpec, trial: Trial) -> Recipe | None:
@@ -118,12 +124,13 @@ def _recipe_of(spec: StudySpec, trial: Trial) -> Recipe | None:
     try:
         if trial.recipe is None:
             return recipe(spec, chosen, trial.number)
-        return spec.recipe(chosen, trial.recipe.seed, trial.recipe.stream_seed)
+        candidate, _ = spec.place(trial.number)
+        return spec.recipe(chosen, trial.recipe.seed, trial.recipe.stream_seed, candidate)
     except (HpsearchError, TypeError):
         return None
 
 
-def _params_of(spec: StudySpec, known: Recipe) -> dict[str, Any] | None:
+def _params_of(spec: StudySpec, known: Recipe, number: int) -> dict[str, Any] | None:
     """The parameters that give exactly this recipe; None if there are none, or a factor cannot be told exactly."""
     chosen: dict[str, Any] = {}
     fields = {
@@ -139,16 +146,15 @@ def _params_of(spec: StudySpec, known: Recipe) -> dict[str, Any] | None:
                 return None
             chosen[recorded] = value
     try:
-        again = spec.recipe(chosen, known.seed, known.stream_seed)
+        again = spec.recipe(chosen, known.seed, known.stream_seed, spec.place(number)[0])
     except HpsearchError:
         return None
-    names = {"model", "epochs", *spec.training, *spec.space}
-    return chosen if all(getattr(again, name) == getattr(known, name) for name in names) else None
+    return chosen if _same(spec, again, known) else None
 
 
 def _digest(spec: StudySpec, trial: Trial) -> str:
-    seed = trial.recipe.seed if trial.recipe is not None and not spec.space else None
-    return digest_of(trial.params or {}, seed)
+    assert trial.recipe is not None
+    return trial_digest(spec, trial.number, trial.params or {}, trial.recipe.seed)
 
 
 def _set_recipe(trial_id: int, value: Recipe) -> tuple[Any, ...]:
@@ -168,7 +174,8 @@ def _set_params(spec: StudySpec, trial_id: int, chosen: dict[str, Any]) -> tuple
         }
         for name, value in chosen.items()
     ]
-    return delete(PARAMS).where(PARAMS.c.trial_id == trial_id), insert(PARAMS).values(rows)
+    gone = delete(PARAMS).where(PARAMS.c.trial_id == trial_id)
+    return (gone, insert(PARAMS).values(rows)) if rows else (gone,)
 
 
 def _begin_again(trial_id: int) -> tuple[Any, ...]:

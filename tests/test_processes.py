@@ -1,0 +1,82 @@
+"""Workers in processes of their own: what they print that is no event neither hides one nor keeps anybody waiting."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from hpsearch.events import WorkerLeft, to_json
+from hpsearch.processes import WorkerExited, Workers
+from tests.cli.running import environment, hpsearch
+from tests.studies import TINY
+
+ENTRY_POINTS = "[hpsearch.models]\ntalkative = talkative:Net\n"
+# It never ends a line, in the manner of a progress bar, and writes past Python as a library in C does.
+TALKATIVE = """
+import os
+from hpsearch.models.perceptron import TwoLayerPerceptron
+
+class Net(TwoLayerPerceptron):
+    def forward(self, images):
+        print("I am a network", end="")
+        os.write(1, b"and this is C")
+        return super().forward(images)
+"""
+
+
+def events(workers: Workers) -> list[object]:
+    """All events, within a minute."""
+    found: list[object] = []
+    reading = threading.Thread(target=lambda: found.extend(event for _, event in workers.events()), daemon=True)
+    reading.start()
+    reading.join(60.0)
+    assert not reading.is_alive(), "the events do not end"
+    return found
+
+
+def test_lines_that_are_no_events_are_passed_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert events(Workers([["--help"]], environment(tmp_path))) == [WorkerExited(0)]
+    assert "Start one on every machine and GPU" in capsys.readouterr().err
+
+
+def test_events_go_on_after_lines_that_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    left = WorkerLeft("done")
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\nprintf '5\\n[]\\n\\377\\n%s\\nlast' '{to_json(left)}'\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("hpsearch.processes.sys.executable", str(program))
+    assert events(Workers([[]], dict(os.environ))) == [left, WorkerExited(3)]
+    assert capfd.readouterr().err == "5\n[]\n\\xff\nlast"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_end_of_a_worker_is_told_whatever_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_line: str) -> None:
+        raise RuntimeError("made up")
+
+    monkeypatch.setattr("hpsearch.processes.from_json", fail)
+    others = threading.enumerate()
+    workers = Workers([["--help"]], environment(tmp_path))
+    readers = [thread for thread in threading.enumerate() if thread not in others]
+    assert isinstance(events(workers)[-1], WorkerExited)
+    for reader in readers:
+        reader.join()  # or its exception would be told in the next test
+
+
+def test_a_network_that_prints_hides_no_event(tmp_path: Path) -> None:
+    info = tmp_path / "talkative-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: talkative\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(ENTRY_POINTS)
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    (tmp_path / "tiny.toml").write_text(TINY.replace('"2lp"', '"talkative"').replace('"asha"', '"none"'))
+    hpsearch(tmp_path, "create-study", "tiny.toml", PYTHONPATH=str(tmp_path))
+    arguments = ["worker", "--device", "cpu", "--workers", "2", "tiny"]
+    done = hpsearch(tmp_path, *arguments, PYTHONPATH=str(tmp_path))
+    assert sum(" complete after epoch 3 of 3" in line for line in done.stdout.splitlines()) == 6
+    assert "I am a network" in done.stderr
+    assert "this is C" in done.stderr
+    assert "network" not in done.stdout
