@@ -67,9 +67,11 @@ class View:
         return optuna.Trial(self.study, trial_id), drafts
 
     def withdraw(self, trial_id: int) -> None:
-        """Forget the parameters of a trial that was drawn up."""
+        """Forget the parameters of a trial that was drawn up, and what its sampler noted."""
         trial = self._trials[trial_id]
         trial.params, trial.distributions = {}, {}
+        for key in self._storage.drafts.get(trial_id, Drafts()).system_attrs:
+            trial.system_attrs.pop(key, None)
 
     def forget_cache(self) -> None:
         """Optuna keeps the list of trials of the last `ask`; nobody calls that here."""
