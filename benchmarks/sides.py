@@ -189,9 +189,10 @@ def _timed(name: str, num_trials: int, program: Program | Fused, setup: Setup, d
     clock(probe)  # warms up, and records a graph
     tidy(setup.device)
     _forget_peak(setup.device)
-    fitting = setup.seconds * probe / clock(probe)
+    probed = clock(probe)
+    fitting = setup.seconds * probe / probed
     num_images = min(setup.num_images, max(probe, int(fitting) // PROBE * PROBE))
-    found = [clock(num_images)]
+    found = [probed if num_images == probe else clock(num_images)]
     while sum(found) + found[-1] < setup.seconds:
         found.append(clock(num_images))
     return Timing(name, num_trials, min(found) * NUM_TRAIN / num_images, num_images, _peak(setup.device))

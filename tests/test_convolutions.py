@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.convolutions import LAYERS, SEPARATE, TOLERANCE, Layer, Side, all_sides, error, example, measure, show
 
 REPOSITORY = Path(__file__).parent.parent
-SIDES = all_sides(on_gpu=False, with_triton=False)
+SIDES = all_sides(with_triton=False)
 SHARED_MEMORY = 99 * 1024  # bytes that one program may use on the smallest of the GPUs that have TF32
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")

@@ -281,7 +281,9 @@ def test_what_samplers_write_stays_in_the_view(bench: Bench) -> None:
     assert drawn.params.keys() == bench.view.trial(leases[1].trial_id).params.keys()
     bench.study.optuna_study._storage.remove_session()
     assert bench.study.optuna_study.trials[1].params == {}
+    bench.view.study._storage.set_trial_system_attr(leases[1].trial_id, "cma:generation", 3)  # as a sampler notes it
     bench.view.withdraw(leases[1].trial_id)
+    assert not bench.view.trial(leases[1].trial_id).system_attrs
     assert bench.view.trial(leases[1].trial_id).params == {}
 
 
