@@ -47,7 +47,7 @@ def final_test(
     if before and not again:
         raise UsageError(
             f"study {study.name}: its test split was opened on {before[-1]['time']}; a second look makes it a second "
-            "validation set. The result is recorded: see `hpsearch final-test STUDY --show`; if it must be, "
+            f"validation set. The result is recorded: see `hpsearch final-test {study.name} --show`; if it must be, "
             "give the reason with --again REASON, and the record shows it"
         )
     chosen = choose(database, study)

@@ -186,6 +186,7 @@ def _serve(
 ) -> Iterator[Event]:
     left, idle = limits.max_trials, _Idle(database, settings, limits)
     patience = Patience(database, settings, interruption)
+    paused = False  # as it was said
     unusable: dict[str, UsageError] = {}  # studies that this worker cannot train: there may be others
     while not interruption.requested and left != 0:
         name, called = study_name, time.monotonic()
@@ -199,6 +200,9 @@ def _serve(
                 if left is not None:
                     left -= isinstance(event, TrialEnded) and event.state not in (TrialState.WAITING.name, LOST_STATE)
             if not begun and not interruption.requested:
+                if nothing.paused is not None and not paused:
+                    yield WorkerWarned(f"{nothing.sentence}; it goes on after `hpsearch resume STUDY`")
+                paused = nothing.paused is not None
                 if not idle.goes_on(nothing):
                     if unusable:
                         raise next(iter(unusable.values()))
@@ -302,7 +306,9 @@ def choose_device(name: str) -> torch.device:
     num_gpus = torch.cuda.device_count()
     known = ["cpu", *(f"cuda:{index}" for index in range(num_gpus)), *(["cuda"] if num_gpus else [])]
     if name not in known:
-        raise UsageError(f"--device {name}: this machine has {', '.join(known)}; auto takes the best one")
+        raise UsageError(
+            f"device {name} (--device or HPSEARCH_DEVICE): this machine has {', '.join(known)}; auto takes the best one"
+        )
     return torch.device(name)
 
 

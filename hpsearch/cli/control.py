@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @click.argument("study", shell_complete=complete_recorded)
 @storage_option
 def pause(study: str, storage: str | None) -> None:
-    """Let the workers of STUDY give their trials back after this epoch, and wait until it is resumed."""
+    """Let the workers of STUDY give their trials back within two epochs, and wait until it is resumed."""
     _set(study, storage, "paused", "workers keep a checkpoint and wait; go on with `hpsearch resume {study}`")
 
 
@@ -31,7 +31,7 @@ def resume(study: str, storage: str | None) -> None:
 @click.argument("study", shell_complete=complete_recorded)
 @storage_option
 def stop(study: str, storage: str | None) -> None:
-    """Let the workers of STUDY give their trials back after this epoch, and leave."""
+    """Let the workers of STUDY give their trials back within two epochs, and leave."""
     _set(study, storage, "stopped", "workers keep a checkpoint and leave; go on with `hpsearch resume {study}`")
 
 
@@ -43,9 +43,15 @@ def extend(study: str, trials: int, storage: str | None) -> None:
     """Allow STUDY more trials, also after it has finished."""
     from hpsearch.errors import UsageError
     from hpsearch.search.samplers import most_trials
+    from hpsearch.sections import MOST_TRIALS
     from hpsearch.storage import fleet
 
     database, loaded = _load(study, storage)
+    if loaded.spec.candidates:
+        raise UsageError(
+            f"study {study}: its trials are its candidates over {len(loaded.spec.seeds)} seeds, and more would count "
+            "nowhere; for more seeds give `hpsearch confirm` or `hpsearch transfer` a larger --seeds"
+        )
     most = most_trials(loaded.spec)
     before = _max_trials(database, loaded)
     if most is not None and before + trials > most:
@@ -56,6 +62,8 @@ def extend(study: str, trials: int, storage: str | None) -> None:
             else f"--trials {trials}: study {study} tries all of its {most} configurations already; "
             "create a study with a larger space"
         )
+    if before + trials > MOST_TRIALS:
+        raise UsageError(f"--trials {trials}: study {study} has {before} trials, and {MOST_TRIALS} at most; give fewer")
     total = fleet.extend(database, loaded.study_id, trials)
     click.echo(f"study {study}: {total} trials instead of {before}")
     click.echo(f"next: hpsearch worker {study}")

@@ -165,7 +165,7 @@ def show(events: Iterable[tuple[int, Event | WorkerExited]], settings: Settings)
 def _table(watch: Watch) -> Group:
     table = Table(box=box.SIMPLE_HEAD, title=f"study {watch.study}" if watch.study else "starting workers")
     for column in ("worker", "device", "trial", "epoch", watch.metric or "value", "images/s"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     shown = sorted(watch.rows.items())[:MAX_ROWS]
     for (worker, _), row in shown:
         value, speed = (f"{row.value:.4f}", f"{row.images_per_second:,.0f}") if row.epoch else ("-", "-")
@@ -188,7 +188,8 @@ def _show_result(watch: Watch, settings: Settings) -> None:
         if best:
             click.echo(f"\nbest of study {watch.study} so far" if watch.finished < watch.max_trials else "\nbest")
             print_best(study, [trial_row(study, trial) for trial in best])
-            click.echo(importances(study.optuna_study).sentence())
+            if study.spec.space:
+                click.echo(importances(study.optuna_study).sentence())
     again = watch.interrupted or watch.finished < watch.max_trials
     click.echo(f"next: hpsearch {'worker ' + watch.study if again else _after(study)}")
     click.echo("      hpsearch dashboard")

@@ -40,6 +40,8 @@ def final_test(
         raise UsageError("--again: is empty; give the reason for which the test split is opened once more")
     database = open_database(storage)
     loaded = load_study(database, study)
+    if show and again is not None:
+        raise UsageError("--again opens the test split and --show does not: leave out one of them")
     if show:
         records = openings(database, loaded)
         if not records:

@@ -6,6 +6,7 @@ the storage is away (run the same command again).
 
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -76,6 +77,7 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit the process with its code."""
+    _write_what_can_be_written()
     try:
         code = cli.main(args=arguments, prog_name="hpsearch", standalone_mode=False)
         if sys.stdout is not None:  # None: the shell has closed it, `>&-`
@@ -86,8 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.Abort:
         sys.exit(EXIT_INTERRUPTED)
     except click.UsageError as error:
-        path = error.ctx.command_path if error.ctx else "hpsearch"
-        _say(f"{' '.join(error.format_message().split())} (see `{path} --help`)")
+        _say_usage(error)
         sys.exit(EXIT_USAGE)
     except click.ClickException as error:
         _say(error.format_message())
@@ -113,6 +114,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _say(f"the storage failed: {opened.explain(error)}; try again once that is mended")
         sys.exit(EXIT_FAILED)
+
+
+def _write_what_can_be_written() -> None:
+    """An encoding that lacks a sign ends no command."""
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):  # None: the shell has closed it
+            output.reconfigure(errors="replace")
+
+
+def _say_usage(error: click.UsageError) -> None:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return
+    path = error.ctx.command_path if error.ctx else "hpsearch"
+    _say(f"{' '.join(error.format_message().split())} (see `{path} --help`)")
 
 
 def _give_up_output() -> None:

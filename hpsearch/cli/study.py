@@ -86,12 +86,12 @@ def create_study(
 def list_studies(storage: str | None, as_json: bool) -> None:
     """List the studies of the storage, and the ones that can be created."""
     from hpsearch.catalogue import study_names as available
-    from hpsearch.errors import StorageError
+    from hpsearch.errors import StorageEmpty
     from hpsearch.storage.studies import study_names
 
     try:
         database = open_database(storage)
-    except StorageError:
+    except StorageEmpty:
         if storage is not None:
             raise
         rows: list[dict[str, Any]] = []  # the default storage before the first study
@@ -198,7 +198,8 @@ def best(study: str, top: int, storage: str | None, as_json: bool) -> None:
         click.echo(f"study {study}: no trial has completed yet; train some with `hpsearch worker {study}`")
         return
     print_best(loaded, rows)
-    click.echo(found.sentence())
+    if loaded.spec.space:
+        click.echo(found.sentence())
 
 
 def _load(study: str, storage: str | None) -> "tuple[Database, LoadedStudy]":
@@ -238,7 +239,7 @@ def _summary(database: "Database", name: str) -> dict[str, Any]:
         else now.state
         if now.state != "running"
         else "running"
-        if now.running
+        if now.running > now.abandoned
         else "waiting for workers"
     )
     return {

@@ -17,13 +17,18 @@ def print_best(loaded: "LoadedStudy", rows: list[dict[str, Any]]) -> None:
     """A table with one column per configuration and one line per hyperparameter that the study searches."""
     names = [name for name in loaded.spec.space if any(name in row["searched"] for row in rows)]
     lines = [[name, *(cell(row["searched"].get(name)) for row in rows)] for name in names]
+    if loaded.spec.candidates:
+        lines.append(["candidate", *(row["candidate"] for row in rows)])
     lines.append(["seed", *(cell(row["recipe"].get("seed")) for row in rows)])
     values = [loaded.spec.objective.metric, *(cell(row["value"]) for row in rows)]
     print_table(["", *(f"trial {row['number']}" for row in rows)], [values, *lines])
 
 
 def trial_row(loaded: "LoadedStudy", trial: "FrozenTrial") -> dict[str, Any]:
-    """One trial as plain values; `searched` holds the hyperparameters that the study searches and this trial has."""
+    """One trial as plain values; `searched` holds the hyperparameters that the study searches and this trial has.
+
+    `candidate` is the label of what is trained over seeds, where there are several.
+    """
     from hpsearch.space import recorded_name
     from hpsearch.storage.ledger import REASON_KEY, TRACEBACK_KEY
     from hpsearch.storage.studies import RECIPE_KEY
@@ -37,6 +42,7 @@ def trial_row(loaded: "LoadedStudy", trial: "FrozenTrial") -> dict[str, Any]:
         "value": trial.value,
         "epochs": len(trial.intermediate_values),
         "searched": {name: recipe[name] for name in searched if name in recipe},
+        "candidate": _candidate(loaded, trial.number),
         "recipe": recipe,
         "reason": trial.user_attrs.get(REASON_KEY, ""),
         "traceback": trial.user_attrs.get(TRACEBACK_KEY, ""),
@@ -75,8 +81,15 @@ def duration(seconds: float) -> str:
 
 
 def configuration(row: dict[str, Any]) -> str:
-    """What the trial's search chose, in one cell that a narrow terminal can wrap."""
-    return ", ".join(f"{name} {cell(value)}" for name, value in row["searched"].items())
+    """What the trial's search chose, or which candidate it is, in one cell that a narrow terminal can wrap."""
+    seed = f", seed {cell(row['recipe'].get('seed'))}"
+    chosen = ", ".join(f"{name} {cell(value)}" for name, value in row["searched"].items())
+    return f"{row['candidate']}{seed}" if row["candidate"] else chosen
+
+
+def _candidate(loaded: "LoadedStudy", number: int) -> str:
+    candidate, _ = loaded.spec.place(number)
+    return str(loaded.spec.candidates[candidate][0]) if loaded.spec.candidates else ""
 
 
 def cell(value: object) -> str:

@@ -197,6 +197,8 @@ def _parse(url: str) -> URL:
         raise StorageError(
             f"storage URL {redact(url)}: must be sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
         )
+    if parsed.drivername == "sqlite" and parsed.query:
+        raise StorageError(f"storage URL {redact(url)}: a SQLite file takes no options; leave out all from the ? on")
     if parsed.database == ":memory:":
         raise StorageError(f"storage URL {redact(url)}: workers cannot share a database in memory; name a file")
     return parsed

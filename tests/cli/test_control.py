@@ -110,6 +110,7 @@ def test_pause_resume_and_stop(folder: Path) -> None:
         process.kill()
     assert process.returncode == 0, errors
     assert "study tiny: it is stopped" in output
+    assert output.count("study tiny: it is paused; it goes on after `hpsearch resume") == 1
     assert status(folder)["workers"] == []
     assert "it is stopped" in hpsearch(folder, "worker", "tiny").stdout
 
@@ -117,6 +118,7 @@ def test_pause_resume_and_stop(folder: Path) -> None:
 def test_extend(folder: Path) -> None:
     hpsearch(folder, "create-study", "tiny.toml", "--trials", "1")
     hpsearch(folder, "worker", "tiny")
+    assert "1000000000 at most" in hpsearch(folder, "extend", "tiny", "--trials", "1000000000", code=2).stderr
     assert "3 trials instead of 1" in hpsearch(folder, "extend", "tiny", "--trials", "2").stdout
     hpsearch(folder, "worker", "tiny")
     assert status(folder)["trials"] == "3/3"
@@ -139,7 +141,7 @@ def test_a_killed_worker_is_seen_and_its_trial_taken_over(folder: Path) -> None:
     wait_until(folder, running=1)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    wait_until(folder, abandoned=1)
+    wait_until(folder, abandoned=1, state="waiting for workers")
     other = start(folder, "worker", "tiny", HPSEARCH_DEVICE="cpu")
     wait_until(folder, abandoned=0, running=1)
     assert "adopted" in hpsearch(folder, "status", "tiny").stdout

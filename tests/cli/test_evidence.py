@@ -10,6 +10,7 @@ from hpsearch.cli.tables import print_table
 from hpsearch.storage.open import connect
 from hpsearch.storage.studies import load_study
 from tests.chain import SMALL
+from tests.cli import running
 from tests.cli.inside import hpsearch, one_line
 
 
@@ -31,9 +32,16 @@ def test_the_whole_chain(folder: Path) -> None:
     assert "not finished" in one_line(folder, "export", "small", "-o", "out")
     assert "these are not changed" in one_line(folder, "confirm", "small", "--seeds", "5")
     hpsearch(folder, "worker", "small-confirm")
+    best = hpsearch(folder, "best", "small-confirm").stdout
+    assert "candidate" in best
+    assert "importances" not in best
+    assert "seed" in hpsearch(folder, "trials", "small-confirm").stdout
+    assert "count nowhere" in one_line(folder, "extend", "small-confirm", "--trials", "1")
     shown = hpsearch(folder, "confirm", "small").stdout
     assert "cannot be told from the best" in shown
     assert "was luck" in shown
+    assert "±" in shown
+    assert "?" in running.hpsearch(folder, "confirm", "small", PYTHONIOENCODING="ascii").stdout  # which lacks the sign
     found = json.loads(hpsearch(folder, "confirm", "small", "--json").stdout)
     assert found["finished"]
     assert len(found["standings"]) in (3, 4)
@@ -43,6 +51,7 @@ def test_the_whole_chain(folder: Path) -> None:
     assert len(tested["result"]["seeds"]) == 3
     assert "--again REASON" in one_line(folder, "final-test", "small")
     assert "is empty" in one_line(folder, "final-test", "small", "--again", " ")
+    assert "leave out one" in one_line(folder, "final-test", "small", "--show", "--again", "x")
     assert "because: a reviewer asked" in hpsearch(folder, "final-test", "small", "--again", "a reviewer asked").stdout
     assert hpsearch(folder, "final-test", "small", "--show").stdout.count("test split of digits:0-4") == 2
 

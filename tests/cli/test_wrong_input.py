@@ -98,3 +98,18 @@ def test_a_storage_that_cannot_be_written(where: str, tmp_path: Path) -> None:
     url = "sqlite:///occupied/study.db" if where == "folder" else "sqlite:///occupied"
     assert "occupied" in one_line(tmp_path, "create-study", "quickstart", "--storage", url)
     assert (tmp_path / "occupied").read_text() == "this is a text"
+
+
+def test_a_storage_that_cannot_be_read_is_not_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "notes.db").write_text("no database")
+    for url in ("garbage", f"sqlite:///{tmp_path / 'notes.db'}", "postgresql+psycopg://u@127.0.0.1:1/x"):
+        assert "storage" in one_line(tmp_path, "list", HPSEARCH_STORAGE=url).lower() or "notes.db" in url
+    assert "leave out all from the ? on" in one_line(tmp_path, "list", "--storage", "sqlite:///a.db?timeout=1")
+
+
+@pytest.mark.parametrize("group", [[], ["launch"], ["storage"]])
+def test_no_command_at_all_gives_the_help(group: list[str], tmp_path: Path) -> None:
+    """In its lines, not as one."""
+    done = inside.hpsearch(tmp_path, *group, code=2)
+    assert "Commands:\n" in done.stderr
+    assert len(done.stderr.splitlines()) > 5
