@@ -67,6 +67,10 @@ def export(
     with _reaching(where):
         if shelf.path.exists() if isinstance(shelf, Folder) else shelf.get(SUMS) is not None:
             raise UsageError(f"{where}: exists already; an export is never written over, so name another folder")
+    if isinstance(shelf, Folder):
+        there = next(folder for folder in shelf.path.absolute().parents if folder.exists())
+        if not os.access(there, os.W_OK):  # found out before the network trains again
+            raise UsageError(f"{where}: cannot be written ({there} is read-only here); name another folder")
     chosen = choose(database, study, confirmed=False)
     if rank > len(chosen):
         raise UsageError(f"--rank {rank}: study {study.name} has {len(chosen)} configurations to choose from")

@@ -189,6 +189,16 @@ def test_a_search_that_trained_elsewhere_is_exported_with_what_its_network_gives
     assert [line for line in said if f"and {best.value:.4f} is recorded" in line] == said[1:]
 
 
+def test_a_place_that_cannot_be_written_is_found_out_first(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpsearch.export.network", None)  # nothing trains
+    monkeypatch.setattr("os.access", lambda path, _mode: Path(path) != tmp_path)
+    with pytest.raises(UsageError, match="cannot be written"):
+        export(chain.database, chain.search, 1, tmp_path / "exports" / "one", chain.settings, silent)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_label_ends_no_cell_of_the_model_card(folder: Path) -> None:
     metrics, _, _ = read(folder)
     assert metrics.confirmation is not None

@@ -300,7 +300,7 @@ def _has_tables(url: URL) -> bool:
 
 def _file_lock(path: Path) -> FileLock:
     path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(f"{path}.lock")
+    return FileLock(f"{path}.lock", timeout=BUSY_TIMEOUT_SECONDS)
 
 
 @contextmanager
@@ -342,6 +342,7 @@ def is_read_only(url: URL) -> str:
     file = Path(url.database or "")
     if url.get_backend_name() != "sqlite" or not file.is_file():
         return ""
-    closed = [path for path in (file, file.parent) if not os.access(path, os.W_OK)]
+    beside = [path for end in ("-wal", "-shm") if (path := Path(f"{file}{end}")).exists()]  # left by a reader, perhaps
+    closed = [path for path in (file, file.parent, *beside) if not os.access(path, os.W_OK)]
     what = " and ".join(map(str, closed))
     return f"{what} cannot be written by this user, which SQLite needs even to read: make it writable" if closed else ""

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
+from filelock import FileLock
+from sqlalchemy.engine import make_url
 from sqlalchemy.event import registry
 
 from hpsearch.errors import StorageError
-from hpsearch.storage.open import connect, create, reach
+from hpsearch.storage.open import connect, create, is_read_only, reach
 from tests.postgres import PostgresServer
 
 
@@ -107,3 +109,21 @@ def test_no_event_is_registered_under_the_address_of_a_pool_that_is_gone(storage
     targets = [key[0] for key, collections in registry._key_to_collection.items() if ours in collections]
     assert set(targets) == {id(engine.pool)}
     engine.pool.dispose()
+
+
+def test_tables_that_somebody_else_makes_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpsearch.storage.open.BUSY_TIMEOUT_SECONDS", 0.2)
+    with FileLock(tmp_path / "study.db.lock"), pytest.raises(StorageError, match=r"cannot be opened.*study\.db\.lock"):
+        create(f"sqlite:///{tmp_path / 'study.db'}")
+
+
+@pytest.mark.parametrize("end", ["-wal", "-shm"])
+def test_a_file_beside_the_database_that_cannot_be_written(
+    end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that could only read may have left it; SQLite needs it to write. Root may write everything."""
+    file = tmp_path / "study.db"
+    for path in (file, Path(f"{file}{end}")):
+        path.touch()
+    monkeypatch.setattr("os.access", lambda path, _mode: not str(path).endswith(end))
+    assert f"study.db{end} cannot be written" in is_read_only(make_url(f"sqlite:///{file}"))
