@@ -167,11 +167,10 @@ def attempts(letter: str, side: Side, device: str) -> Iterator[Timing | str]:
     """The side's results, or what went wrong, in one line."""
     try:
         yield from side()
-        tidy(device)
     except Exception as error:
         yield f"({letter}) failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        with suppress(Exception):  # torch 2.11 cannot after a recording that failed
-            tidy(device)
+    with suppress(Exception):  # torch 2.11 cannot after a recording that failed
+        tidy(device)
 
 
 def write_arrays(data: DeviceData, folder: Path) -> Path:

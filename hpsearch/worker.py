@@ -201,7 +201,8 @@ def _serve(
                     left -= isinstance(event, TrialEnded) and event.state not in (TrialState.WAITING.name, LOST_STATE)
             if not begun and not interruption.requested:
                 if nothing.paused is not None and not paused:
-                    yield WorkerWarned(f"{nothing.sentence}; it goes on after `hpsearch resume STUDY`")
+                    which = nothing.paused.name
+                    yield WorkerWarned(f"study {which}: it is paused; it goes on after `hpsearch resume {which}`")
                 paused = nothing.paused is not None
                 if not idle.goes_on(nothing):
                     if unusable:
@@ -234,7 +235,7 @@ class _Nothing:
     """
 
     sentence: str
-    paused: int | None = None
+    paused: LoadedStudy | None = None
     lease_seconds: float | None = None
     denied: bool = False
 
@@ -258,7 +259,11 @@ class _Idle:
         if not (nothing.paused is not None or waits or (lingers and most is None)):
             return False
         state = fleet.PAUSED if nothing.paused is not None else fleet.WAITING
-        fleet.beat(self._database, myself(self._settings), fleet.Sign(nothing.paused, state))
+        fleet.beat(
+            self._database,
+            myself(self._settings),
+            fleet.Sign(nothing.paused.study_id if nothing.paused else None, state),
+        )
         pause = IDLE_POLL_SECONDS * self._growth * random.uniform(0.7, 1.0)  # noqa: S311 -- not all at one moment
         self._growth = min(MAX_IDLE_GROWTH, IDLE_GROWTH * self._growth)  # a fleet that waits must not be a burden
         time.sleep(pause)
@@ -267,7 +272,7 @@ class _Idle:
 
 def _next_study(database: Database, study_name: str | None, unusable: Collection[str]) -> tuple[str | None, _Nothing]:
     """The study to work on; without one, why not."""
-    paused: int | None = None
+    paused: LoadedStudy | None = None
     live: list[float] = []
     reason = "no trials left to start"
     for name in [study_name] if study_name else [name for name in study_names(database) if name not in unusable]:
@@ -281,7 +286,7 @@ def _next_study(database: Database, study_name: str | None, unusable: Collection
         if now.state == budget.RUNNING and (now.abandoned or now.startable):
             return name, _Nothing(f"study {name}: others hold what is left of it", denied=True)
         if now.state == budget.PAUSED:
-            paused = study.study_id
+            paused = study
         if now.state == budget.RUNNING and now.running:
             with database.engine.connect() as connection:
                 live.append(leases.seconds_left(connection, study.study_id) or 0.0)

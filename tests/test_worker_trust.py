@@ -11,13 +11,13 @@ from optuna.trial import TrialState
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
-from hpsearch.errors import DataError, HpsearchError, StorageAway
-from hpsearch.events import EpochDone, StudyOpened, TrialEnded, TrialResumed, TrialStarted, WorkerLeft, WorkerWarned
+from hpsearch.errors import HpsearchError, StorageAway
+from hpsearch.events import EpochDone, TrialEnded, TrialResumed, TrialStarted, WorkerLeft
 from hpsearch.interrupt import Interrupted, Interruption
 from hpsearch.settings import Settings
 from hpsearch.spec import StudySpec, parse
 from hpsearch.storage import ledger
-from hpsearch.storage.open import Database, create
+from hpsearch.storage.open import Database
 from hpsearch.storage.studies import create_study, load_study, progress
 from hpsearch.storage.tables import LEASES
 from hpsearch.train.lanes import Lanes
@@ -25,7 +25,6 @@ from hpsearch.train.program import Program
 from hpsearch.train.side_by_side import SideBySide
 from hpsearch.trial import Outcome, Run
 from hpsearch.worker import Limits, run, serve
-from tests.postgres import PostgresServer
 from tests.studies import CANDIDATES, TINY
 
 
@@ -274,57 +273,6 @@ def test_a_reader_who_leaves_at_the_first_of_several_ends(sqlite: Database, sett
     assert not list(settings.home.glob("checkpoints/*/*"))
 
 
-def test_a_study_deleted_between_taking_and_drawing_up(
-    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    create_study(sqlite, spec(2, 6), "tiny")
-    turn = ledger.turn
-
-    def deleted(*arguments: Any, **named: Any) -> Any:
-        answer = turn(*arguments, **named)
-        sqlite.storage.delete_study(sqlite.storage.get_study_id_from_name("tiny"))
-        return answer
-
-    monkeypatch.setattr("hpsearch.storage.ledger.turn", deleted)
-    with pytest.raises(HpsearchError, match="tiny"):
-        list(serve(sqlite, "tiny", settings, Interruption(), Limits()))
-
-
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_a_study_deleted_while_all_lanes_train(
-    database: Database, settings: Settings, lanes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hpsearch.search.session.BEAT_SECONDS", 0.0)
-    create_study(database, spec(30, 6), "tiny")
-    events = run(database, "tiny", replace(settings, lanes=lanes), Interruption())
-    while not isinstance(next(events), EpochDone):
-        pass
-    database.storage.delete_study(load_study(database, "tiny").study_id)
-    left: list[object] = []
-    with pytest.raises(HpsearchError, match="the study has been deleted"):
-        left.extend(events)
-    assert not [event for event in left if isinstance(event, WorkerWarned)]
-
-
-def test_a_trial_that_nobody_can_take_is_looked_for_with_pauses(
-    postgres: PostgresServer, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its owner was stopped in the middle of a transaction, which keeps the trial locked."""
-    monkeypatch.setattr("hpsearch.worker.IDLE_POLL_SECONDS", 0.5)
-    url = postgres.new_database()
-    with create(url) as database, create(url) as other:
-        create_study(database, spec(1, 1), "tiny")
-        study = load_study(database, "tiny")
-        assert ledger.take(database, study.study_id, 1, "stopped", 0.0, study.plan).leases
-        with other.engine.begin() as connection:
-            connection.execute(update(LEASES).values(token=LEASES.c.token))
-            events = list(serve(database, "tiny", settings, Interruption(), Limits(max_idle_seconds=2.0)))
-        assert 2 <= sum(isinstance(event, StudyOpened) for event in events) <= 8
-        assert events[-1] == WorkerLeft("study tiny: others hold what is left of it")
-        list(serve(database, "tiny", settings, Interruption(), Limits(max_idle_seconds=0.0)))
-        assert states(database) == [TrialState.COMPLETE]
-
-
 def test_a_first_epoch_that_outlasts_the_lease(
     sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,30 +307,6 @@ def test_a_first_epoch_that_hangs_is_given_up(
     create_study(sqlite, spec(2, 2), "tiny")
     list(run(sqlite, "tiny", replace(settings, lanes=2, lease_seconds=1.0), Interruption()))
     assert seen == [2]
-
-
-def test_a_trial_enqueued_with_what_the_study_does_not_allow_fails_alone(sqlite: Database, settings: Settings) -> None:
-    create_study(sqlite, spec(2, 4), "tiny")
-    study = load_study(sqlite, "tiny").optuna_study
-    study.enqueue_trial({"optimizer": "rmsprop"})
-    study.enqueue_trial({"learning_rate": -1.0})
-    list(run(sqlite, "tiny", replace(settings, lanes=2), Interruption()))
-    failed = [trial for trial in load_study(sqlite, "tiny").optuna_study.trials if trial.state == TrialState.FAIL]
-    assert len(failed) == 2
-    assert all("which the study does not allow" in trial.user_attrs[ledger.REASON_KEY] for trial in failed)
-    assert sorted(states(sqlite)) == [TrialState.COMPLETE] * 2 + [TrialState.FAIL] * 2
-
-
-def test_a_worker_passes_over_a_study_that_it_cannot_train(sqlite: Database, settings: Settings) -> None:
-    """Where none was named; it says so at the end, if nothing else is left to do."""
-    here = 'name = "digits"'
-    create_study(sqlite, spec(2, 2, TINY.replace(here, 'name = "cifar100"')), "a")
-    create_study(sqlite, spec(2, 2), "tiny")
-    events: list[object] = []
-    with pytest.raises(DataError, match="cifar"):
-        events.extend(serve(sqlite, None, settings, Interruption(), Limits()))
-    assert states(sqlite) == [TrialState.COMPLETE] * 2
-    assert any(isinstance(event, WorkerWarned) and "study a is passed over" in event.message for event in events)
 
 
 def test_weights_are_kept_before_nobody_trains_them_again(

@@ -257,11 +257,7 @@ class Session:
                 raise
             reason = f"it was enqueued as {enqueued}, which the study does not allow: {error}"
         self._view.withdraw(lease.trial_id)
-        with self.waiting():
-            ledger.finish(
-                self.database,
-                [End(lease, TrialState.FAIL, None, {REASON_KEY: reason}, event=Happening(FAILED, reason))],
-            )
+        self.finish([End(lease, TrialState.FAIL, None, {REASON_KEY: reason}, event=Happening(FAILED, reason))])
         return None
 
     def _record(self, drawn: Sequence[Drawn]) -> tuple[set[int], set[int]]:
