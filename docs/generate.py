@@ -4,6 +4,7 @@ Run: python docs/generate.py            write the pages
      python docs/generate.py --check    write nothing; exit code 1 if a page is stale
 """
 
+import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -208,10 +209,18 @@ def section_table(key: str, kind: type[sections.Section]) -> str:
 
 
 def built_in(group: str, options: Mapping[str, tuple[str, ...]] | None = None) -> str:
-    """The names of a table, each with the options that it takes; what this machine's packages add is left out."""
-    taken = {name: ", ".join(f"`{option}`" for option in keys) for name, keys in (options or {}).items()}
+    """The names of a table, each with its options and their defaults; what this machine's packages add is left out."""
+    taken = {
+        name: ", ".join(with_default(group, name, option) for option in keys) for name, keys in (options or {}).items()
+    }
     names = catalogue.TABLES[group][1]
     return ", ".join(f"`{name}`" + (f" ({taken[name]})" if taken.get(name) else "") for name in names)
+
+
+def with_default(group: str, name: str, option: str) -> str:
+    """An option as `option = default`; the sampler's seed has none, because it follows from the study's."""
+    parameter = inspect.signature(catalogue.load(group, name)).parameters[option]
+    return f"`{option}`" if parameter.default is parameter.empty else f"`{option} = {parameter.default}`"
 
 
 def hyperparameter_table() -> str:
