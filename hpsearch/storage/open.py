@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from hpsearch.storage import tables
 # What a call raises while the database is away; transactions have been rolled back.
 FAULTS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
 
+MAGIC = b"SQLite format 3\0"  # the first bytes of a database, https://sqlite.org/fileformat.html
 BUSY_TIMEOUT_SECONDS = 60  # how long a SQLite writer waits for another one
 CONNECT_TIMEOUT_SECONDS = 10
 # A server that has gone without a word is given up after a minute; the system's own defaults are hours.
@@ -299,8 +300,16 @@ def _has_tables(url: URL) -> bool:
 
 
 def _file_lock(path: Path) -> FileLock:
+    _check_magic(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(f"{path}.lock", timeout=BUSY_TIMEOUT_SECONDS)
+
+
+def _check_magic(path: Path) -> None:
+    """Raise OSError if something else than a SQLite database lies there, before a lock lies beside it."""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        if file.read(len(MAGIC)) not in (b"", MAGIC):
+            raise OSError("file is not a database")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.event import registry
 
 from hpsearch.errors import StorageError
-from hpsearch.storage.open import connect, create, is_read_only, reach
+from hpsearch.storage.open import connect, create, filling, is_read_only, reach
 from tests.postgres import PostgresServer
 
 
@@ -46,11 +46,16 @@ def test_password_is_never_in_a_message() -> None:
     assert "127.0.0.1" in str(caught.value)
 
 
-def test_a_file_that_is_no_database(tmp_path: Path) -> None:
-    path = tmp_path / "text.db"
-    path.write_text("this is no database, " * 100)
-    with pytest.raises(StorageError, match="not a database"):
-        create(f"sqlite:///{path}")
+def test_what_is_no_database_is_left_as_it_was(tmp_path: Path) -> None:
+    file, folder = tmp_path / "text.db", tmp_path / "folder"
+    file.write_text("this is no database, " * 100)
+    folder.mkdir()
+    for path, reason in ((file, "not a database"), (folder, "directory")):
+        with pytest.raises(StorageError, match=reason):
+            create(f"sqlite:///{path}")
+        with pytest.raises(StorageError, match=reason), filling(f"sqlite:///{path}", []):
+            pytest.fail("it was opened")
+    assert sorted(tmp_path.iterdir()) == [folder, file]
 
 
 def test_sqlite_is_set_up_to_be_shared(tmp_path: Path) -> None:
