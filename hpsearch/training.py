@@ -1,9 +1,8 @@
 """The trials that a worker has in its lanes: filled, trained epoch by epoch, decided on, replaced.
 
-With `trial.py` and `worker.py` the place where the search and the training half meet. While an epoch trains, the one
-before is recorded (`reporting.py`), unless something depends on what comes of it: so what is trained is at most two
-epochs ahead of what is known to be recorded. Trials that end leave their lanes at once, to others that are ready
-(`stock.py`); that they have ended is recorded, and the stock filled, while those train.
+Here search and training meet. While an epoch trains, the one before is recorded (`reporting.py`), unless something
+depends on it: so at most two epochs are not known to be recorded. Trials that end leave their lanes at once, to others
+that are ready (`stock.py`); that they have ended is recorded, and the stock filled, while those train.
 """
 
 import math
@@ -20,7 +19,7 @@ from hpsearch.ends import Ends, leading
 from hpsearch.errors import HpsearchError, StorageError
 from hpsearch.events import Event, TrialEnded, TrialResumed, TrialStarted, WorkerWarned
 from hpsearch.patience import Patience
-from hpsearch.reporting import Batch, Errand, Reporter
+from hpsearch.reporting import FIRST_EPOCH_SECONDS, Batch, Errand, Reporter
 from hpsearch.search.session import Assignment, Verdict
 from hpsearch.stock import Placed, Stock, joining
 from hpsearch.storage import budget
@@ -68,8 +67,7 @@ class Training:
         if not self.running or self._asks():
             yield from self._settle_all()
             if self._asks():
-                free = self._num_free()
-                lease = partial(self.bench.session.lease, free, self._lease_seconds)
+                lease = partial(self.bench.session.lease, free := self._num_free(), self._lease_seconds)
                 self.stock.hold(free, (yield from self._patiently(lease)))
                 yield from self._leave_retaken()
             placed = self._joining(self.lanes.positions())
@@ -210,10 +208,12 @@ class Training:
             yield from self._settle_all()
             self.lanes.restart([key for key in group.keys if key in self.running], self.bench.model)
             return
-        seconds = time.monotonic() - started
-        self._round_seconds = seconds * self._num_groups
-        self._lease_seconds = max(self.bench.settings.lease_seconds, EPOCHS_PER_LEASE * self._round_seconds)
+        limit = FIRST_EPOCH_SECONDS if first else self._lease_seconds  # who takes longer was suspended, or is alone
+        seconds = min(time.monotonic() - started, limit)
         batch = Batch(dict(results), seconds / max(1, len(results)))
+        if batch.trained:
+            self._round_seconds = seconds * self._num_groups
+            self._lease_seconds = max(self.bench.settings.lease_seconds, EPOCHS_PER_LEASE * self._round_seconds)
         self._reporter.batches.append(batch)
         for key in results.keys() - self.running.keys():
             self._drop(key)  # lost since the round began
@@ -376,8 +376,8 @@ class Training:
     def _num_free(self, ending: int = 0) -> int:
         """How many trials may be taken, once so many of those in lanes have ended."""
         held = len(self.running) + len(self.stock)
-        free = self.count.number - held + ending
-        return free if self._most is None else min(free, self._most - self.ends.done - held - len(self.ends.leaving))
+        left = math.inf if self._most is None else self._most - self.ends.done - held - len(self.ends.leaving)
+        return int(min(self.count.number - held + ending, left))
 
     def _make_room(self, keys: Sequence[int], error: Exception) -> Generator[Event, None, None]:
         """A program did not fit into memory: half of the lanes go on, the other trials go back to the queue."""

@@ -152,9 +152,12 @@ def _try_model(bench: Bench, recipe: Recipe) -> None:
         UsageError: it does not.
     """
     try:
-        model = bench.model(recipe).to(bench.data.device).eval()
+        model = bench.model(recipe).to(bench.data.device)
+        images = torch.zeros(2, *bench.data.input_shape, device=bench.data.device)
         with torch.inference_mode():
-            shape = tuple(model(torch.zeros(2, *bench.data.input_shape, device=bench.data.device)).shape)
+            if bench.data.num_images % recipe.batch_size == 1:
+                model.train()(images[:1])  # the last batch of an epoch, of which batch normalisation can make nothing
+            shape = tuple(model.eval()(images).shape)
     except UsageError:
         raise
     except Exception as error:

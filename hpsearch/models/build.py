@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from hpsearch.errors import UsageError
 from hpsearch.models import MODELS
@@ -22,14 +23,18 @@ def build_model(
     """The model on the CPU, in training mode; the global random state is left as it was.
 
     `input_shape` is (C, H, W). `constructor` is needed for models that are not in MODELS (`catalogue.load` finds
-    them). Raises UsageError for a hyperparameter that the model does not take, DataError for unsuited images.
+    them). Raises UsageError for a hyperparameter that the model does not take, or lazy layers, DataError for
+    unsuited images.
     """
     constructor = constructor or built_in(recipe.model)
     given = {name: value for name in HYPERPARAMETERS if (value := getattr(recipe, name)) is not None}
     check_hyperparameters(recipe.model, constructor, given)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(fold(recipe.seed, 0))  # torch.manual_seed would seed every GPU as well
-        return constructor(input_shape, num_classes, **given)
+        model = constructor(input_shape, num_classes, **given)
+    if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
+        raise UsageError(f"recipe: model {recipe.model} has lazy layers: give them their sizes, from input_shape")
+    return model
 
 
 def built_in(name: str) -> Constructor:

@@ -53,15 +53,17 @@ class SeededDropout(nn.Module):
 
 
 def seeded(model: nn.Module) -> list[SeededDropout]:
-    """Replace every nn.Dropout of the model in place; the new layers, in the order of the model."""
-    names = [name for name, module in model.named_modules() if type(module) is nn.Dropout]
-    layers = []
-    for index, name in enumerate(names):
+    """Replace every nn.Dropout of the model in place; the new layers, in the order of the model.
+
+    One that has several places is one layer there as well.
+    """
+    found = [(name, one) for name, one in model.named_modules(remove_duplicate=False) if type(one) is nn.Dropout]
+    layers: dict[nn.Dropout, SeededDropout] = {}
+    for name, dropout in found:
         parent, _, attribute = name.rpartition(".")
-        rate = getattr(model.get_submodule(parent), attribute).p
-        layers.append(SeededDropout(rate, index))
-        setattr(model.get_submodule(parent), attribute, layers[-1])
-    return layers
+        layer = layers.setdefault(dropout, SeededDropout(dropout.p, len(layers)))
+        setattr(model.get_submodule(parent), attribute, layer)
+    return list(layers.values())
 
 
 def seed_of(number: int) -> int:

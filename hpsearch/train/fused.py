@@ -199,7 +199,7 @@ class Fused:
         results = {}
         for index, lane in active.items():
             loss, norm = losses[index] / self.data.num_images, norms[index] / num_steps
-            diverged = not (math.isfinite(loss) and math.isfinite(norm))
+            diverged = not all(map(math.isfinite, (loss, norm, validation[0][index])))
             results[index] = EpochResult(
                 epoch=lane.epoch + 1,
                 training_loss=loss,

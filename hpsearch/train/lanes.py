@@ -107,7 +107,8 @@ class Lanes:
 
     def groups(self) -> Iterator[Group]:
         """All groups, for one round; each epoch is trained when the caller asks for it."""
-        self._let_in()
+        if broken := self._let_in():
+            yield Broken(broken)
         yield from list(self._fused)
         if self._single:
             yield SideBySide(dict(self._single), self._states, self._num_threads)
@@ -117,20 +118,26 @@ class Lanes:
             return self._single[key].recipe
         return next(group for group in self._fused if key in group.keys).recipes[key]
 
-    def _let_in(self) -> None:
-        """Put the waiting trials into lanes."""
+    def _let_in(self) -> dict[int, Exception]:
+        """Put the waiting trials into lanes; what those raised that cannot train at all."""
+        alone: list[int] = []
         joining: dict[tuple[Graph, int], dict[int, Waiting]] = {}
         for key, trial in list(self._waiting.items()):
             graph = Graph.of(trial.recipe, self._constructor)
             if self._fuse and not trial.recipe.frozen_layers and graph.model not in self.refusals:
                 joining.setdefault((graph, trial.position), {})[key] = trial
             else:
-                self._start_single(key, trial)
+                alone.append(key)
         for (graph, position), trials in joining.items():
-            self._join(graph, position, trials)
+            if not self._join(graph, position, trials):
+                alone += trials
+        return {key: error for key in alone if (error := self._start_single(key, self._waiting[key])) is not None}
 
-    def _join(self, graph: Graph, position: int, trials: dict[int, Waiting]) -> None:
-        """Put trials into the program of their graph that is at this epoch of the stream, or into a new one."""
+    def _join(self, graph: Graph, position: int, trials: dict[int, Waiting]) -> bool:
+        """Put trials into the program of their graph that is at this epoch of the stream, or into a new one.
+
+        False: the network cannot be run for many trials at once.
+        """
         here = (group for group in self._fused if (group.graph, group.position) == (graph, position))
         try:
             if (group := next(here, None)) is None:
@@ -143,15 +150,35 @@ class Lanes:
                 del self._waiting[key]
         except CannotFuse as error:
             self.refusals[graph.model] = str(error)
-            for key, trial in trials.items():
-                self._start_single(key, trial)
+            return False
+        return True
 
-    def _start_single(self, key: int, trial: Waiting) -> None:
-        program = Program(trial.recipe, trial.model, self.data)
-        if trial.state is not None:
-            program.restore(trial.state)
-        self._single[key], self._states[key] = program, program.state()
+    def _start_single(self, key: int, trial: Waiting) -> Exception | None:
+        try:
+            program = Program(trial.recipe, trial.model, self.data)
+            if trial.state is not None:
+                program.restore(trial.state)
+            self._single[key], self._states[key] = program, program.state()
+        except (Interrupted, torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        except Exception as error:
+            return error
         del self._waiting[key]
+        return None
+
+
+class Broken:
+    """Trials whose programs could not be made; what they raised is the result of each."""
+
+    def __init__(self, errors: dict[int, Exception]) -> None:
+        self.keys = errors
+
+    def train_epoch(self) -> dict[int, Result]:
+        """Train nothing."""
+        return dict(self.keys)
+
+    def keep_epoch(self) -> None:
+        """Keep nothing."""
 
 
 class FusedGroup:

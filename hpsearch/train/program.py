@@ -39,7 +39,7 @@ State = Mapping[str, Tensor | int]  # "epoch", "model.<name>", "optimizer.<buffe
 class EpochResult:
     """What one epoch gave: means over the images; the gradient norm, before clipping, is a mean over the steps.
 
-    A diverged epoch met a loss or a gradient that is no finite number; its validation metrics are nan.
+    A diverged epoch met a loss, or a gradient, that is no finite number; its validation metrics are nan.
     """
 
     epoch: int  # from 1
@@ -144,14 +144,14 @@ class Program:
         self._settle()
         loss, accuracy, norm = self._sums.means()
         self.epoch += 1
-        diverged = not (math.isfinite(loss) and math.isfinite(norm))
-        validation_loss, validation_accuracy = (math.nan, math.nan) if diverged else self.validate()
+        validation_loss, validation_accuracy = self.validate()
+        diverged = not all(map(math.isfinite, (loss, norm, validation_loss)))
         return EpochResult(
             epoch=self.epoch,
             training_loss=loss,
             training_accuracy=accuracy,
-            validation_loss=validation_loss,
-            validation_accuracy=validation_accuracy,
+            validation_loss=math.nan if diverged else validation_loss,
+            validation_accuracy=math.nan if diverged else validation_accuracy,
             learning_rate=self._last_rate,
             gradient_norm=norm,
             images_per_second=self.data.num_images / (time.perf_counter() - started),

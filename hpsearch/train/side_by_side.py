@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from hpsearch.interrupt import Interrupted
+from hpsearch.models import MODELS
 from hpsearch.train.device_data import let_go
 from hpsearch.train.plan import Stream
 from hpsearch.train.program import EpochResult, Program, State
 
 Result = EpochResult | Exception  # an exception is a lane's own: its trial cannot go on, others do
 Place = tuple[Stream, int]  # a stream, and its epoch
-Block = tuple[Tensor, Tensor, Tensor | None]  # images (N, C, H, W), labels (N,), `Program.similarities`
+# images (N, C, H, W), labels (N,), and by batch size `Program.similarities`
+Block = tuple[Tensor, Tensor, dict[int, Tensor]]
 
 
 class SideBySide:
@@ -45,8 +47,8 @@ class SideBySide:
         """Train every trial for one epoch; a trial whose network raises an exception leaves it as its result."""
         started = time.perf_counter()
         self._results, self._ended = {}, {}
-        for program in self._programs.values():
-            program.begin_epoch()
+        for key in self._programs:
+            self._careful(self._begin, key)
         with _Threads(self._num_threads) as threads:
             for blocks in self._blocks():
                 self._each(threads, partial(self._train, blocks))
@@ -57,9 +59,15 @@ class SideBySide:
         """Make what the last epoch gave the trials' states."""
         self._states.update(self._ended)
 
+    def _begin(self, key: int) -> None:
+        self._programs[key].begin_epoch()
+
     def _train(self, blocks: Mapping[Place, Block], key: int) -> None:
-        if (block := blocks.get(_place(self._programs[key]))) is not None:
-            self._programs[key].train_block(*block)
+        program = self._programs[key]
+        if (block := blocks.get(_place(program))) is not None:
+            images, labels, similarities = block
+            own = images if program.recipe.model in MODELS else images.clone()  # which others' networks may write to
+            program.train_block(own, labels, similarities.get(program.recipe.batch_size))
 
     def _end(self, started: float, key: int) -> None:
         program = self._programs[key]
@@ -77,31 +85,35 @@ class SideBySide:
             blocks: dict[Place, Block] = {}
             for place, stream in streams.items():
                 for images, labels in islice(stream, 1):
-                    wanted = (program.similarities(images) for program in there[place])
-                    blocks[place] = images, labels, next((some for some in wanted if some is not None), None)
+                    similarities: dict[int, Tensor] = {}
+                    for program in there[place]:
+                        size = program.recipe.batch_size
+                        if size not in similarities and (some := program.similarities(images)) is not None:
+                            similarities[size] = some
+                    blocks[place] = images, labels, similarities
             if not blocks:
                 return
             yield blocks
 
+    def _careful(self, work: Callable[[int], None], key: int) -> None:
+        """Do this for a trial; an exception is its result."""
+        try:
+            work(key)
+        except (Interrupted, torch.AcceleratorError):  # the whole process is meant
+            raise
+        except Exception as error:
+            let_go(error, self._programs[key].data.device)  # others train after it
+            self._results[key] = error
+
     def _each(self, threads: "_Threads", work: Callable[[int], None]) -> None:
         """Do this for every trial that has no result yet."""
-
-        def careful(key: int) -> None:
-            try:
-                work(key)
-            except (Interrupted, torch.AcceleratorError):  # the whole process is meant
-                raise
-            except Exception as error:
-                let_go(error, self._programs[key].data.device)  # others train after it
-                self._results[key] = error
-
         left = {key: program for key, program in self._programs.items() if key not in self._results}
         # The random state of the process is one for all threads.
-        quiet = [partial(careful, key) for key, program in left.items() if not program.draws]
+        quiet = [partial(self._careful, work, key) for key, program in left.items() if not program.draws]
         threads.begin(quiet)
         for key, program in left.items():
             if program.draws:
-                careful(key)
+                self._careful(work, key)
         threads.wait(len(quiet))
 
 

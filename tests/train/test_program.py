@@ -17,6 +17,7 @@ from hpsearch.recipe import Recipe
 from hpsearch.train import AUGMENTATIONS, OPTIMIZERS, SCHEDULES
 from hpsearch.train import program as train_program
 from hpsearch.train.augment import normalise
+from hpsearch.train.dropout import seeded
 from hpsearch.train.optimizers import factored_norm
 from hpsearch.train.program import EpochResult, Program, place
 from hpsearch.train.stream import Stream
@@ -163,6 +164,26 @@ def test_factored_gradients_change_nothing(model: str, clip_norm: float, monkeyp
     resumed = program(chosen)
     resumed.restore(program(chosen).state() | plain.state())
     assert resumed.run_epoch().training_loss == pytest.approx(straight.training_loss, rel=1e-4)
+
+
+def test_a_dropout_in_two_places_draws_for_both() -> None:
+    """Were one of them left as torch's own, it would draw from the state of the process."""
+    drop = nn.Dropout(0.5)
+    network = nn.Sequential(nn.Linear(4, 100), drop, nn.ReLU(), drop)
+    layers = seeded(network)
+    assert len(layers) == 1
+    assert network[1] is network[3] is layers[0]
+
+
+def test_an_update_at_the_end_that_explodes_is_a_divergence() -> None:
+    """The losses of the epoch were finite, the one of the network that it left is not."""
+    chosen = recipe(epochs=1, batch_size=DATA.num_images, learning_rate=1e30, clip_norm=0.0, optimizer="sgd")
+    result = program(chosen).run_epoch()
+    assert math.isfinite(result.training_loss)
+    assert math.isfinite(result.gradient_norm)
+    assert result.diverged
+    assert math.isnan(result.validation_loss)
+    assert math.isnan(result.validation_accuracy)
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ def test_each_trains_as_alone(num_threads: int, wide: bool, monkeypatch: pytest.
         recipe("2lp", 8, stream_offset=1),
         recipe("2lp", 9, clip_norm=0.1, weight_decay=0.01),
         recipe("2lp", 10, optimizer="adam"),
+        recipe("2lp", 13, batch_size=8, clip_norm=0.1),  # on the same blocks of images
     ]
     pairs = [(program(one), program(one)) for one in recipes]
     for number in (11, 12):
@@ -110,6 +111,50 @@ def test_one_that_breaks_leaves_the_others_alone() -> None:
     assert not isinstance(results[2], Exception)
     with num_cores(1):
         assert numbers(results[2]) == numbers(alone.run_epoch())
+
+
+class Stubborn(Broken):
+    """A network that does not let itself be put into training mode."""
+
+    def train(self, mode: bool = True) -> "Stubborn":
+        raise RuntimeError("broken")
+
+
+class Writing(Drawing):
+    """A network that changes its images in place."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        images -= 0.5
+        return self.layer(images.flatten(1))
+
+
+class Unready(Drawing):
+    """A network that no program can be made of."""
+
+    def named_parameters(self, *arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("broken")
+
+
+@pytest.mark.parametrize("kind", [Stubborn, Unready])
+def test_one_that_cannot_begin_leaves_the_others_alone(kind: type[nn.Module]) -> None:
+    lanes = Lanes(DATA, kind, fuse=False, num_threads=2)
+    own, other = recipe("own", 0), recipe("2lp", 1)
+    lanes.add(0, own, kind(DATA.input_shape, DATA.num_classes))
+    lanes.add(1, other, build_model(other, DATA.input_shape, DATA.num_classes))
+    results = {key: result for group in lanes.groups() for key, result in group.train_epoch().items()}
+    assert isinstance(results[0], RuntimeError)
+    assert not isinstance(results[1], Exception)
+    lanes.drop(0)
+    assert [sorted(group.keys) for group in lanes.groups()] == [[1]]
+
+
+def test_a_network_that_writes_to_its_images_is_not_felt_by_others() -> None:
+    together = SideBySide({0: program(recipe("own", 0), Writing), 1: program(recipe("own", 1), Writing)}, {}, 1)
+    results = together.train_epoch()
+    for key in (0, 1):
+        result = results[key]
+        assert not isinstance(result, Exception)
+        assert numbers(result) == numbers(program(recipe("own", key), Writing).run_epoch())
 
 
 def test_a_lane_that_is_left_alone_keeps_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
