@@ -342,3 +342,30 @@ def test_a_trial_of_a_candidate_that_is_out_ends_with_its_last_value(
     (trial,) = load_study(sqlite, "tiny").optuna_study.trials
     assert trial.state == TrialState.PRUNED
     assert trial.value == trial.intermediate_values[max(trial.intermediate_values)]
+
+
+def test_the_time_in_which_a_worker_is_suspended_is_no_device_time(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor do its leases grow to ten times of it: they would hold its trials for days."""
+    create_study(sqlite, spec(3, 1), "tiny")
+    suspended, clock, end_epoch = [0.0], time.monotonic, Program.end_epoch
+    lasting: list[float] = []
+    report = ledger.report
+
+    def waking(program: Program, started: float) -> Any:
+        suspended[0] = 36_000.0 if program.epoch == 1 else suspended[0]
+        return end_epoch(program, started)
+
+    def watched(database: Database, reports: Any, lease_seconds: float) -> set[int]:
+        lasting.append(lease_seconds)
+        return report(database, reports, lease_seconds)
+
+    monkeypatch.setattr(Program, "end_epoch", waking)
+    monkeypatch.setattr("hpsearch.training.time.monotonic", lambda: clock() + suspended[0])
+    monkeypatch.setattr("hpsearch.storage.ledger.report", watched)
+    list(run(sqlite, "tiny", settings, Interruption()))
+    assert states(sqlite) == [TrialState.COMPLETE]
+    with sqlite.engine.connect() as connection:
+        assert connection.scalar(select(LEASES.c.seconds)) < 2 * settings.lease_seconds
+    assert max(lasting) <= 11 * settings.lease_seconds
