@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial
 
 from hpsearch import spec as study_file
 from hpsearch.errors import StorageError, UsageError
+from hpsearch.names import derived
 from hpsearch.recipe import Recipe
 from hpsearch.search.racing import standing, values
 from hpsearch.search.samplers import corner
@@ -60,7 +61,10 @@ class Standing:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """The result of a confirmation as far as it goes, the best candidate first."""
+    """The result of a confirmation as far as it goes, the best candidate first.
+
+    Of several the first one is the best on these seeds, so its mean is somewhat optimistic.
+    """
 
     study: str
     confirms: str
@@ -89,7 +93,7 @@ class Confirmation:
 
 
 def name_of(study: str) -> str:
-    return f"{study}-confirm"
+    return derived(study, "-confirm")
 
 
 def create(database: Database, study: LoadedStudy, top: int, num_seeds: int) -> LoadedStudy:
@@ -180,13 +184,29 @@ def result(study: LoadedStudy) -> Confirmation:
     )
 
 
+def overtaken(study: LoadedStudy, found: Confirmation) -> str | None:
+    """A sentence if the search that was confirmed has gone on since, and has found a better trial than it promised."""
+    best = next(iter(ranked(study)), None) if study.spec.space else None
+    promised = found.promised
+    if best is None or best.value is None or promised is None or promised.origin.value is None:
+        return None
+    gain = best.value - promised.origin.value
+    if (gain if study.spec.objective.direction == "maximize" else -gain) <= 0:
+        return None
+    return (
+        f"study {study.name}: trial {best.number} ({best.value:.4f}) has completed since it was confirmed, and "
+        f"is better than the best that was ({promised.label}, {promised.origin.value:.4f})"
+    )
+
+
 def candidate_trials(study: LoadedStudy, number: int) -> list[FrozenTrial]:
-    """The completed trials of one candidate, by seed; without those beyond the seeds that all candidates have."""
+    """The completed trials of one candidate, by seed: of those seeds that count in `result`."""
     spec, found = study.spec, []
-    for trial in study.optuna_study.get_trials(deepcopy=False):
+    trials = study.optuna_study.get_trials(deepcopy=False)
+    num_seeds = max(standing(spec, trials).num_seeds, 1) if spec.candidates else math.inf
+    for trial in trials:
         candidate, block = spec.place(trial.number)
-        paired = block < len(spec.seeds) or not spec.candidates
-        if candidate == number and paired and trial.state.name == "COMPLETE" and trial.value is not None:
+        if candidate == number and block < num_seeds and trial.state.name == "COMPLETE" and trial.value is not None:
             found.append(trial)
     return found
 

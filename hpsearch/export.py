@@ -27,6 +27,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from hpsearch import catalogue, confirm, weights
+from hpsearch.data import DATASETS
+from hpsearch.data.images import split_name
 from hpsearch.data.load import DataSet
 from hpsearch.errors import HpsearchError, UsageError
 from hpsearch.export_schema import CARD, CONFIG, FILES, METRICS, MODEL, SCHEMA_VERSION, SUMS, Metrics
@@ -44,8 +46,7 @@ from hpsearch.storage.openings import openings
 from hpsearch.storage.s3 import SCHEME
 from hpsearch.storage.studies import LoadedStudy
 from hpsearch.train.freezing import layers
-from hpsearch.train.program import Program, place
-from hpsearch.trained import Chosen, Say, alike, check_accuracy, choose, data_of, dataset_of, network, recipe_of
+from hpsearch.trained import Chosen, Network, Say, choose, data_of, network, recipe_of
 
 LARGEST = 2**30  # bytes of a file that is read: a claim of more is no export of a small network
 
@@ -71,19 +72,21 @@ def export(
         there = next(folder for folder in shelf.path.absolute().parents if folder.exists())
         if not os.access(there, os.W_OK):  # found out before the network trains again
             raise UsageError(f"{where}: cannot be written ({there} is read-only here); name another folder")
-    chosen = choose(database, study, confirmed=False)
+    chosen = choose(database, study, confirmed=False, say=say)
     if rank > len(chosen):
         raise UsageError(f"--rank {rank}: study {study.name} has {len(chosen)} configurations to choose from")
     one = chosen[rank - 1]
     dataset = data_of(one.study, settings)
-    model = network(one.study, one.middle, dataset, settings, say)
-    looks = openings(database, confirm.searched(database, study))
-    metrics = _metrics(study, one, rank, dataset, model, looks)
+    found = network(one.study, one.middle, dataset, settings, say)
+    searched = confirm.searched(database, study)
+    looks = openings(database, searched)
+    gone = searched is study and confirm.link_of(study).get("kind") == confirm.CONFIRM
+    metrics = _metrics(study, one, rank, dataset, found, looks)
     files = {
         CONFIG: config(one.study.spec, recipe_of(one.middle)).encode(),
-        MODEL: save_tensors({name: tensor.contiguous() for name, tensor in model.state_dict().items()}),
+        MODEL: save_tensors({name: tensor.contiguous() for name, tensor in found.model.state_dict().items()}),
         METRICS: (json.dumps(metrics.model_dump(), indent=1) + "\n").encode(),
-        CARD: card(metrics, opened=bool(looks)).encode(),
+        CARD: card(metrics, opened=None if gone else bool(looks)).encode(),
     }
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
     files[SUMS] = sums.encode()  # the last one: without it nothing counts as an export
@@ -121,11 +124,9 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _metrics(
-    study: LoadedStudy, one: Chosen, rank: int, dataset: DataSet, model: nn.Module, looks: list[dict[str, Any]]
+    study: LoadedStudy, one: Chosen, rank: int, dataset: DataSet, found: Network, looks: list[dict[str, Any]]
 ) -> Metrics:
     recipe, trial = recipe_of(one.middle), one.middle
-    loss, accuracy = Program(recipe, model, place(dataset, "cpu")).validate()
-    check_accuracy(one.study, trial, accuracy, dataset)
     content = {
         "schema_version": SCHEMA_VERSION,
         "hpsearch_version": version("hpsearch"),
@@ -134,14 +135,14 @@ def _metrics(
         "rank": rank,
         "metric": one.study.spec.objective.metric,
         "configuration": recipe.as_dict(),
-        **_about(dataset, model, recipe),
+        **about(dataset, found.model, recipe),
         "weights": {
             "study": one.study.name,
             "trial": trial.number,
             "seed": recipe.seed,
             "epochs": recipe.epochs,
-            "validation_accuracy": accuracy,
-            "validation_loss": loss,
+            "validation_accuracy": found.accuracy,
+            "validation_loss": found.loss,
         },
         "search": _search(study),
         "confirmation": _confirmation(one),
@@ -150,7 +151,7 @@ def _metrics(
     return Metrics.model_validate(content)
 
 
-def _about(dataset: DataSet, model: nn.Module, recipe: Recipe) -> dict[str, dict[str, Any]]:
+def about(dataset: DataSet, model: nn.Module, recipe: Recipe) -> dict[str, dict[str, Any]]:
     """What the data and the network alone decide: `verify` compares it."""
     given = {name: value for name in HYPERPARAMETERS if (value := getattr(recipe, name)) is not None}
     channels, height, _width = dataset.train_images.shape[1:]
@@ -247,20 +248,41 @@ def read(where: str | Path) -> tuple[Metrics, StudySpec, dict[str, Tensor]]:
         UsageError: there is no export, it is damaged, or of a newer hpsearch.
         HpsearchError: S3 cannot be reached.
     """
+    return parts(where, contents(where))
+
+
+def contents(where: str | Path) -> dict[str, bytes]:
+    """The files of an export by their names, their checksums checked. Raises as `read`."""
     shelf = open_shelf(where)
     if isinstance(shelf, Folder) and not os.path.isdir(shelf.path):  # Path.is_dir raises for a name that is too long
         raise UsageError(f"{where}: there is no such folder; give the folder that `hpsearch export -o` wrote")
     sums = _sums(where, _got(shelf, where, SUMS))
-    files = {name: _checked(f"{where}/{name}", _got(shelf, where, name), sums[name]) for name in FILES}
+    return {name: _checked(f"{where}/{name}", _got(shelf, where, name), sums[name]) for name in FILES}
+
+
+def parts(where: str | Path, files: Mapping[str, bytes]) -> tuple[Metrics, StudySpec, dict[str, Tensor]]:
+    """What these files say, as far as they agree before anything is built or decoded. Raises UsageError."""
     metrics = _parse_metrics(where, files[METRICS])
     try:
         text = files[CONFIG].decode()
         tensors = load_tensors(files[MODEL])
     except Exception as error:
         raise UsageError(f"{where}: {MODEL} or {CONFIG} cannot be read ({error}); export again") from error
-    spec = parse(text, f"{where}/{CONFIG}")
+    try:
+        spec = parse(text, f"{where}/{CONFIG}")
+    except RecursionError as error:
+        raise UsageError(f"{where}/{CONFIG}: is nested too deeply for a study file; export again") from error
     if mistakes := catalogue.check_names(spec):
         raise UsageError(f"{where}/{CONFIG}: {'; '.join(mistakes)}")
+    own, stated = spec.data, metrics.preprocessing.image_size
+    resizes = (
+        split_name(own.name)[0] in DATASETS
+    )  # a reader of one's own may give images of another size than asked for
+    if own.name != metrics.data.name or (resizes and own.image_size != stated):
+        raise UsageError(
+            f"{where}: {CONFIG} and {METRICS} name different images, {own.name} at {own.image_size} pixels and "
+            f"{metrics.data.name} at {stated}; export again"
+        )
     return metrics, spec, tensors
 
 
@@ -299,7 +321,7 @@ def _parse_metrics(where: str | Path, content: bytes) -> Metrics:
     try:
         fields = json.loads(content)
         number = fields.get("schema_version")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UsageError(f"{where}/{METRICS}: is no JSON object ({error}); export again") from error
     if isinstance(number, int) and number > SCHEMA_VERSION:
         raise UsageError(
@@ -320,11 +342,17 @@ def build(metrics: Metrics, tensors: Mapping[str, Tensor], where: str | Path) ->
     Raises:
         UsageError: the weights are not those of the network.
     """
-    recipe = _recipe(metrics, where)
+    recipe = recipe_in(metrics, where)
     prepared = metrics.preprocessing
     shape = (prepared.channels, prepared.image_size, prepared.image_size)
     constructor = catalogue.load("hpsearch.models", metrics.model.name)
-    model = build_model(recipe, shape, len(metrics.model.classes), constructor)
+    try:
+        model = build_model(recipe, shape, len(metrics.model.classes), constructor)
+    except (RuntimeError, MemoryError, OverflowError) as error:  # torch: no such sizes, or no room for them
+        reason = str(error).partition("\n")[0]
+        raise UsageError(
+            f"{where}/{METRICS}: {metrics.model.name} cannot be built in these sizes ({reason}); export again"
+        ) from error
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if own != given:
@@ -336,7 +364,7 @@ def build(metrics: Metrics, tensors: Mapping[str, Tensor], where: str | Path) ->
     return model.eval()
 
 
-def _recipe(metrics: Metrics, where: str | Path) -> Recipe:
+def recipe_in(metrics: Metrics, where: str | Path) -> Recipe:
     try:
         return Recipe(**metrics.configuration)
     except TypeError as error:  # hyperparameters of a later hpsearch, or one that is missing
@@ -344,49 +372,6 @@ def _recipe(metrics: Metrics, where: str | Path) -> Recipe:
         foreign = ", ".join(sorted(metrics.configuration.keys() - known))
         problem = f"has {foreign}, which this hpsearch does not know; install a newer one" if foreign else str(error)
         raise UsageError(f"{where}/{METRICS}: configuration: {problem}") from error
-
-
-def verify(where: str | Path, settings: Settings) -> list[str]:
-    """Check all that an export claims, its validation accuracy by predicting; a sentence for each check.
-
-    Raises:
-        UsageError, DataError: a file is damaged, the data set is not here or is another one, or the weights do not
-            give the accuracy that is stated.
-    """
-    metrics, spec, tensors = read(where)
-    model = build(metrics, tensors, where)
-    done = [f"checksums: {len(FILES)} files are as they were exported", f"schema: version {metrics.schema_version}"]
-    done.append(f"{CONFIG}: a valid study of {spec.model.name} on {spec.data.name}")
-    done.append(f"{MODEL}: {metrics.model.num_parameters} parameters that fit {metrics.model.name}")
-    recipe = spec.recipe({}, spec.seeds[0], 0) if len(spec.seeds) == 1 and not spec.candidates else None
-    if recipe is None or _deciding(recipe) != _deciding(_recipe(metrics, where)):
-        raise UsageError(f"{where}/{CONFIG}: trains another configuration than {METRICS} states; export again")
-    dataset = dataset_of(spec, settings)
-    if dataset.fingerprint != metrics.data.fingerprint:
-        raise UsageError(
-            f"{where}: {spec.data.name} is not the data set of the export here (its fingerprint differs); "
-            "check the accuracy where the same images are"
-        )
-    own, stated = _about(dataset, model, recipe), metrics.model_dump()
-    if differ := [f"{part}.{key}" for part, keys in own.items() for key in keys if stated[part][key] != keys[key]]:
-        raise UsageError(
-            f"{where}/{METRICS}: {', '.join(differ)} are not those of the data or the network; export again"
-        )
-    _, accuracy = Program(recipe, model, place(dataset, "cpu")).validate()
-    claimed = metrics.weights.validation_accuracy
-    if not alike(accuracy, claimed, dataset):
-        raise UsageError(
-            f"{where}: its weights give a validation accuracy of {accuracy:.4f}, and {claimed:.4f} is stated; do not "
-            "use it"
-        )
-    done.append(f"data: {dataset.name}, fingerprint {dataset.fingerprint[:12]}…")
-    done.append(f"validation accuracy: {accuracy:.4f} on {len(dataset.validation_labels)} images, as stated")
-    return done
-
-
-def _deciding(recipe: Recipe) -> Recipe:
-    """Without what decides nothing, which a study file may leave out."""
-    return replace(recipe, stream_seed=0, gamma=recipe.gamma if recipe.scheduler == "exponential" else Recipe.gamma)
 
 
 def pinned(spec: StudySpec, settings: Settings) -> StudySpec:

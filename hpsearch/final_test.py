@@ -3,6 +3,7 @@
 Nothing else imports `hpsearch.sealed`. What is tested, and from which weights, is settled before the seal is opened.
 """
 
+import json
 import math
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -13,7 +14,10 @@ import numpy as np
 from hpsearch import confirm
 from hpsearch.data.images import Source, split_name
 from hpsearch.data.load import DataSet
-from hpsearch.errors import DataError, UsageError
+from hpsearch.errors import DataError, HpsearchError, StorageAway, UsageError
+from hpsearch.events import WorkerWarned
+from hpsearch.interrupt import Interruption
+from hpsearch.patience import Patience
 from hpsearch.scores import Scores, coarse, scores, summed
 from hpsearch.sealed.images import SealedImages, open_seal
 from hpsearch.settings import Settings
@@ -35,6 +39,8 @@ def final_test(
         UsageError: nothing is confirmed yet, the study confirms another one, or the split was opened before and `again`
             gives no reason.
         DataError: there is no test split, it cannot be read, or the trials saw other images; nothing is recorded.
+        HpsearchError: a network is not the one that was trained, and nothing is recorded; or the storage is away when
+            the result is there, which the message has.
     """
     link = confirm.link_of(study)
     if link.get("kind") == confirm.CONFIRM:
@@ -45,15 +51,19 @@ def final_test(
     known = openings.numbered(database, study)
     before, number = list(known.values()), max(known, default=-1) + 1
     if before and not again:
+        what = (
+            f"The result is recorded: see `hpsearch final-test {study.name} --show`"
+            if any("result" in record for record in before)
+            else "No result was recorded"
+        )
         raise UsageError(
             f"study {study.name}: its test split was opened on {before[-1]['time']}; a second look makes it a second "
-            f"validation set. The result is recorded: see `hpsearch final-test {study.name} --show`; if it must be, "
-            "give the reason with --again REASON, and the record shows it"
+            f"validation set. {what}; if it must be, give the reason with --again REASON, and the record shows it"
         )
-    chosen = choose(database, study)
+    chosen = choose(database, study, say=say)
     tested = chosen if link.get("kind") == "transfer" else chosen[:1]
     dataset = data_of(tested[0].study, settings)
-    networks = [[network(one.study, trial, dataset, settings, say) for trial in one.trials] for one in tested]
+    networks = [[network(one.study, trial, dataset, settings, say).model for trial in one.trials] for one in tested]
     record = _opening(study, tested, dataset, again if before else None)
     openings.begin(database, study, number, record)
     try:
@@ -66,8 +76,32 @@ def final_test(
         for one, nets in zip(tested, networks, strict=True)
     ]
     record |= {"num_images": len(sealed.labels), "result": found[0], "results": found}
-    openings.complete(database, study, number, record)
+    _complete(database, study, number, record, settings, say)
     return record
+
+
+def _complete(
+    database: Database, study: LoadedStudy, number: int, record: dict[str, Any], settings: Settings, say: Say
+) -> None:
+    """Add the result to the opening; wait for a storage that is away, as a worker does.
+
+    Raises:
+        HpsearchError: it stays away, or the process was asked to stop; the message has the scores.
+    """
+    interruption = Interruption()
+    patience = Patience(database, settings, interruption)
+    try:
+        with interruption.listening():
+            for warning in patience.patiently(lambda: openings.complete(database, study, number, record)):
+                if isinstance(warning, WorkerWarned):
+                    say(warning.message)
+    except StorageAway as error:
+        told = ("label", "seeds", "validation", *OVER_SEEDS)
+        scored = [{key: result[key] for key in told} for result in record["results"]]
+        raise HpsearchError(
+            f"study {study.name}: the test split was opened, and the storage could not be reached to record the "
+            f"result, so keep this line: {json.dumps(scored)}; another look needs --again REASON"
+        ) from error
 
 
 def _source(study: LoadedStudy, settings: Settings) -> Source:

@@ -1,14 +1,22 @@
 """What people read of an export: its study file and its model card."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from hpsearch.export_schema import Estimate, Metrics
+from hpsearch.names import derived
 from hpsearch.recipe import Recipe
 from hpsearch.spec import StudySpec
 
 NOT_TRAINING = ("model", "seed")  # fields of a recipe that stand elsewhere in a study file
+UNTESTED = {  # by whether the test split was opened
+    True: "opened for this study, and no result was recorded",
+    False: "never opened for this study",
+    None: "unknown: the study for which it would have been opened is not in the storage",
+}
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # line breaks among them
 
 
 def config(spec: StudySpec, recipe: Recipe) -> str:
@@ -17,12 +25,17 @@ def config(spec: StudySpec, recipe: Recipe) -> str:
     model |= {"export": spec.model.export} if spec.model.export else {}
     idle = () if recipe.scheduler == "exponential" else ("gamma",)
     training = {k: v for k, v in recipe.as_dict().items() if k not in (*NOT_TRAINING, *idle) and v is not None}
-    objective, data = spec.objective.model_dump(), spec.data.model_dump()
+    objective, data, name = spec.objective.model_dump(), spec.data.model_dump(), derived(spec.name, "-export")
+    needs = (
+        "# It begins with the weights of another export, which must be in the storage: see model.export.",
+        "# Copy storage/weights from where that was made, or name the folder of that export in place of its sum.",
+    )
     lines = [
         "# Trains the network of this export again.",
-        f"# Run: hpsearch create-study config.toml && hpsearch worker {spec.name}-export",
+        *(needs if recipe.start == "export" else ()),
+        f"# Run: hpsearch create-study config.toml && hpsearch worker {name}",
         "",
-        f"name = {_text(spec.name + '-export')}",
+        f"name = {_text(name)}",
         f"description = {_text(f'One trial of {spec.name} again')}",
         f"seeds = [{recipe.seed}]",
         *_table("model", model),
@@ -42,8 +55,11 @@ def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def card(metrics: Metrics, *, opened: bool) -> str:
-    """The README.md of an export: what it is, and the evidence for it; `opened`: whether the test split ever was."""
+def card(metrics: Metrics, *, opened: bool | None) -> str:
+    """The README.md of an export: what it is, and the evidence for it.
+
+    `opened`: whether the test split ever was; None if nobody knows, as the study whose record says so is gone.
+    """
     m = metrics
     lines = [
         f"# {m.model.name} on {_cell(m.data.name)}",
@@ -84,7 +100,7 @@ def card(metrics: Metrics, *, opened: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _evidence(m: Metrics, opened: bool) -> list[tuple[str, str]]:
+def _evidence(m: Metrics, opened: bool | None) -> list[tuple[str, str]]:
     rows = [
         ("these weights, validation accuracy", f"{m.weights.validation_accuracy:.4f} (seed {m.weights.seed})"),
         ("these weights, validation loss", f"{m.weights.validation_loss:.4f}"),
@@ -96,11 +112,14 @@ def _evidence(m: Metrics, opened: bool) -> list[tuple[str, str]]:
         rows.append((f"{m.metric} over {c.value.num} new seeds", _interval(c.value)))
         if c.luck is not None and c.search_value is not None:
             rows.append(("reported by the search", f"{c.search_value:.4f}; luck {c.luck.mean:+.4f}"))
-        if c.not_told_apart:
+        if c.not_told_apart:  # it was compared with others
+            if m.rank == 1:
+                rows.append(
+                    ("chosen by that", "as the best of several on these seeds; its mean is somewhat optimistic")
+                )
             rows.append(("cannot be told from the best", ", ".join(c.not_told_apart)))
     if m.test is None:
-        unknown = "opened for this study, and no result was recorded" if opened else "never opened for this study"
-        rows.append(("test split", unknown))
+        rows.append(("test split", UNTESTED[opened]))
     else:
         once = "once" if m.test.openings == 1 else f"{m.test.openings} times; this is the first result"
         rows.append((f"test accuracy ({m.test.label})", f"{_interval(m.test.accuracy)}; opened {once}, {m.test.time}"))
@@ -134,6 +153,7 @@ def _interval(found: Estimate) -> str:
 
 def _cell(text: str) -> str:
     """A text that ends no cell of a table, and is no markup."""
+    text = CONTROL.sub(lambda sign: sign[0].encode("unicode_escape").decode(), text)
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 

@@ -75,7 +75,20 @@ def default(name: str) -> Any:
 
 
 def highest(name: str, training: Mapping[str, Value], space: Mapping[str, Parameter]) -> float | None:
-    """The largest value that a numeric hyperparameter can take in a study; None if it has no value at all."""
+    """The largest value that a numeric hyperparameter can take in a study; None if it has no value at all.
+
+    Where a condition leaves it out, it has its default; conditions on fixed values are settled.
+    """
+    when = space[name].when if name in space else {}
+    usual = default(name) if name in RULES and isinstance(default(name), int | float) else None
+    if any(source in training and training[source] not in allowed for source, allowed in when.items()):
+        return usual
+    top = highest_chosen(name, training, space)
+    return top if top is None or usual is None or when.keys() <= training.keys() else max(top, float(usual))
+
+
+def highest_chosen(name: str, training: Mapping[str, Value], space: Mapping[str, Parameter]) -> float | None:
+    """As `highest`, in trials that have the hyperparameter."""
     factor, passed = 1.0, set()
     while isinstance(parameter := space.get(name), Float) and parameter.times and name not in passed:
         factor *= parameter.high
@@ -139,7 +152,7 @@ def grid_mistakes(space: Mapping[str, Parameter]) -> Iterator[str]:
     if (most := num_combinations(space)) is not None and most > MOST_LISTED:
         yield f'sampler.name = "grid": the space has {most} combinations, the most is {MOST_LISTED}; widen the steps'
     for name, parameter in space.items():
-        if isinstance(parameter, Float) and parameter.step is None:
+        if num_values(parameter) is None:
             yield f"space.{name}: the grid sampler needs a step, or choices instead of a range"
 
 
@@ -155,6 +168,9 @@ def draft_mistakes(draft: Draft) -> Iterator[str]:
         yield f"space.{name}: is fixed under [training] as well; keep one of the two"
     if "epochs" not in draft.declared:
         yield "training.epochs: is missing; it is how many passes over the training part a trial makes"
+    if draft.searched and "stream_offset" in draft.declared:
+        section = "space" if "stream_offset" in draft.searched else "training"
+        yield f"{section}.stream_offset: is for studies that search nothing; in a search workers set it"
     try:
         order(draft.space)
     except StudyFileError as error:
@@ -168,6 +184,13 @@ def draft_mistakes(draft: Draft) -> Iterator[str]:
 
 
 def condition_mistakes(name: str, conditions: Conditions, draft: Draft) -> Iterator[str]:
+    if name == "epochs" and conditions:
+        yield "space.epochs.when: cannot be given, because every trial needs its number of epochs"
+    if name == "peak_learning_rate" and conditions.keys() - IMPLIED[name].keys():
+        yield (
+            f"space.{name}.when: must name nothing but scheduler, because every trial with "
+            f"scheduler = {show(PEAK_SCHEDULER)} needs a peak"
+        )
     for source, allowed in conditions.items():
         key = f"space.{name}.when.{source}"
         if source not in draft.declared:
@@ -228,7 +251,7 @@ def peak_mistakes(draft: Draft) -> Iterator[str]:
     name, peak = "peak_learning_rate", draft.space.get("peak_learning_rate")
     if name not in draft.declared and draft.can_be("scheduler", PEAK_SCHEDULER) and "scheduler" not in unread(draft):
         yield f"space.{name}: is missing; scheduler = {show(PEAK_SCHEDULER)} needs it, here or under [training]"
-    start = highest("learning_rate", draft.training, draft.space)
+    start = highest("learning_rate", {**draft.training, "scheduler": PEAK_SCHEDULER}, draft.space)
     if isinstance(peak, Float) and peak.times == "learning_rate":
         if peak.low < 1:
             yield f"space.{name}.low = {show(peak.low)}: must be at least 1, or the peak is below the initial rate"

@@ -106,7 +106,7 @@ SAMPLER_OPTIONS = {
     "random": ("seed",),
     "gp": ("startup_trials", "seed"),
     "cmaes": ("startup_trials", "seed"),
-    "grid": ("seed",),
+    "grid": (),  # draws nothing
     "qmc": ("seed",),
 }
 PRUNER_OPTIONS = {

@@ -117,6 +117,8 @@ def num_values(parameter: Parameter) -> int | None:
     """How many values the parameter has; None if it is a range without steps."""
     if isinstance(parameter, Choice):
         return len(parameter.choices)
+    if parameter.low == parameter.high:
+        return 1
     if parameter.step is None:
         return None
     if isinstance(parameter, Int):

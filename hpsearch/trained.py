@@ -4,6 +4,7 @@ With `worker.py` and `trial.py` a place where the search and the training half m
 """
 
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -53,23 +54,21 @@ def recipe_of(trial: FrozenTrial) -> Recipe:
     return Recipe(**trial.user_attrs[RECIPE_KEY])
 
 
-def choose(database: Database, study: LoadedStudy, *, confirmed: bool = True) -> list[Chosen]:
+def choose(
+    database: Database, study: LoadedStudy, *, confirmed: bool = True, say: Say = lambda _text: None
+) -> list[Chosen]:
     """The configurations of a study that can be tested or exported, the best first.
 
     Those of a search are taken from its confirmation; with `confirmed=False` from the search itself if there is none. A
-    study over seeds must have ended, unless `confirmed=False`.
+    study over seeds must have ended, unless `confirmed=False`, and a confirmation in any case.
 
     Raises:
         UsageError: nothing can be chosen yet; it says what to do.
     """
-    if not study.spec.space:
-        if confirmed and (now := progress(database, study)).unfinished:
-            raise UsageError(
-                f"study {study.name}: {now.finished} of its {now.max_trials} trials have ended; "
-                f"run `hpsearch worker {study.name}` first"
-            )
-        return _over_seeds(study)
-    confirming = confirm.find(database, study)
+    if study.spec.space:
+        confirming = confirm.find(database, study)
+    else:
+        confirming = study if confirm.link_of(study).get("kind") == confirm.CONFIRM else None
     if confirming is not None:
         result = confirm.result(confirming)
         if result.lost:
@@ -78,10 +77,20 @@ def choose(database: Database, study: LoadedStudy, *, confirmed: bool = True) ->
                 f"see `hpsearch trials {confirming.name}`"
             )
         if not result.finished:
+            its = "it confirms another one, and" if confirming is study else "its confirmation"
             raise UsageError(
-                f"study {study.name}: its confirmation is not finished; run `hpsearch worker {confirming.name}` first"
+                f"study {study.name}: {its} is not finished; run `hpsearch worker {confirming.name}` first"
             )
+        if warning := confirm.overtaken(confirm.searched(database, confirming), result):
+            say(warning)
         return _over_seeds(confirming)
+    if not study.spec.space:
+        if confirmed and (now := progress(database, study)).unfinished:
+            raise UsageError(
+                f"study {study.name}: {now.finished} of its {now.max_trials} trials have ended; "
+                f"run `hpsearch worker {study.name}` first"
+            )
+        return _over_seeds(study)
     if confirmed:
         raise UsageError(
             f"study {study.name}: its best trial is not confirmed, and the best of many is partly luck; "
@@ -123,8 +132,17 @@ def data_of(study: LoadedStudy, settings: Settings) -> DataSet:
     return dataset
 
 
-def network(study: LoadedStudy, trial: FrozenTrial, dataset: DataSet, settings: Settings, say: Say) -> nn.Module:
-    """The network of a completed trial, on the CPU, ready to predict: its kept weights, else trained once more.
+@dataclass(frozen=True)
+class Network:
+    """A trained network, on the CPU, ready to predict, and what it gives on the validation part."""
+
+    model: nn.Module
+    loss: float
+    accuracy: float
+
+
+def network(study: LoadedStudy, trial: FrozenTrial, dataset: DataSet, settings: Settings, say: Say) -> Network:
+    """The network of a completed trial: its kept weights, else trained once more.
 
     Training repeats itself bit for bit on the same kind of CPU and as many cores; elsewhere, up to rounding.
 
@@ -135,52 +153,71 @@ def network(study: LoadedStudy, trial: FrozenTrial, dataset: DataSet, settings: 
     constructor = catalogue.load("hpsearch.models", recipe.model)
     channels, height, width = dataset.train_images.shape[1:]
     model = build_model(recipe, (channels, height, width), len(dataset.classes), constructor)
-    kept = open_checkpoints(settings.weights)
-    state = weights.kept(kept, key_of(recipe.identity(), dataset.fingerprint, study.created))
+    kept, key = open_checkpoints(settings.weights), key_of(recipe.identity(), dataset.fingerprint, study.created)
+    state = weights.kept(kept, key)
     if state is not None and _fits(model, state):
         model.load_state_dict(state)
-        return model.eval()
+        found = Network(model.eval(), *Program(recipe, model, place(dataset, "cpu")).validate())
+        check(study, trial, found, dataset, f"bring its own to {kept.place}")
+        return found
     say(f"trial {trial.number} of {study.name}: its weights are not in {kept.place}, so it trains once more")
     if recipe.start == "export":
         take_over(model, weights.of_export(kept, study.spec.model.export or "", dataset.classes))
     program = Program(recipe, model, place(dataset, torch.device("cpu")))
     while program.epoch < recipe.epochs:
         result = program.run_epoch()
-    accuracy, recorded = result.validation_accuracy, recorded_accuracy(study, trial)
-    check_accuracy(study, trial, accuracy, dataset)
-    if recorded is not None and not alike(accuracy, recorded, dataset):
+    found = Network(model.eval(), result.validation_loss, result.validation_accuracy)
+    check(study, trial, found, dataset, "bring the kept weights (storage/weights)")
+    own, recorded, what = _compared(study, trial, found)
+    if not _as_recorded(study, trial, found, dataset):
         say(
-            f"trial {trial.number} of {study.name}: trained again, its validation accuracy is {accuracy:.4f}, and "
+            f"trial {trial.number} of {study.name}: trained again, its {what} is {own:.4f}, and "
             f"{recorded:.4f} is recorded; another device, version or number of cores rounds differently"
         )
     with contextlib.suppress(OSError):
-        weights.keep(kept, key_of(recipe.identity(), dataset.fingerprint, study.created), program.state())
-    return model.eval()
+        weights.keep(kept, key, program.state())
+    return found
 
 
-def check_accuracy(study: LoadedStudy, trial: FrozenTrial, accuracy: float, dataset: DataSet) -> None:
-    """Check that the validation accuracy of a network over seeds is the recorded one; a search has shown nothing yet.
+def check(study: LoadedStudy, trial: FrozenTrial, found: Network, dataset: DataSet, bring: str) -> None:
+    """Check that a network over seeds gives the value that is recorded; a search has shown nothing yet.
+
+    `bring` says what to do if it does not.
 
     Raises:
-        HpsearchError: it is not, so this is another network.
+        HpsearchError: it does not, so this is another network.
     """
-    recorded = recorded_accuracy(study, trial)
-    if not study.spec.space and recorded is not None and not alike(accuracy, recorded, dataset):
+    if not study.spec.space and not _as_recorded(study, trial, found, dataset):
+        own, recorded, what = _compared(study, trial, found)
         raise HpsearchError(
-            f"trial {trial.number} of {study.name}: its network gives a validation accuracy of {accuracy:.4f} here, "
-            f"and {recorded:.4f} is recorded; bring the kept weights (storage/weights) from the machine that trained "
-            "it; workers keep those of a confirmation"
+            f"trial {trial.number} of {study.name}: its network gives a {what} of {own:.4f} here, and {recorded:.4f} "
+            f"is recorded; {bring} from the machine that trained it; workers keep those of a confirmation"
         )
 
 
-def recorded_accuracy(study: LoadedStudy, trial: FrozenTrial) -> float | None:
-    """The validation accuracy of a completed trial, if that is its value."""
-    return trial.value if study.spec.objective.metric == "validation_accuracy" else None
+def _compared(study: LoadedStudy, trial: FrozenTrial, found: Network) -> tuple[float, float, str]:
+    """The network's own value, the recorded one, and what they are."""
+    metric = study.spec.objective.metric
+    own = found.accuracy if metric == "validation_accuracy" else found.loss
+    return own, math.nan if trial.value is None else trial.value, metric.replace("_", " ")
+
+
+def _as_recorded(study: LoadedStudy, trial: FrozenTrial, found: Network, dataset: DataSet) -> bool:
+    own, recorded, _ = _compared(study, trial, found)
+    of_loss = study.spec.objective.metric == "validation_loss"
+    return same_loss(own, recorded) if of_loss else alike(own, recorded, dataset)
 
 
 def alike(one: float, other: float, dataset: DataSet) -> bool:
-    """Whether two validation accuracies differ by one image at most: by rounding on another machine."""
-    return abs(one - other) <= 1.5 / len(dataset.validation_labels)
+    """Whether two validation accuracies differ by one image in 5,000, or by one: by rounding on another machine."""
+    return abs(one - other) <= max(1.5 / len(dataset.validation_labels), 3e-4)
+
+
+def same_loss(one: float, other: float) -> bool:
+    """Whether two validation losses differ by rounding alone."""
+    # Sums of float32 in another order, on a GPU or with other cores, change a loss by some 1e-6 of it; what two seeds
+    # give differs by percents. A loss near 0 has the absolute error of a float32 logit, which is about 1e-6.
+    return math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-5)
 
 
 def probabilities(model: nn.Module, images: Any, dataset: DataSet) -> Any:

@@ -22,6 +22,7 @@ from hpsearch.export import build, read
 from hpsearch.export_schema import Metrics
 from hpsearch.models.build import build_model
 from hpsearch.models.takeover import Fate, Start, fates
+from hpsearch.names import derived
 from hpsearch.recipe import Recipe
 from hpsearch.search.racing import values
 from hpsearch.settings import Settings
@@ -168,7 +169,7 @@ def _spec(
     ]
     target = re.sub(r"[^A-Za-z0-9]+", "-", data.rstrip("/").rpartition("/")[2]).strip("-")
     tables = {
-        "name": f"{metrics.model.name}-to-{target}-{size}",
+        "name": derived(f"{metrics.model.name}-to-{target}", f"-{size}"),
         "description": f"{metrics.model.name} from {metrics.data.name} to {data}, against training from scratch",
         "seeds": num_seeds,
         "model": {"name": metrics.model.name, "export": "to be pinned"},

@@ -50,15 +50,16 @@ def pin(place: Checkpoints, tensors: Mapping[str, Tensor], head: str, classes: S
 
 
 def of_export(place: Checkpoints, name: str, classes: Sequence[str]) -> Start:
-    """The weights of a pinned export, for a network of these classes.
+    """The weights of a pinned export, for a network of these classes: what has the sum that is its name, nothing else.
 
     Raises:
         UsageError: they are not there.
         HpsearchError: the place cannot be reached.
     """
-    key = f"export-{name.removeprefix(PINNED)}"
+    digest = name.removeprefix(PINNED)
     with _reaching(place):
-        content = next((content for _, content in place.load(key, LAST)), None) if name.startswith(PINNED) else None
+        stored = place.load(f"export-{digest}", LAST) if name.startswith(PINNED) else ()
+        content = next((content for _, content in stored if hashlib.sha256(content).hexdigest() == digest), None)
     if content is None:
         raise UsageError(
             f"model.export = {name!r}: its weights are not in {place.place}; copy that folder from the machine on "

@@ -187,3 +187,14 @@ def test_trials_beyond_the_seeds_belong_to_no_candidate(sqlite: Database) -> Non
         study.optuna_study.add_trial(optuna.trial.create_trial(value=number / 100))
     for number, one in enumerate(sorted(confirm.result(study).standings, key=lambda one: one.number)):
         assert [trial.value for trial in confirm.candidate_trials(study, number)] == list(one.values)
+
+
+def test_a_seed_that_not_all_in_the_race_have_counts_for_none(sqlite: Database) -> None:
+    """Neither in the ranking nor for what is tested and exported."""
+    create_study(sqlite, parse(CANDIDATES, "three.toml"), "three")
+    study = load_study(sqlite, "three")
+    for value in (0.5, 0.4, 0.45, 0.5, 0.4, 0.45, 0.9):  # the first candidate is ahead by a seed
+        study.optuna_study.add_trial(optuna.trial.create_trial(value=value))
+    (first,) = [one for one in confirm.result(study).standings if one.number == 0]
+    assert first.values == (0.5, 0.5)
+    assert [trial.value for trial in confirm.candidate_trials(study, 0)] == [0.5, 0.5]

@@ -1,11 +1,9 @@
 """Exports: what is written can be checked, what is changed is noticed, and what is read predicts."""
 
-import hashlib
 import json
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,9 @@ import torch
 from PIL import Image
 
 import hpsearch
-from hpsearch import catalogue, export_schema
+from hpsearch import catalogue, confirm, export_schema
 from hpsearch.errors import HpsearchError, UsageError
-from hpsearch.export import export, pinned, read, verify
+from hpsearch.export import export, pinned, read
 from hpsearch.export_schema import FILES, SUMS
 from hpsearch.model_card import card, config
 from hpsearch.recipe import Recipe
@@ -27,10 +25,11 @@ from hpsearch.settings import Settings
 from hpsearch.spec import parse
 from hpsearch.storage import openings
 from hpsearch.storage.checkpoints import open_checkpoints
-from hpsearch.storage.open import create
-from hpsearch.storage.studies import create_study, load_study, ranked
+from hpsearch.storage.open import Database, create
+from hpsearch.storage.studies import CREATED_KEY, DATA_KEY, create_study, load_study, ranked
 from hpsearch.storage.tables import VALUES
 from hpsearch.trained import choose, data_of, network
+from hpsearch.verify import verify
 from tests.chain import SMALL, Chain, silent
 
 
@@ -49,7 +48,7 @@ def copy(folder: Path, tmp_path: Path) -> Path:
 def test_an_export_checks(folder: Path, chain: Chain) -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, SUMS])
     said = verify(folder, chain.settings)
-    assert len(said) == 6
+    assert len(said) == 7
     assert "validation accuracy" in said[-1]
     done = subprocess.run(["sha256sum", "-c", SUMS], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -158,7 +157,7 @@ def test_a_rate_of_decay_that_decides_nothing_does_not_matter(chain: Chain, tmp_
         for rank in range(1, 5):
             made = export(database, load_study(database, "gamma"), rank, tmp_path / str(rank), one.settings, silent)
             assert made.configuration["gamma"] == 0.9
-            assert len(verify(tmp_path / str(rank), one.settings)) == 6
+            assert len(verify(tmp_path / str(rank), one.settings)) == 7
 
 
 def test_a_network_that_training_again_does_not_give_is_no_evidence(chain: Chain, tmp_path: Path) -> None:
@@ -185,7 +184,7 @@ def test_a_search_that_trained_elsewhere_is_exported_with_what_its_network_gives
         for name in ("one", "again"):  # trained once more, and kept from then on
             made = export(database, load_study(database, "bare"), 1, tmp_path / name, bare.settings, said.append)
             assert made.weights.validation_accuracy == pytest.approx(best.value + 0.1)
-            assert len(verify(tmp_path / name, bare.settings)) == 6
+            assert len(verify(tmp_path / name, bare.settings)) == 7
     assert [line for line in said if f"and {best.value:.4f} is recorded" in line] == said[1:]
 
 
@@ -202,104 +201,14 @@ def test_a_place_that_cannot_be_written_is_found_out_first(
 def test_a_label_ends_no_cell_of_the_model_card(folder: Path) -> None:
     metrics, _, _ = read(folder)
     assert metrics.confirmation is not None
-    label = "adam | <b>wide</b>"
+    label = "adam | <b>wide</b>\n\x85\u2028| a row |"
     confirmation = metrics.confirmation.model_copy(update={"not_told_apart": [label]})
     changed = metrics.model_copy(update={"label": label, "confirmation": confirmation})
     text = card(changed, opened=False)
     (row,) = [line for line in text.splitlines() if line.startswith("| cannot be told")]
     assert row.replace(r"\|", "").count("|") == 3
+    assert r"\n\x85\u2028" in row
     assert "<b>" not in text
-
-
-# What is wrong with it
-
-
-def again_summed(place: Path, name: str, change: Callable[[bytes], bytes]) -> None:
-    """Change a file and its checksum, as somebody does who means to deceive, or a program of another version."""
-    content = change((place / name).read_bytes())
-    old = hashlib.sha256((place / name).read_bytes()).hexdigest()
-    (place / name).write_bytes(content)
-    sums = (place / SUMS).read_text().replace(old, hashlib.sha256(content).hexdigest())
-    (place / SUMS).write_text(sums)
-
-
-def edited(part: str = "", **changes: object) -> Callable[[bytes], bytes]:
-    """Changes of the whole, or of a part of it."""
-
-    def change(content: bytes) -> bytes:
-        whole = json.loads(content)
-        (whole[part] if part else whole).update(changes)
-        return json.dumps(whole).encode()
-
-    return change
-
-
-@pytest.mark.parametrize("name", [*FILES])
-def test_one_byte_changed_is_noticed(name: str, copy: Path, chain: Chain) -> None:
-    content = bytearray((copy / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (copy / name).write_bytes(content)
-    with pytest.raises(UsageError, match=name) as error:
-        verify(copy, chain.settings)
-    assert "SHA-256" in str(error.value)
-    with pytest.raises(UsageError):
-        hpsearch.load_export(copy)
-
-
-@pytest.mark.parametrize("name", [*FILES, SUMS])
-def test_a_missing_file_is_named(name: str, copy: Path, chain: Chain) -> None:
-    (copy / name).unlink()
-    with pytest.raises(UsageError, match=name):
-        verify(copy, chain.settings)
-
-
-def test_a_newer_schema_is_named_as_such(copy: Path, chain: Chain) -> None:
-    again_summed(copy, "metrics.json", edited(schema_version=2, something_new=1))
-    with pytest.raises(UsageError, match="schema_version = 2 is newer"):
-        verify(copy, chain.settings)
-
-
-def test_claims_that_the_weights_do_not_keep(copy: Path, chain: Chain) -> None:
-    stated = json.loads((copy / "metrics.json").read_text())["weights"]
-    again_summed(copy, "metrics.json", edited(weights={**stated, "validation_accuracy": 0.123}))
-    with pytest.raises(UsageError, match=r"0\.1230 is stated"):
-        verify(copy, chain.settings)
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "named"),
-    [
-        ("metrics.json", lambda _: b"[1, 2", "is no JSON"),
-        ("metrics.json", edited(unheard_of=1), "unheard_of"),
-        ("metrics.json", edited(label=3), "label"),
-        ("metrics.json", edited("model", classes=["4", "3", "2", "1", "0"]), "model.classes are not those"),
-        ("metrics.json", edited("preprocessing", mean=[0.9], std=[3.0]), "preprocessing.mean, preprocessing.std"),
-        ("metrics.json", edited("data", num_train=10**6), "data.num_train"),
-        ("metrics.json", edited("model", num_parameters=7), "model.num_parameters"),
-        ("metrics.json", edited("configuration", cutmix=0.5), "cutmix, which this hpsearch does not know"),
-        ("metrics.json", edited(configuration={"epochs": 3}), "configuration: .* 'model'"),
-        ("config.toml", lambda _: SMALL.encode(), "another configuration"),
-        ("model.safetensors", lambda content: content[:100], "cannot be read"),
-        ("config.toml", lambda content: content + b"\n[", "not valid TOML"),
-        ("config.toml", lambda content: content.replace(b'"lenet"', b'"os:system"'), "os:system"),
-        ("config.toml", lambda content: content.replace(b"epochs = 3", b"epochs = 4"), "another configuration"),
-    ],
-)
-def test_other_content_with_right_sums(
-    name: str, change: Callable[[bytes], bytes], named: str, copy: Path, chain: Chain
-) -> None:
-    again_summed(copy, name, change)
-    with pytest.raises(HpsearchError, match=named) as error:
-        verify(copy, chain.settings)
-    assert "\n" not in str(error.value)
-
-
-def test_weights_of_another_network_are_refused(copy: Path, chain: Chain) -> None:
-    from safetensors.torch import save
-
-    again_summed(copy, "model.safetensors", lambda _: save({"output.weight": torch.zeros(5, 84)}))
-    with pytest.raises(UsageError, match="do not fit the model lenet"):
-        verify(copy, chain.settings)
 
 
 def test_nothing_is_half_written(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,6 +220,45 @@ def test_nothing_is_half_written(chain: Chain, tmp_path: Path, monkeypatch: pyte
         with pytest.raises(UsageError, match="No space left"):
             export(chain.database, chain.search, 1, tmp_path / "out", chain.settings, silent)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_of_a_confirmation_whose_search_is_gone_does_not_say_never_opened(
+    chain: Chain, sqlite: Database, tmp_path: Path
+) -> None:
+    kept = chain.confirmation.optuna_study
+    text = {key: value for key, value in kept.user_attrs.items() if key in (confirm.LINK_KEY, CREATED_KEY, DATA_KEY)}
+    create_study(sqlite, chain.confirmation.spec, "small-confirm", attributes=text)
+    study = load_study(sqlite, "small-confirm")
+    for trial in kept.get_trials():
+        study.optuna_study.add_trial(trial)
+    export(sqlite, study, 1, tmp_path / "out", chain.settings, silent)
+    said = (tmp_path / "out" / "README.md").read_text()
+    assert "never opened" not in said
+    assert "| test split | unknown: " in said
+    assert len(verify(tmp_path / "out", chain.settings)) == 7
+
+
+def test_the_best_of_several_is_said_to_be_that(folder: Path) -> None:
+    metrics, _, _ = read(folder)
+    assert "somewhat optimistic" in (folder / "README.md").read_text()
+    assert "somewhat optimistic" not in card(metrics.model_copy(update={"rank": 2}), opened=False)
+    assert "somewhat optimistic" not in card(metrics.model_copy(update={"confirmation": None}), opened=False)
+
+
+def test_its_study_file_says_that_it_begins_with_another_export() -> None:
+    spec = catalogue.read("lenet")
+    spec = replace(spec, model=spec.model.model_copy(update={"export": "sha256:0"}))
+    assert "weights of another export" in config(spec, Recipe("lenet", 3, start="export"))
+    assert "another export" not in config(spec, Recipe("lenet", 3))
+
+
+def test_a_folder_of_a_user_who_is_not_there_is_one_like_others(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export(chain.database, chain.search, 1, "~nobody-of-that-name/out", chain.settings, silent)
+    assert len(verify("~nobody-of-that-name/out", chain.settings)) == 7
+    assert open_checkpoints("~nobody-of-that-name").keys("x") == []
 
 
 # As a network

@@ -1,15 +1,18 @@
 """The final test: what it says is right, and it is recorded, once."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score, log_loss, precision_score, recall_score
+from sqlalchemy.exc import OperationalError
 
 from hpsearch.data.images import Source
-from hpsearch.errors import DataError, StorageError, UsageError
+from hpsearch.errors import DataError, HpsearchError, StorageError, UsageError
 from hpsearch.final_test import final_test
 from hpsearch.interrupt import Interruption
 from hpsearch.scores import BINS, coarse, scores, summed
@@ -89,7 +92,7 @@ def test_it_says_what_the_winner_does_on_the_test_images(tested: tuple[Chain, di
     images = (torch.from_numpy(sealed.images) / 255 - mean) / std
     own = []
     for trial in winner.trials:
-        model = network(winner.study, trial, dataset, chain.settings, silent)
+        model = network(winner.study, trial, dataset, chain.settings, silent).model
         with torch.inference_mode():
             own.append((model(images).argmax(1).numpy() == sealed.labels).mean())
     assert record["result"]["accuracy"]["values"] == pytest.approx(own)
@@ -127,14 +130,15 @@ def test_of_two_who_open_at_once_one_is_refused(storage_url: str) -> None:
 
 
 def test_without_kept_weights_the_winner_trains_again_to_the_same(tested: tuple[Chain, dict], tmp_path: Path) -> None:
-    from dataclasses import replace
-
     chain, _ = tested
     said: list[str] = []
     winner = choose(chain.database, chain.search)[0]
     dataset = dataset_of(winner.study.spec, chain.settings)
     elsewhere = replace(chain.settings, home=tmp_path)
-    kept, again = (network(winner.study, winner.middle, dataset, s, said.append) for s in (chain.settings, elsewhere))
+    kept, again = (
+        network(winner.study, winner.middle, dataset, settings, said.append).model
+        for settings in (chain.settings, elsewhere)
+    )
     assert len(said) == 1
     assert "trains once more" in said[0]
     for name, tensor in kept.state_dict().items():
@@ -217,6 +221,54 @@ def test_after_one_that_was_withdrawn_it_can_be_opened_again(sqlite: Database, t
     openings.withdraw(sqlite, study, 0)
     assert final_test(sqlite, study, made.settings, "the others are gone", silent)["again"]
     assert list(openings.numbered(sqlite, study)) == [1, 2]
+
+
+def test_a_storage_that_fails_while_the_seal_is_open_is_waited_for(
+    sqlite: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plain(sqlite, tmp_path, 2)
+    made.work("plain")
+    study, complete, failed = load_study(sqlite, "plain"), openings.complete, []
+
+    def twice(*arguments: Any) -> None:
+        if len(failed) < 2:
+            failed.append(1)
+            raise OperationalError("UPDATE", {}, Exception("database is locked"))
+        complete(*arguments)
+
+    monkeypatch.setattr("hpsearch.storage.openings.complete", twice)
+    monkeypatch.setattr("hpsearch.patience.STORAGE_PAUSE_SECONDS", 0.01)
+    said: list[str] = []
+    record = final_test(sqlite, study, made.settings, None, said.append)
+    assert len(failed) == 2
+    assert "the storage does not answer (database is locked); waiting for it" in said
+    assert openings.openings(sqlite, study) == [json.loads(json.dumps(record))]
+
+
+def test_a_storage_that_stays_away_while_the_seal_is_open_loses_no_scores(
+    sqlite: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plain(sqlite, tmp_path, 2)
+    made.work("plain")
+    study, shown = load_study(sqlite, "plain"), []
+
+    def never(*arguments: Any) -> None:
+        shown.append(arguments[-1]["result"])
+        raise OperationalError("UPDATE", {}, Exception("disk I/O error"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("hpsearch.storage.openings.complete", never)
+        with pytest.raises(HpsearchError, match="keep this line") as error:
+            final_test(sqlite, study, replace(made.settings, storage_wait_seconds=0), None, silent)
+    assert "\n" not in str(error.value)
+    (scored,) = json.loads(str(error.value).partition("keep this line: ")[2].rpartition("; another look")[0])
+    for name in ("label", "seeds", "validation", "accuracy", "macro_f1", "log_loss"):
+        assert scored[name] == json.loads(json.dumps(shown[0][name]))
+    with pytest.raises(UsageError, match=r"No result was recorded; if it must be, give the reason with --again"):
+        final_test(sqlite, study, made.settings, None, silent)
+    final_test(sqlite, study, made.settings, "the storage failed", silent)
+    with pytest.raises(UsageError, match=r"The result is recorded"):
+        final_test(sqlite, study, made.settings, None, silent)
 
 
 def make_settings(home: Path):  # type: ignore[no-untyped-def]

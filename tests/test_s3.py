@@ -10,12 +10,13 @@ import hpsearch
 from hpsearch import transfer
 from hpsearch.cli.main import main
 from hpsearch.errors import HpsearchError, UsageError
-from hpsearch.export import export, pinned, read, verify
+from hpsearch.export import export, pinned, read
 from hpsearch.settings import Settings
 from hpsearch.spec import parse
 from hpsearch.storage import s3 as storage_s3
 from hpsearch.storage.open import create
 from hpsearch.storage.studies import create_study, load_study
+from hpsearch.verify import verify
 from hpsearch.web.server import application
 from tests.chain import SMALL, Chain, silent
 from tests.s3 import BUCKET, S3Server, running_s3

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from hpsearch.errors import StudyFileError
-from hpsearch.space import Choice, Float, Int, active, asked, from_table, order, to_table
+from hpsearch.space import Choice, Float, Int, active, asked, from_table, num_combinations, num_values, order, to_table
 
 SPACE = {
     "peak_learning_rate": Float(1, 30, log=True, times="learning_rate", when={"scheduler": ("onecycle",)}),
@@ -115,3 +115,24 @@ def test_tables_read_back(parameter):
 def test_tables_with_mistakes(kind, table, rule):
     with pytest.raises(StudyFileError, match=rule):
         from_table(kind, table)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "number"),
+    [
+        (Choice(("sgd", "adam")), 2),
+        (Float(0.1, 0.3, step=0.1), 3),
+        (Float(0.1, 0.3), None),
+        (Float(0.1, 0.1), 1),
+        (Float(0.1, 0.1, log=True), 1),
+        (Int(1, 7, step=3), 3),
+        (Int(7, 7), 1),
+    ],
+)
+def test_the_number_of_values(parameter, number):
+    assert num_values(parameter) == number
+
+
+def test_a_range_of_one_value_leaves_a_space_finite():
+    assert num_combinations({"optimizer": Choice(("sgd", "adam")), "learning_rate": Float(0.01, 0.01)}) == 2
+    assert num_combinations({"optimizer": Choice(("sgd", "adam")), "learning_rate": Float(0.01, 0.02)}) is None

@@ -214,6 +214,8 @@ def test_syntax_error_has_its_line():
         ("space.peak_learning_rate.times=optimizer", "space.peak_learning_rate.times", "not a number"),
         ("space.peak_learning_rate.times=momentum", "space.peak_learning_rate.times", 'must be "learning_rate"'),
         ("space.gamma=[0.9]", "space.gamma", "means nothing without"),
+        ("training.stream_offset=5", "training.stream_offset", "studies that search nothing"),
+        ("space.stream_offset=[0, 5]", "space.stream_offset", "studies that search nothing"),
         ("sampler.startup_trial=3", "sampler.startup_trial", "did you mean startup_trials?"),
         ("pruner.factor=1", "pruner.factor = 1", "at least 2"),
         ("pruner.min_epochs=5", "pruner.min_epochs = 5", "at most epochs = 4"),

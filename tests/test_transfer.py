@@ -72,7 +72,7 @@ def test_head_only_keeps_the_body_of_the_export(folder: Path, tmp_path: Path) ->
         dataset = dataset_of(study.spec, settings)
         body = {}
         for number, label in enumerate(["transfer", "head only", "head first", "scratch"]):
-            model = network(study, confirm.candidate_trials(study, number)[0], dataset, settings, silent)
+            model = network(study, confirm.candidate_trials(study, number)[0], dataset, settings, silent).model
             body[label] = torch.equal(model.state_dict()["c5.weight"], given["c5.weight"])
             assert not torch.equal(model.state_dict()["output.weight"], given["output.weight"])
         assert body == {"transfer": False, "head only": True, "head first": True, "scratch": False}
@@ -131,6 +131,15 @@ def test_the_lead_is_paired_by_seed_where_a_trial_of_scratch_has_failed(folder: 
         assert lead is not None
         assert (lead.num, lead.mean) == (2, pytest.approx(0.2))
         assert lead.std == pytest.approx(0.0)
+
+
+def test_a_target_of_a_long_name_has_a_study_of_a_shorter_one(folder: Path) -> None:
+    metrics, _, _ = read(folder)
+    fixed = {**confirm.configuration(Recipe(**metrics.configuration)), "epochs": 1}
+    fixed.pop("gamma")
+    names = [transfer._spec(metrics, f"folder:/{'x' * 220}{end}", 16, 2, fixed, 5).name for end in ("a", "b", "a")]
+    assert names[0] == names[2] != names[1]
+    assert all(name.startswith("lenet-to-xxx") and name.endswith("-16") for name in names)
 
 
 def test_another_export_does_not_go_on_with_the_same_study(folder: Path, chain: Chain, tmp_path: Path) -> None:

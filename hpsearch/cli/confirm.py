@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from hpsearch.confirm import Confirmation
     from hpsearch.statistics import Estimate
 
+MOST_SEEDS = 1000  # of a comparison: each is a trial of every candidate, and their rows are made at once
+
 
 @click.command()
 @click.argument("study", shell_complete=complete_recorded)
 @click.option("--top", type=click.IntRange(min=1), help="How many of the best configurations.  [default: 5]")
-@click.option("--seeds", type=click.IntRange(min=2), help="How many seeds each is trained from.  [default: 5]")
+@click.option(
+    "--seeds", type=click.IntRange(min=2, max=MOST_SEEDS), help="How many seeds each is trained from.  [default: 5]"
+)
 @storage_option
 @json_option
 def confirm(study: str, top: int | None, seeds: int | None, storage: str | None, as_json: bool) -> None:
@@ -29,16 +33,23 @@ def confirm(study: str, top: int | None, seeds: int | None, storage: str | None,
     """
     from hpsearch import confirm as confirming
     from hpsearch.errors import UsageError
-    from hpsearch.storage.studies import load_study
+    from hpsearch.storage.studies import load_study, progress
 
     database = open_database(storage)
     loaded = load_study(database, study)
     linked = confirming.find(database, loaded)
     if linked is None:
+        now = progress(database, loaded)
         top, seeds = top or confirming.DEFAULT_TOP, seeds or confirming.DEFAULT_SEEDS
         linked = confirming.create(database, loaded, top, seeds)
         if not as_json:
             click.echo(f"study {linked.name}: {linked.spec.summary()}")
+        if now.unfinished:
+            click.echo(
+                f"study {study}: {now.finished} of its {now.max_trials} trials have ended; what the others find is not "
+                "confirmed",
+                err=True,
+            )
     elif top is not None or seeds is not None:
         given = "--top" if top is not None else "--seeds"
         raise UsageError(
@@ -79,6 +90,9 @@ def show(found: "Confirmation") -> None:
     )
     alike = [one.label for one in found.standings if one.in_set]
     click.echo(f"{found.metric} over seeds; cannot be told from the best: {', '.join(alike) or 'none'}")
+    if len(found.standings) > 1 and alike:
+        num, best = len(found.standings), found.standings[0].label
+        click.echo(f"{best}: the best of {num} on these seeds; its mean is somewhat optimistic")
     promised = found.promised
     if promised is not None and promised.luck is not None:
         click.echo(

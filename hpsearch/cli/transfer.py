@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hpsearch.cli.confirm import interval, plain, spread
+from hpsearch.cli.confirm import MOST_SEEDS, interval, plain, spread
 from hpsearch.cli.options import json_option, print_json, settings_from, storage_option
 from hpsearch.cli.tables import print_table
 from hpsearch.sections import MOST_PIXELS
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="Height and width of the target's images, several times to compare; default: that of the export.",
 )
-@click.option("--seeds", type=click.IntRange(min=2), help="Seeds of each way to train.  [default: 5]")
+@click.option("--seeds", type=click.IntRange(min=2, max=MOST_SEEDS), help="Seeds of each way to train.  [default: 5]")
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs of every trial; default: those of the export.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of data sets; default: HPSEARCH_DATA.")
 @storage_option

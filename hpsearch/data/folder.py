@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from hpsearch.data.images import Images, RawImages, Source
-from hpsearch.errors import DataError
+from hpsearch.errors import DataError, UsageError
 
 NUM_NAMED = 10  # unreadable files named in one message; the rest is counted
 
@@ -52,7 +52,7 @@ def stamp_of(folder: Path, files: Mapping[str, Sequence[Path]]) -> str:
     digest = hashlib.sha256(os.fsencode(folder.resolve()))
     for class_name, members in files.items():
         for path in members:
-            state = path.stat()
+            state = path.stat() if path.exists() else path.lstat()  # of a broken link
             digest.update(os.fsencode(f"\0{class_name}\0{path.name}\0{state.st_size}\0{state.st_mtime_ns}"))
     return digest.hexdigest()
 
@@ -70,9 +70,12 @@ def _train_folder(source: Source) -> Path:
 
 
 def class_files(folder: Path, fewest: int = 2) -> dict[str, list[Path]]:
-    """Class -> its files, `fewest` or more, both sorted by name; hidden ones (.DS_Store) are not meant as images."""
+    """Class -> its files, `fewest` or more, both sorted by name; hidden ones (.DS_Store) are not meant as images.
+
+    What is no file, such as a folder or a broken link, stands among them, to be named by who reads them.
+    """
     files = {
-        entry.name: sorted(path for path in entry.iterdir() if path.is_file() and not path.name.startswith("."))
+        entry.name: sorted(path for path in entry.iterdir() if not path.name.startswith("."))
         for entry in sorted(folder.iterdir())
         if entry.is_dir() and not entry.name.startswith(".")
     }
@@ -94,10 +97,14 @@ def _decode_into(out: Images, path: Path) -> str:
     """Fill `out` (3, H, W) from one file; what is wrong with the file, or ""."""
     height, width = out.shape[1:]
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return "a folder" if path.is_dir() else "no file" if path.exists() else "a broken link"
         with Image.open(path) as image:
             image.draft("RGB", (2 * width, 2 * height))  # JPEG: decode no larger than needed
             rgb = upright(image).convert("RGB")
         small = rgb.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    except UsageError as error:
+        return str(error)
     except Exception as error:  # decoders of damaged files raise nearly anything
         return f"{type(error).__name__}: {str(error).removesuffix(f' {str(path)!r}')}"
     out[:] = np.asarray(small).transpose(2, 0, 1)
@@ -106,13 +113,21 @@ def _decode_into(out: Images, path: Path) -> str:
 
 def upright(image: Image.Image) -> Image.Image:
     """The image as its camera was held, in 8 bits."""
-    return _eight_bit(ImageOps.exif_transpose(image))
+    is_wide = image.mode.startswith("I;16") or image.format == "PPM"  # which Pillow opens as I, of 32 bits
+    return _eight_bit(ImageOps.exif_transpose(image), is_wide)
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey values scaled to 8 bits, which Pillow would cut off at 255; palettes as Pillow wants it done."""
+def _eight_bit(image: Image.Image, is_wide: bool) -> Image.Image:
+    """16-bit grey values scaled to 8 bits, which Pillow would cut off at 255; palettes as Pillow wants it done.
+
+    Grey values in 32 bits are taken for 16-bit ones, unless they all fit into 8. Raises UsageError for floats.
+    """
+    if image.mode == "F":
+        raise UsageError("grey values as floats, of which nobody says what is white: save them as 8 or 16 bits")
     if isinstance(image.info.get("transparency"), bytes):
         return image.convert("RGBA")
     if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+        values = np.asarray(image)
+        shift = 8 if is_wide or values.max() > 255 else 0
+        return Image.fromarray((values.clip(0, 65535) >> shift).astype(np.uint8))
     return image

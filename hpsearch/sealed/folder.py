@@ -1,5 +1,6 @@
 """The test images of one's own folder: PATH/test/<class>/*."""
 
+import os
 from pathlib import Path
 
 from hpsearch.data.folder import class_files, decoded
@@ -10,7 +11,7 @@ from hpsearch.sealed.images import SealedImages
 
 def read_test(source: Source, classes: tuple[str, ...]) -> SealedImages:
     """Every image as RGB; the class folders must be those of the training part."""
-    folder = Path(source.argument).expanduser() / "test"
+    folder = Path(os.path.expanduser(source.argument)) / "test"  # Path.expanduser raises if there is no such user
     if not folder.is_dir():
         raise DataError(f"data.name = {source.name!r}: there is no folder {folder}; put the test images there.")
     files = class_files(folder, fewest=1)

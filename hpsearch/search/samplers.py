@@ -32,7 +32,8 @@ def make_sampler(spec: StudySpec, number: int, attempt: int = 0) -> BaseSampler:
     module, function = SAMPLERS[spec.sampler.name].split(":")
     make: Callable[..., BaseSampler] = getattr(importlib.import_module(module), function)
     options = spec.sampler.options()
-    base = options.pop("seed", spec.seed)
+    options.pop("seed", None)
+    base = _base_seed(spec)
     seed = fold(base, number, attempt) if attempt else fold(base, number)
     return make(spec, seed % 2**32, **options)
 
@@ -107,7 +108,7 @@ def qmc(spec: StudySpec, seed: int) -> BaseSampler:
     parameters = spec.parameters
 
     def point(index: int) -> dict[str, Any]:
-        engine = Sobol(len(parameters), scramble=True, rng=spec.seed)  # all trials draw from one sequence
+        engine = Sobol(len(parameters), scramble=True, rng=_base_seed(spec))  # all trials draw from one sequence
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # "balance properties": every prefix is used here
             unit = engine.random(index + 1)[-1]
@@ -136,11 +137,15 @@ def at(parameter: Parameter, u: float) -> Any:
     if u == 0:
         return parameter.low  # of which the exponential of the logarithm may be another number
     if not parameter.log:
-        return parameter.low + u * (parameter.high - parameter.low)
+        return min(parameter.low + u * (parameter.high - parameter.low), parameter.high)
     half = 0.5 if isinstance(parameter, Int) else 0.0  # every whole number owns the half on both its sides
     low, high = math.log(parameter.low - half), math.log(parameter.high + half)
     value = math.exp(low + u * (high - low))
     return min(max(round(value) if half else value, parameter.low), parameter.high)
+
+
+def _base_seed(spec: StudySpec) -> int:
+    return spec.seed if spec.sampler.seed is None else spec.sampler.seed
 
 
 def _values(parameter: Parameter) -> list[Any]:
@@ -150,7 +155,8 @@ def _values(parameter: Parameter) -> list[Any]:
 def _value(parameter: Parameter, index: int) -> Any:
     if isinstance(parameter, Choice):
         return parameter.choices[index]
-    return parameter.low + index * (parameter.step or 1)
+    # As Optuna computes it: 0.1 + 2 * 0.1 is above 0.3, which it would refuse.
+    return min(parameter.low + index * (parameter.step or 1), parameter.high)
 
 
 class _NumberedSampler(BaseSampler):
@@ -220,13 +226,14 @@ class _ReplayedCmaEsSampler(optuna.samplers.CmaEsSampler):
     def _init_optimizer(self, trans: Any, direction: optuna.study.StudyDirection) -> Any:
         optimizer = super()._init_optimizer(trans, direction)
         sign = 1.0 if direction == optuna.study.StudyDirection.MINIMIZE else -1.0
-        while True:
-            trials = self._get_solution_trials(self._completed, optimizer.generation)
-            if len(trials) < optimizer.population_size:
-                return optimizer
+        generations: dict[int, list[FrozenTrial]] = {}
+        for trial in self._completed:
+            generations.setdefault(trial.system_attrs.get(self._attr_key_generation, -1), []).append(trial)
+        while len(trials := generations.get(optimizer.generation, [])) >= optimizer.population_size:
             optimizer.tell(
                 [
                     (trans.transform(trial.params), sign * (trial.value or 0.0))
                     for trial in trials[: optimizer.population_size]
                 ]
             )
+        return optimizer

@@ -70,8 +70,13 @@ class View:
         """Forget the parameters of a trial that was drawn up, and what its sampler noted."""
         trial = self._trials[trial_id]
         trial.params, trial.distributions = {}, {}
-        for key in self._storage.drafts.get(trial_id, Drafts()).system_attrs:
+        for key in self._storage.drafts.pop(trial_id, Drafts()).system_attrs:
             trial.system_attrs.pop(key, None)
+
+    def keep(self, trial_ids: Iterable[int]) -> None:
+        """What was drawn up of these trials is recorded, and stays as it is."""
+        for trial_id in trial_ids:
+            self._storage.drafts.pop(trial_id, None)
 
     def forget_cache(self) -> None:
         """Optuna keeps the list of trials of the last `ask`; nobody calls that here."""

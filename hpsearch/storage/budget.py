@@ -2,7 +2,7 @@
 
 A budget decides when trials begin and cuts none short: what runs when it is used up trains to its end. The numbers of
 trials and of epochs are exact, because a trial reserves itself and all its epochs before it begins; hours and a target
-value are noticed when the next trial would begin.
+value are noticed when the next trial would begin. A trial that was given back has begun: it goes on all the same.
 """
 
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ def allowance(connection: Connection, study_id: int, plan: Plan) -> Allowance:
         if fitting < left:
             left, reason = fitting, f"its budget of {budget.epochs} epochs has no room for another trial"
     if left > 0 and (used_up := _used_up(connection, study_id, plan, control.started)):
-        left, reason = 0, used_up
+        left, reason = min(left, _epochs(connection, study_id, plan.max_epochs)[1]), used_up
     return Allowance(max(0, left), reason, control.state, control.started is not None)
 
 

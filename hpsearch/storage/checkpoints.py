@@ -6,6 +6,7 @@ begins with a line of JSON that tells its epoch and the hash of what follows.
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -29,7 +30,7 @@ def open_checkpoints(place: str) -> Checkpoints:
         return S3Checkpoints(Bucket(place))
     if "://" in place:
         raise UsageError(f"HPSEARCH_ARTIFACTS={place}: must be a folder or s3://BUCKET/PREFIX")
-    return FolderCheckpoints(Path(place).expanduser())
+    return FolderCheckpoints(Path(os.path.expanduser(place)))  # Path's own raises if there is no such user
 
 
 def open_shelf(place: str | Path) -> Shelf:
@@ -38,7 +39,7 @@ def open_shelf(place: str | Path) -> Shelf:
     Raises:
         UsageError: it has another form, or the package for S3 is missing.
     """
-    return Bucket(str(place)) if str(place).startswith(SCHEME) else Folder(Path(place).expanduser())
+    return Bucket(str(place)) if str(place).startswith(SCHEME) else Folder(Path(os.path.expanduser(place)))
 
 
 class S3Checkpoints:

@@ -42,7 +42,7 @@ def begin(database: Database, study: LoadedStudy, number: int, record: dict[str,
     except IntegrityError as error:
         raise StorageError(
             f"study {study.name}: its test split was opened by somebody else at this moment; "
-            f"see the result with `hpsearch final-test {study.name}`"
+            f"see the result with `hpsearch final-test {study.name} --show`"
         ) from error
 
 

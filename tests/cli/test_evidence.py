@@ -26,6 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_whole_chain(folder: Path) -> None:
     assert "--top" in one_line(folder, "confirm", "small", "--top", "0")
+    assert "2<=x<=1000" in one_line(folder, "confirm", "small", "--seeds", "1001")
     assert "confirm small" in one_line(folder, "final-test", "small")
     created = hpsearch(folder, "confirm", "small", "--top", "2", "--seeds", "3").stdout
     assert "next: hpsearch worker small-confirm" in created
@@ -45,6 +46,7 @@ def test_the_whole_chain(folder: Path) -> None:
     found = json.loads(hpsearch(folder, "confirm", "small", "--json").stdout)
     assert found["finished"]
     assert len(found["standings"]) in (3, 4)
+    assert f"best of {len(found['standings'])} on these seeds; its mean is somewhat optimistic" in shown
 
     assert "has not been opened" in one_line(folder, "final-test", "small", "--show")
     tested = json.loads(hpsearch(folder, "final-test", "small", "--json").stdout)
@@ -56,7 +58,9 @@ def test_the_whole_chain(folder: Path) -> None:
     assert hpsearch(folder, "final-test", "small", "--show").stdout.count("test split of digits:0-4") == 2
 
     assert "next: hpsearch verify out" in hpsearch(folder, "export", "small", "-o", "out").stdout
-    assert hpsearch(folder, "verify", "out").stdout.count("ok ") == 6
+    checked = hpsearch(folder, "verify", "out").stdout
+    assert checked.count("ok ") == 7
+    assert checked.endswith("only the storage can show them\n")
     card = (folder / "out" / "README.md").read_text()
     assert "opened 2 times; this is the first" in card
 
@@ -120,8 +124,9 @@ def test_nothing_is_there_yet(tmp_path: Path) -> None:
 
 def test_a_confirmation_of_which_every_candidate_failed(folder: Path, tmp_path: Path) -> None:
     hpsearch(tmp_path, "create-study", str(folder / "small.toml"), "--set", "budget.trials=2")
-    hpsearch(tmp_path, "worker", "small")
-    hpsearch(tmp_path, "confirm", "small", "--top", "1", "--seeds", "2")
+    hpsearch(tmp_path, "worker", "small", "--max-trials", "1")
+    said = hpsearch(tmp_path, "confirm", "small", "--top", "1", "--seeds", "2").stderr
+    assert said == "study small: 1 of its 2 trials have ended; what the others find is not confirmed\n"
     with connect(f"sqlite:///{tmp_path / 'storage' / 'hpsearch.db'}") as database:
         confirmation = load_study(database, "small-confirm")
         for _ in range(2 * len(confirmation.spec.candidates)):

@@ -151,3 +151,45 @@ def test_a_folder_that_the_system_refuses_to_look_into_is_one_sentence(tmp_path:
             look(name, data_dir=None, cache_dir=tmp_path / "cache")
     with pytest.raises(DataError, match="its test split cannot be read"):
         open_seal(Source(name, name.partition(":")[2], None, tmp_path, 8), ("a", "b"))
+
+
+def test_what_is_no_file_is_named_and_a_pipe_is_not_waited_for(folder: Path) -> None:
+    members = folder / "train/cat"
+    stamps = [stamp(source(folder))]
+    (members / "a.png").symlink_to(folder / "gone.png")
+    stamps.append(stamp(source(folder)))
+    (members / "b").mkdir()
+    os.mkfifo(members / "c.png")
+    (members / ".hidden").mkdir()
+    with pytest.raises(DataError) as caught:
+        read_train(source(folder))
+    assert "3 of 27 files" in str(caught.value)
+    for named in ("a.png (a broken link)", "cat/b (a folder)", "c.png (no file)"):
+        assert named in str(caught.value)
+    assert len(set(stamps)) == 2
+    (members / "a.png").unlink()
+    (members / "b").rmdir()
+    (members / "c.png").unlink()
+    (members / "linked.png").symlink_to(members / "00.png")
+    assert len(read_train(source(folder)).images) == 25
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "value", "seen"),
+    [
+        ("x.tiff", np.int32, 200, 200),  # 8 bits in 32
+        ("x.tiff", np.int32, 0x8000, 0x80),
+        ("x.png", np.uint16, 200, 0),  # a dark image of 16 bits
+        ("x.pgm", np.uint16, 200, 0),
+        ("x.pgm", np.uint16, 0x8000, 0x80),
+    ],
+)
+def test_grey_values_of_many_bits(folder: Path, name: str, kind: type, value: int, seen: int) -> None:
+    Image.fromarray(np.full((30, 30), value, kind)).save(folder / "train/ant" / name)
+    assert set(read_train(source(folder)).images[12].ravel().tolist()) == {seen}
+
+
+def test_grey_values_as_floats_are_refused(folder: Path) -> None:
+    Image.fromarray(np.full((30, 30), 0.5, np.float32)).save(folder / "train/ant/x.tiff")
+    with pytest.raises(DataError, match=r"1 of 25 files .*x\.tiff \(grey values as floats"):
+        read_train(source(folder))

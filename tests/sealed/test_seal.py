@@ -13,6 +13,7 @@ from PIL import Image
 from hpsearch.data.digits import read_train
 from hpsearch.data.images import Source
 from hpsearch.data.load import load
+from hpsearch.data.stl5 import CLASSES
 from hpsearch.errors import DataError
 from hpsearch.sealed import TESTS
 from hpsearch.sealed.images import open_seal
@@ -22,9 +23,9 @@ from tests.test_layers import PACKAGE, imported, modules
 OPENERS = {"final_test"}  # the only importer of the readers
 USERS = {"cli.final_test"}  # the only importer of that one
 
-# Runs commands in one process that notes every file it opens, and prints those that hold "test" as a folder.
+# Runs commands in one process that notes every file it opens, and prints those in the folder of the test images.
 WATCH = """
-import sys, pathlib
+import os, sys
 opened = set()
 sys.addaudithook(lambda event, args: opened.add(str(args[0])) if event == "open" else None)
 from hpsearch.cli.main import main
@@ -33,7 +34,7 @@ for line in sys.argv[1].split("\\n"):
         main(line.split())
     except SystemExit as left:
         assert not left.code, line
-print("OPENED", *sorted({path for path in opened if "/test/" in path}), sep="\\n")
+print("OPENED", *sorted(path for path in opened if os.path.abspath(path).startswith(sys.argv[2])), sep="\\n")
 """
 
 
@@ -122,7 +123,7 @@ name = "none"
 
 def opened(folder: Path, *commands: str) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-c", WATCH, "\n".join(commands)],
+        [sys.executable, "-c", WATCH, "\n".join(commands), f"{folder / 'pictures' / 'test'}/"],
         cwd=folder,
         env=environment(folder),
         capture_output=True,
@@ -187,3 +188,19 @@ def test_one_test_image_of_a_class_is_enough_and_none_is_not(folder: Path) -> No
     first.unlink()
     with pytest.raises(DataError, match=r"test/light: a class needs an image, found 0; add images"):
         open_seal(source, ("dark", "light"))
+
+
+def test_one_test_image_of_a_class_of_stl5_is_enough(tmp_path: Path) -> None:
+    source = Source("stl5", "", tmp_path, tmp_path, 8)
+    (tmp_path / "stl5").mkdir()
+    with pytest.raises(DataError, match="has no folder car, deer"):
+        open_seal(source, CLASSES)
+    for number, name in enumerate(CLASSES):
+        (tmp_path / "stl5" / "test" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(tmp_path / "stl5" / "test" / name / "0.png")
+    assert open_seal(source, CLASSES).labels.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_folder_of_a_user_who_is_not_there_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no folder"):
+        open_seal(Source("folder:~nobody-of-that-name", "~nobody-of-that-name", None, tmp_path, 8), ("a", "b"))

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -13,7 +14,7 @@ from hpsearch.recipe import fold
 from hpsearch.search import SAMPLERS
 from hpsearch.search.asking import suggest
 from hpsearch.search.samplers import at, corner, distribution, grid_points, make_sampler, max_trials
-from hpsearch.sections import SAMPLER_OPTIONS
+from hpsearch.sections import SAMPLER_OPTIONS, Sampler
 from hpsearch.space import Choice, Float, Int
 from hpsearch.spec import StudySpec, parse
 from tests.studies import TINY
@@ -118,6 +119,33 @@ def test_a_condition_on_a_step_holds_at_that_step(name: str) -> None:
     assert [params for params in tried if "batch_size" in params] == third
 
 
+@pytest.mark.parametrize("name", sorted(name for name in SAMPLERS if "seed" in SAMPLER_OPTIONS[name]))
+def test_a_sampler_draws_from_a_seed_of_its_own(name: str) -> None:
+    spec = study_of(name, CONTINUOUS)
+    same, other = (replace(spec, sampler=Sampler(name=name, seed=seed)) for seed in (spec.seed, spec.seed + 1))
+    first, again, another = (search(one, 3) for one in (spec, same, other))
+    assert first == again
+    assert all(mine != theirs for mine, theirs in zip(first, another, strict=True))
+
+
+def test_a_grid_has_nothing_to_seed() -> None:
+    with pytest.raises(StudyFileError, match=r"sampler\.seed: grid does not take it; it takes no options"):
+        study_of('grid"\nseed = 3\n# "', "optimizer = ['sgd', 'adam']")
+
+
+def test_a_grid_records_what_optuna_takes_for_a_value_of_the_range() -> None:
+    spec = study_of(
+        "grid", "learning_rate = { low = 0.1, high = 0.3, step = 0.1 }\nweight_decay = { low = 0.1, high = 0.1 }"
+    )
+    study = optuna.create_study()
+    for number in range(3):
+        study.sampler = make_sampler(spec, number)
+        suggest(study.ask(), spec)
+    optuna.create_study().add_trials(study.get_trials())  # which refuses what is outside
+    assert [trial.params["learning_rate"] for trial in study.trials] == [0.1, 0.2, 0.3]
+    assert max_trials(spec) == 3
+
+
 def test_sobol_points_fill_the_range_evenly() -> None:
     params = search(study_of("qmc", CONTINUOUS), 16)
     cells = Counter(int((math.log10(p["learning_rate"]) + 3) / 2 * 16) for p in params)
@@ -131,6 +159,8 @@ def test_sobol_points_fill_the_range_evenly() -> None:
         (Int(2, 8, step=2), [2, 4, 6, 8]),
         (Int(1, 100, log=True), [1, 10, 100]),
         (Float(0.1, 0.5, step=0.2), [0.1, 0.3, 0.5]),
+        (Float(0.1, 0.3, step=0.1), [0.1, 0.2, 0.3]),
+        (Float(0.1, 0.1), [0.1]),
         (Float(1e-4, 1.0, log=True), []),
         (Float(-1.0, 1.0), []),
     ],
@@ -138,6 +168,8 @@ def test_sobol_points_fill_the_range_evenly() -> None:
 def test_at_covers_the_range_and_stays_inside(parameter: Any, values: list[Any]) -> None:
     found = [at(parameter, u / 1000) for u in range(1000)]
     assert all(parameter.contains(value) for value in found)
+    kind = distribution(parameter)
+    assert all(kind._contains(kind.to_internal_repr(value)) for value in found)
     for value in values:
         assert any(value == pytest.approx(other) if not isinstance(value, str) else value == other for other in found)
     assert at(parameter, 0.0) == (
@@ -171,6 +203,20 @@ def test_cmaes_leaves_no_pickle_in_the_study() -> None:
     assert max(trial.system_attrs.get("cma:generation", 0) for trial in study.trials) >= 2  # it did move on
 
 
+def test_cmaes_looks_through_the_trials_a_few_times_however_many_generations(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, looks = study_of("cmaes", CONTINUOUS), []
+    find = optuna.samplers.CmaEsSampler._get_solution_trials
+    monkeypatch.setattr(
+        optuna.samplers.CmaEsSampler, "_get_solution_trials", lambda *given: looks.append(1) or find(*given)
+    )
+    search(spec, 12)
+    few = len(looks)
+    looks.clear()
+    search(spec, 72)  # ten generations
+    assert len(looks) / 62 <= few / 2  # suggestions by CMA-ES
+    assert len(looks) / 62 < 3
+
+
 def test_options_of_the_study_file_are_those_of_the_functions() -> None:
     import inspect
     from importlib import import_module
@@ -178,7 +224,8 @@ def test_options_of_the_study_file_are_those_of_the_functions() -> None:
     for name, target in SAMPLERS.items():
         module, function = target.split(":")
         taken = list(inspect.signature(getattr(import_module(module), function)).parameters)[2:]
-        assert sorted([*taken, "seed"]) == sorted(SAMPLER_OPTIONS[name])
+        draws = [] if name == "grid" else ["seed"]
+        assert sorted([*taken, *draws]) == sorted(SAMPLER_OPTIONS[name])
 
 
 def test_random_draws_are_optunas() -> None:

@@ -13,7 +13,7 @@ from hpsearch.search.asking import digest_of
 from hpsearch.search.samplers import finite_points, max_trials
 from hpsearch.search.session import Assignment, Session
 from hpsearch.spec import parse
-from hpsearch.storage import budget, fleet
+from hpsearch.storage import budget, fleet, ledger
 from hpsearch.storage.ledger import End, Report
 from hpsearch.storage.open import Database, connect, create
 from hpsearch.storage.studies import create_study, load_study
@@ -175,3 +175,33 @@ def test_the_worst_of_a_batch_fail_their_rung(database: Database) -> None:
     verdict = mine.report([Report(one, 2, one.number / 9, MEASURED) for one in leases], 60.0, 1.0)
     assert not verdict.pruned  # epoch 2 is no rung
     assert mine.wanted == budget.RUNNING
+
+
+def test_what_a_session_remembers_of_its_trials_does_not_grow(database: Database) -> None:
+    space = 'optimizer = ["sgd", "adam"]\nbatch_size = [16, 32, 64]\n'
+    create_study(database, parse(study_text(space, 6), "test.toml"), "s")  # the last ones are doubles at first
+    mine = session(database)
+    for _ in range(2):
+        train(mine, 3)
+        assert not mine._attempted
+        assert not mine._view._storage.drafts
+    assert len({digest_of(trial.params, None) for trial in trials(database)}) == 6
+
+
+def test_what_was_drawn_up_of_a_trial_that_is_lost_is_forgotten(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_study(database, parse(study_text(SIXTY, 60), "test.toml"), "s")
+    mine, set_up = session(database), ledger.set_up
+
+    def late(*given: Any) -> Any:
+        load_study(database, "s").optuna_study.tell(0, state=TrialState.FAIL)  # a person ends it meanwhile
+        return set_up(*given)
+
+    monkeypatch.setattr(ledger, "set_up", late)
+    assert [one.lease.number for one in mine.take(2).assignments] == [1]
+    mine._view.sync()
+    lost, kept = mine._view.trials()
+    assert lost.params == {}
+    assert kept.params
+    assert not mine._view._storage.drafts
