@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpsearch.cli.tables import duration
-from hpsearch.errors import EXIT_FAILED, EXIT_INTERRUPTED, StorageError
+from hpsearch.errors import EXIT_FAILED, EXIT_INTERRUPTED, StorageError, UsageError
 from hpsearch.events import (
     EpochDone,
     Event,
@@ -54,6 +54,7 @@ class Watch:
     started: float = 0.0
     epochs: int = 0  # trained since then
     lengths: list[int] = field(default_factory=list)  # epochs of the trials that have ended here
+    limited: bool = False  # the study may end before it has had all of its trials
 
     def take(self, worker: int, event: Event | WorkerExited) -> str | None:
         """Take one event in; the line that a plain output shows for it, if any."""
@@ -93,14 +94,15 @@ class Watch:
     def time_left(self) -> str:
         """How long the whole study will still take, at the pace since this command began.
 
-        Trials are taken to be as long as those that have ended here, and workers elsewhere to be as fast.
+        Trials are taken to be as long as those that have ended here, and workers elsewhere to be as fast. Other limits
+        of the budget can only make it shorter.
         """
         if self.finished >= self.max_trials:
             return "study finished"
         guess, elsewhere = "at most", 1.0
         length = float(max((row.epochs for row in self.rows.values()), default=0))  # if nothing is pruned
         if self.lengths:
-            guess, length = "about", sum(self.lengths) / len(self.lengths)
+            guess, length = "at most" if self.limited else "about", sum(self.lengths) / len(self.lengths)
             elsewhere = max(1.0, (self.finished - self.first_finished) / len(self.lengths))
         if not self.epochs or not length:
             return "time left unknown"
@@ -143,7 +145,7 @@ def show(events: Iterable[tuple[int, Event | WorkerExited]], settings: Settings)
     if console.is_terminal:
         with Live(_table(watch), console=console, refresh_per_second=4) as live:
             for worker, event in events:
-                line = watch.take(worker, event)
+                line = _taken(watch, worker, event, settings)
                 if line and isinstance(event, TrialEnded) and event.state != "COMPLETE":
                     line = None  # the table's caption counts them; only results stay on the screen
                 if line and not isinstance(event, WorkerFailed):
@@ -151,7 +153,7 @@ def show(events: Iterable[tuple[int, Event | WorkerExited]], settings: Settings)
                 live.update(_table(watch))
     else:
         for worker, event in events:
-            line = watch.take(worker, event)
+            line = _taken(watch, worker, event, settings)
             if line and not isinstance(event, WorkerFailed):
                 click.echo(f"{line}; {watch.summary()}" if isinstance(event, TrialEnded) else line)
     for message in dict.fromkeys(failure.message for failure in watch.failures):
@@ -160,6 +162,20 @@ def show(events: Iterable[tuple[int, Event | WorkerExited]], settings: Settings)
         with contextlib.suppress(StorageError):  # it is away: that has been said
             _show_result(watch, settings)
     return watch.exit_code()
+
+
+def _taken(watch: Watch, worker: int, event: Event | WorkerExited, settings: Settings) -> str | None:
+    """Take one event in; of a study that is new here, also what its file says of its budget."""
+    new = isinstance(event, StudyOpened) and event.study != watch.study
+    line = watch.take(worker, event)
+    if new:
+        from hpsearch.storage.open import FAULTS, connect
+        from hpsearch.storage.studies import load_study
+
+        with contextlib.suppress(UsageError, *FAULTS), connect(settings.storage_url) as database:
+            given = load_study(database, watch.study).spec.budget
+            watch.limited = {given.epochs, given.gpu_hours, given.wall_clock_hours, given.target} != {None}
+    return line
 
 
 def _table(watch: Watch) -> Group:
@@ -179,19 +195,21 @@ def _table(watch: Watch) -> Group:
 def _show_result(watch: Watch, settings: Settings) -> None:
     from hpsearch.cli.tables import print_best, trial_row
     from hpsearch.search.importance import importances
+    from hpsearch.storage import budget
     from hpsearch.storage.open import connect
-    from hpsearch.storage.studies import load_study, ranked
+    from hpsearch.storage.studies import load_study, progress, ranked
 
     with connect(settings.storage_url) as database:
         study = load_study(database, watch.study)
+        now = progress(database, study)
         best = ranked(study)[:1]
         if best:
-            click.echo(f"\nbest of study {watch.study} so far" if watch.finished < watch.max_trials else "\nbest")
+            click.echo(f"\nbest of study {watch.study} so far" if not now.done else "\nbest")
             print_best(study, [trial_row(study, trial) for trial in best])
             if study.spec.space:
                 click.echo(importances(study.optuna_study).sentence())
-    again = watch.interrupted or watch.finished < watch.max_trials
-    click.echo(f"next: hpsearch {'worker ' + watch.study if again else _after(study)}")
+    again = f"{'worker' if now.state == budget.RUNNING else 'resume'} {watch.study}"
+    click.echo(f"next: hpsearch {_after(study) if now.done else again}")
     click.echo("      hpsearch dashboard")
 
 

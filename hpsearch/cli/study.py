@@ -1,5 +1,6 @@
 """Commands about studies: create one, list them, and read what is known so far."""
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,10 @@ from hpsearch.cli.tables import (
 if TYPE_CHECKING:
     from hpsearch.storage.open import Database
     from hpsearch.storage.studies import LoadedStudy
+
+
+# What `list` does not know of a study that it cannot read.
+UNKNOWN = ("trials", "budget", "complete", "pruned", "failed", "running", "abandoned", "waiting", "best", "best_trial")
 
 
 @click.command("create-study")
@@ -103,6 +108,9 @@ def list_studies(storage: str | None, as_json: bool) -> None:
     if rows:
         columns = ["study", "state", "trials", "complete", "pruned", "failed", "running", "best"]
         print_table(columns, [[cell(row[column]) for column in columns] for row in rows])
+        for row in rows:
+            if "problem" in row:
+                click.echo(row["problem"])
     else:
         click.echo("no study has been created yet")
     click.echo(f"can be created with `hpsearch create-study NAME`: {', '.join(available())}")
@@ -167,7 +175,7 @@ def trials(study: str, storage: str | None, as_json: bool) -> None:
     _database, loaded = _load(study, storage)
     rows = [trial_row(loaded, trial) for trial in loaded.optuna_study.get_trials(deepcopy=False)]
     if as_json:
-        print_json(rows)
+        print_json(list(map(_finite, rows)))
         return
     print_table(
         ["trial", "state", "epochs", "value", "configuration", "reason"],
@@ -192,7 +200,7 @@ def best(study: str, top: int, storage: str | None, as_json: bool) -> None:
     rows = [trial_row(loaded, trial) for trial in ranked(loaded)[:top]]
     found = importances(loaded.optuna_study)
     if as_json:
-        print_json({"best": rows, "importances": asdict(found)})
+        print_json({"best": list(map(_finite, rows)), "importances": asdict(found)})
         return
     if not rows:
         click.echo(f"study {study}: no trial has completed yet; train some with `hpsearch worker {study}`")
@@ -209,29 +217,26 @@ def _load(study: str, storage: str | None) -> "tuple[Database, LoadedStudy]":
     return database, load_study(database, study)
 
 
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """A trial's row as JSON can have it: without a value that is not finite."""
+    known = row["value"] is not None and math.isfinite(row["value"])
+    return row | {"value": row["value"] if known else None}
+
+
 def _summary(database: "Database", name: str) -> dict[str, Any]:
     from hpsearch.errors import StorageError, UsageError
-    from hpsearch.storage.studies import load_study, progress
+    from hpsearch.storage.studies import load_study, progress, study_names
 
     try:
         loaded = load_study(database, name)
     except UsageError as error:  # a StudyFileError: the rules of study files have changed since
         state = "not made by hpsearch" if isinstance(error, StorageError) else "made by another version"
-        return {"study": name, "state": state} | dict.fromkeys(
-            [
-                "trials",
-                "budget",
-                "complete",
-                "pruned",
-                "failed",
-                "running",
-                "abandoned",
-                "waiting",
-                "best",
-                "best_trial",
-            ]
-        )
-    now = progress(database, loaded)
+        return {"study": name, "state": state} | dict.fromkeys(UNKNOWN)
+    try:
+        now = progress(database, loaded)
+    except StorageError as error:
+        state = "damaged" if name in study_names(database) else "deleted"
+        return {"study": name, "state": state} | dict.fromkeys(UNKNOWN) | {"problem": str(error)}
     budget = now.max_trials
     state = (
         "finished"

@@ -3,9 +3,11 @@
 import time
 from typing import TYPE_CHECKING, Any
 
-SHORT = 10  # characters: a column of such values is not broken in a narrow terminal
-FOLDED = 6  # characters to which others are broken at the narrowest
-GAP = 3  # characters between two columns of rich's SIMPLE_HEAD
+# Lengths are in cells of a terminal: 語 takes two.
+SHORT = 10  # a column of such values is not broken in a narrow terminal
+NAME = 40  # nor is the first column, of names, up to so much; longer words are broken anywhere
+FOLDED = 6  # to which others are broken at the narrowest, unless a word is longer
+GAP = 3  # between two columns of rich's SIMPLE_HEAD
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -100,20 +102,38 @@ def cell(value: object) -> str:
 
 
 def print_table(columns: list[str], rows: list[list[str]]) -> None:
-    """Print rows under their columns, as wide as the terminal; wider, if values would have to be cut off."""
+    """Print rows under their columns, as wide as the terminal; wider, if words would have to be broken."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD)
-    needed = 1
-    for index, column in enumerate(columns):
-        longest = max((len(row[index]) for row in rows), default=0)
-        whole = index == 0 or longest <= SHORT
-        narrowest = max(longest, len(column)) if whole else FOLDED
-        table.add_column(column, no_wrap=whole, overflow="fold", min_width=narrowest)
-        needed += narrowest + GAP
+    room = Console().width
+    widths = _widths([[column, *(row[index] for row in rows)] for index, column in enumerate(columns)], room)
+    for column, width in zip(columns, widths, strict=True):
+        table.add_column(column, overflow="fold", width=width)
     for row in rows:
         table.add_row(*row)
     # Labels and names are texts: [adam] is no style.
-    Console(width=max(Console().width, needed), markup=False, emoji=False).print(table)
+    Console(width=max(room, 1 + sum(widths) + GAP * len(widths)), markup=False, emoji=False).print(table)
+
+
+def _widths(columns: list[list[str]], room: int) -> list[int]:
+    """The width of each column, given its texts: what it needs at least, then what there is room for, the same for all.
+
+    Not left to rich, which narrows columns below their least width and then cuts off the last ones.
+    """
+    from rich.cells import cell_len
+
+    wanted = [max(cell_len(line) for text in texts for line in text.splitlines() or [""]) for texts in columns]
+    widths = []
+    for index, (texts, wide) in enumerate(zip(columns, wanted, strict=True)):
+        values = max((cell_len(text) for text in texts[1:]), default=0)
+        longest = max((cell_len(word) for text in texts for word in text.split()), default=0)
+        folded = min(max(FOLDED, min(longest, NAME)), wide)
+        widths.append(wide if values <= (SHORT if index else NAME) else folded)
+    spare = room - 1 - sum(widths) - GAP * len(widths)
+    while spare > 0 and (narrow := [index for index, width in enumerate(widths) if width < wanted[index]]):
+        widths[min(narrow, key=widths.__getitem__)] += 1
+        spare -= 1
+    return widths

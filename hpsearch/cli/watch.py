@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from hpsearch.storage import budget
 from hpsearch.web import study_pages
 from hpsearch.web.source import Source
 from hpsearch.web.words import duration, metric, moment, share, spoken
@@ -18,7 +19,7 @@ from hpsearch.web.words import duration, metric, moment, share, spoken
 if TYPE_CHECKING:
     from hpsearch.settings import Settings
     from hpsearch.storage.open import Database
-    from hpsearch.storage.studies import LoadedStudy
+    from hpsearch.storage.studies import LoadedStudy, Progress
 
 PERIOD_SECONDS = 2.0
 MAX_ROWS = 12  # of running trials, and of workers
@@ -27,7 +28,7 @@ BAR_WIDTH = 40
 
 
 def watch(database: "Database", study: "LoadedStudy", settings: "Settings") -> None:
-    """Show the study until it has finished, or Ctrl-C."""
+    """Show the study until it has finished or been stopped, or Ctrl-C."""
     source, console = Source(database, settings), Console()
     listed = source.find(study.study_id)
     assert listed is not None
@@ -38,7 +39,7 @@ def watch(database: "Database", study: "LoadedStudy", settings: "Settings") -> N
         while True:
             context, _ = study_pages.one_study(source, listed, study, with_figures=False)
             live.update(view(context), refresh=True)
-            if context["now"].done:
+            if _over(context["now"]):
                 return
             time.sleep(PERIOD_SECONDS)
 
@@ -81,9 +82,14 @@ def _lines(source: Source, listed: Any, study: "LoadedStudy") -> None:
         if line != last:
             click.echo(line)
             last = line
-        if context["now"].done:
+        if _over(context["now"]):
             return
         time.sleep(PERIOD_SECONDS)
+
+
+def _over(now: "Progress") -> bool:
+    """Whether nothing more is to come: it has finished, or was stopped and no worker trains any more."""
+    return now.done or (now.state == budget.STOPPED and now.running <= now.abandoned)
 
 
 def _bar(context: dict[str, Any]) -> Text:

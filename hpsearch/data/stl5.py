@@ -59,14 +59,14 @@ def find(source: Source) -> Path:
     )
 
 
-def tree_files(folder: Path) -> dict[str, list[Path]]:
-    """Class -> its files, in the order of the labels; raises DataError if a class is missing or has too few."""
+def tree_files(folder: Path, fewest: int = 2) -> dict[str, list[Path]]:
+    """Class -> its files, in the order of the labels; DataError if a class is missing or has fewer."""
     if missing := [name for name in CLASSES if not (folder / name).is_dir()]:
         raise DataError(
             f"stl5: there is no folder {' and no folder '.join(str(folder / name) for name in missing)}; stl5 has the "
             f"classes {', '.join(CLASSES)}: put their images there, or use folder:PATH for other classes."
         )
-    found = class_files(folder)
+    found = class_files(folder, fewest)
     return {name: found[name] for name in CLASSES}
 
 

@@ -1,6 +1,7 @@
 """Figures of what was confirmed, tested and carried over: curves over seeds, intervals, confusions, transfer."""
 
 import html
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -96,7 +97,7 @@ def confirmed(study: Gathered) -> Figure:
     shown = [one for one in reversed(study.confirmation.standings) if one.over_seeds.num]
     labels = [one.label for one in shown]
     found = [one.over_seeds for one in shown]
-    lows, highs = ([_or(getattr(one, end), one.mean) for one in found] for end in ("low", "high"))
+    lows, highs = ([_end(one, end, study.metric) for one in found] for end in ("low", "high"))
     searched = [(one.origin.value, one.label) for one in shown if one.origin.value is not None]
     traces = [
         interval_dots("over new seeds", range(len(labels)), [one.mean for one in found], lows, highs, COLOURS[0]),
@@ -148,7 +149,7 @@ def transferred(studies: Sequence[Gathered], key: str) -> Figure:
         own = [arm for arm in arms if arm.image_size == size]
         shift = 0.22 * ((len(sizes) - 1) / 2 - index)  # beside each other, not on top
         means = [arm.over_seeds.mean for arm in own]
-        lows, highs = ([_or(getattr(a.over_seeds, end), a.over_seeds.mean) for a in own] for end in ("low", "high"))
+        lows, highs = ([_end(arm.over_seeds, end, studies[0].metric) for arm in own] for end in ("low", "high"))
         places = [names.index(arm.label) + shift for arm in own]
         traces.append(interval_dots(f"{size} x {size} pixels", places, means, lows, highs, colour(index)))
     for arm in arms:
@@ -192,7 +193,7 @@ def tested(study: Gathered, record: Mapping[str, Any]) -> Iterator[Figure]:
     seeds = len(result["seeds"])
     shown = [
         [one["label"], str(len(one["seeds"]))]
-        + [_plus_minus_of(one[key]) for key in ("accuracy", "macro_f1", "calibration_error", "log_loss", "brier")]
+        + [_plus_minus_of(one[key], key) for key in ("accuracy", "macro_f1", "calibration_error", "log_loss", "brier")]
         for one in record["results"]
     ]
     rows = [
@@ -333,10 +334,22 @@ def _plus_minus(found: Estimate | None) -> str:
     return f"{found.mean:.4f}{spread}"
 
 
-def _plus_minus_of(found: Mapping[str, Any]) -> str:
-    interval = "" if found["low"] is None else f" ({found['low']:.4f} to {found['high']:.4f})"
-    return f"{found['mean']:.4f}{interval}"
+def _plus_minus_of(found: Mapping[str, Any], metric: str) -> str:
+    if found["low"] is None:
+        return f"{found['mean']:.4f}"
+    low, high = (_shown(found[end], metric) for end in ("low", "high"))
+    return f"{found['mean']:.4f} ({low:.4f} to {high:.4f})"
 
 
-def _or(value: float, other: float) -> float:
-    return other if value != value else value  # noqa: PLR0124 -- nan
+def _end(found: Estimate, end: str, metric: str) -> float:
+    """One end of an interval as it is drawn; the mean itself, where one seed gives none."""
+    value: float = getattr(found, end)
+    return found.mean if math.isnan(value) else _shown(value, metric)
+
+
+def _shown(end: float, metric: str) -> float:
+    """An end of an interval: Student's t knows no bounds, so that of accuracies is shown at 0 or 1 if it lies beyond.
+
+    That takes away nothing that the true mean could be; the CSV has the interval as it was computed.
+    """
+    return min(1.0, max(0.0, end)) if metric.endswith("accuracy") else end

@@ -120,7 +120,8 @@ def facts_of(study: Gathered) -> list[tuple[str, str]]:
     """The study in a few words and numbers."""
     now, spec = study.progress, study.spec
     wanted = "waiting for workers" if now.state == "running" else now.state  # else people have paused or stopped it
-    state = "finished" if now.done else "running" if now.running else wanted
+    state = "finished" if now.done else "running" if now.running > now.abandoned else wanted
+    left = f" ({now.abandoned} abandoned)" if now.abandoned else ""  # by workers that went away
     if not study.begun:
         state = "empty: no trial has begun"
     best = "none yet" if now.best_value is None else f"{short(now.best_value)} in trial {now.best_number}"
@@ -129,7 +130,7 @@ def facts_of(study: Gathered) -> list[tuple[str, str]]:
         seal += f", {len(study.tested)} with a result" if study.tested else ", without a result"
     return [
         ("state", state),
-        ("trials", f"{now.finished} of {now.max_trials} ended, {now.running} running"),
+        ("trials", f"{now.finished} of {now.max_trials} ended, {now.running} running{left}"),
         ("ended", f"{now.complete} complete, {now.pruned} pruned, {now.failed} failed"),
         (f"best {words(study.metric)}", best),
         ("what", spec.summary()),

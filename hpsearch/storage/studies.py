@@ -191,7 +191,7 @@ def progress(database: Database, study: LoadedStudy) -> Progress:
         first = connection.execute(
             select(TRIALS.c.number, column)
             .join(values, values.c.trial_id == TRIALS.c.trial_id)
-            .where(of_study, TRIALS.c.state == TrialState.COMPLETE)
+            .where(of_study, TRIALS.c.state == TrialState.COMPLETE, column.is_not(None))  # NULL: infinite, by others
             .order_by(best, TRIALS.c.number)
             .limit(1)
         ).one_or_none()
@@ -222,7 +222,8 @@ def standing(database: Database, study: LoadedStudy) -> Standing:
     table = models.TrialValueModel.__table__
     order = table.c.value.desc() if study.plan.maximize else table.c.value.asc()
     best = select(TRIALS.c.number, table.c.value).join(table, table.c.trial_id == TRIALS.c.trial_id)
-    best = best.where(of_study, TRIALS.c.state == TrialState.COMPLETE).order_by(order, TRIALS.c.number).limit(1)
+    best = best.where(of_study, TRIALS.c.state == TrialState.COMPLETE, table.c.value.is_not(None))
+    best = best.order_by(order, TRIALS.c.number).limit(1)
     first = best.subquery()
     row = select(ended, CONTROL.c.max_trials, first.c.number, first.c.value)
     row = row.select_from(CONTROL).outerjoin(first, true()).where(CONTROL.c.study_id == study.study_id)

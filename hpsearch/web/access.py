@@ -7,7 +7,7 @@ import secrets
 import socket
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -50,18 +50,21 @@ class Access:
 
     def is_own_origin(self, origin: str, host: str) -> bool:
         """Whether a page of this dashboard made the request, by the headers Origin and Host."""
-        place, public = urlsplit(origin), urlsplit(self.public_url or "")
-        return place.netloc.lower() == host.lower() or (
+        try:
+            place, public = urlsplit(origin.lower()), urlsplit((self.public_url or "").lower())
+        except ValueError:
+            return False
+        return place.netloc == host.lower() or (
             bool(public.netloc) and (place.scheme, place.netloc) == (public.scheme, public.netloc)
         )
 
     def knows_host(self, name: str) -> bool:
         """Whether a request may call this machine so; another name is a foreign site's that points here."""
-        if name in LOOPBACK_NAMES or name == (urlsplit(self.public_url or "").hostname or ""):
+        if name in (*LOOPBACK_NAMES, self.host.lower(), urlsplit(self.public_url or "").hostname or ""):
             return True
         if is_loopback(self.host):
             return False
-        return name in (self.host.lower(), socket.gethostname().lower()) or _is_address(name)
+        return name == socket.gethostname().lower() or _is_address(name)
 
 
 def is_loopback(host: str) -> bool:
@@ -77,10 +80,10 @@ def choose_token(host: str, public_url: str | None, given: str | None) -> str | 
     Raises:
         UsageError: it is so short that it can be guessed, or the public URL is none.
     """
-    if public_url is not None and (
-        urlsplit(public_url).scheme not in ("http", "https") or not urlsplit(public_url).hostname
-    ):
-        raise UsageError(f"--public-url {public_url}: must be https://NAME or http://NAME, with or without a port")
+    if public_url is not None and not _is_public(public_url):
+        raise UsageError(
+            f"--public-url {public_url}: must be https://NAME or http://NAME, with or without a port, without a path"
+        )
     if given is not None and len(given) < MIN_TOKEN_LENGTH:
         raise UsageError(
             f"HPSEARCH_DASHBOARD_TOKEN: has {len(given)} characters; "
@@ -109,10 +112,11 @@ class Sessions:
             now = self._clock()
             while self._failures and self._failures[0][0] < now - ATTEMPT_SECONDS:
                 self._failures.popleft()
-            mine = Counter(other for _, other in self._failures)[address]
-            if mine < ATTEMPTS_PER_ADDRESS and len(self._failures) < ATTEMPTS_IN_ALL:
-                return 0.0
-            return self._failures[0][0] + ATTEMPT_SECONDS - now
+            everybody = [at for at, _ in self._failures]
+            mine = [at for at, other in self._failures if other == address]
+            # Whoever has used up so many attempts waits until the first of the last so many is forgotten.
+            limits = ((mine, ATTEMPTS_PER_ADDRESS), (everybody, ATTEMPTS_IN_ALL))
+            return max((at[-most] + ATTEMPT_SECONDS - now for at, most in limits if len(at) >= most), default=0.0)
 
     def is_token(self, token: str, address: str) -> bool:
         """Whether this is the token; if it is not, the attempt counts against the address."""
@@ -159,6 +163,16 @@ class Sessions:
 
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()  # of one length, so that a comparison tells nothing about the token's
+
+
+def _is_public(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        port_is_fine = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    plain = not (parts.path.strip("/") or parts.query or parts.fragment or parts.username)
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and plain and port_is_fine
 
 
 def _is_address(name: str) -> bool:

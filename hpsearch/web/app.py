@@ -11,6 +11,7 @@ from flask import Flask, Response, abort, redirect, render_template, request, se
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 
+from hpsearch.errors import StorageError
 from hpsearch.storage import fleet
 from hpsearch.storage.open import FAULTS
 from hpsearch.storage.studies import LoadedStudy
@@ -128,9 +129,9 @@ class Pages:
         return listed, self.source.load(listed)
 
     def ours(self, study_id: int) -> tuple[Listed, LoadedStudy]:
-        """A study that hpsearch made, or an answer that it did not."""
+        """A study that this hpsearch made, or an answer that it did not."""
         listed, study = self.find(study_id)
-        return listed, study or abort(404, f"Study {listed.name} was not made by hpsearch.")
+        return listed, study or abort(404, f"Study {listed.name} was {listed.maker}.")
 
     def _respond(self, page: str, parts: tuple[str, ...], make: Make) -> AnyResponse:
         if request.args.get("live") is None:
@@ -245,6 +246,12 @@ def _add_errors(app: Flask) -> None:
         # What a driver says can hold user names and addresses; the worker's terminal shows it, this page does not.
         response = _html("error", title="The storage is away", sentence="The storage does not answer; try again soon.")
         response.status_code, response.headers["Retry-After"] = 503, "5"
+        return response
+
+    @app.errorhandler(StorageError)
+    def unreadable(error: StorageError) -> AnyResponse:
+        response = _html("error", title="This study cannot be shown", sentence=str(error))
+        response.status_code = 409  # as the storage stands; nothing is wrong with the request or the server
         return response
 
     for fault in FAULTS:

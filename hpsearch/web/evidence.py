@@ -62,8 +62,15 @@ def final_test_of(study: LoadedStudy) -> str:
 
 
 def interval(found: Estimate, name: str) -> str:
-    """An interval in words, a dash where one seed gives none."""
-    return DASH if math.isnan(found.low) else f"{metric(found.low, name)} to {metric(found.high, name)}"
+    """An interval in words, a dash where one seed gives none.
+
+    Student's t knows no bounds: an interval of accuracies that reaches beyond 0 or 100 % is shown as ending there,
+    which takes away nothing that the true mean could be. What is recorded stays as it was computed.
+    """
+    ends = (found.low, found.high)
+    if name.endswith("accuracy"):
+        ends = (max(0.0, found.low), min(1.0, found.high))
+    return DASH if math.isnan(found.low) else " to ".join(metric(end, name) for end in ends)
 
 
 def export_folder(home: Path, study: LoadedStudy) -> Path:

@@ -6,9 +6,10 @@ somebody has open could delete a study.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import urlsplit
+
+from werkzeug.sansio.http import parse_cookie
 
 from hpsearch.web.access import Access, Sessions
 
@@ -121,7 +122,7 @@ class Guard:
 
     def _bearer(self, environ: Environ) -> Refusal | None:
         address = environ.get("REMOTE_ADDR", "")
-        scheme, _, token = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        scheme, _, token = _text(environ.get("HTTP_AUTHORIZATION", "")).partition(" ")
         if scheme.lower() != "bearer":
             return Refusal(
                 "401 Unauthorized",
@@ -173,15 +174,19 @@ def host_name(host: str) -> str | None:
     return parts.hostname if plain and port_is_fine else None
 
 
+def _text(header: str) -> str:
+    """A header whose bytes are UTF-8, as programs send it; WSGI gives every byte as a character."""
+    try:
+        return header.encode("latin-1").decode()
+    except UnicodeError:
+        return header
+
+
 def is_own(path: str) -> bool:
     """Whether a path belongs to hpsearch's own pages."""
     return path == OWN or path.startswith(f"{OWN}/")
 
 
 def cookie(environ: Environ, name: str) -> str | None:
-    """One cookie of a request."""
-    try:
-        found = SimpleCookie(environ.get("HTTP_COOKIE", "")).get(name)
-    except CookieError:
-        return None
-    return found.value if found else None
+    """One cookie of a request, read as Flask reads it: cookies of other programs on the same host have any form."""
+    return parse_cookie(environ.get("HTTP_COOKIE", "")).get(name)

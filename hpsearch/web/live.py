@@ -56,7 +56,12 @@ class Live:
             if known is not None and self._clock() - known.made < known.period_seconds - 0.5:
                 return known
             began = self._clock()
-            content = make()
+            try:
+                content = make()
+            except BaseException:  # a page that is not there, perhaps
+                with self._lock:
+                    self._locks.pop(page, None)
+                raise
             answer = _pack(content, self._clock(), began)
             self._keep(page, answer)
         return answer

@@ -3,6 +3,7 @@
 Text format and naming: https://prometheus.io/docs/instrumenting/exposition_formats and /practices/naming.
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -11,6 +12,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 
+from hpsearch.errors import StorageError
 from hpsearch.storage import budget
 from hpsearch.storage.studies import Progress, progress
 from hpsearch.storage.tables import EVENTS
@@ -54,9 +56,10 @@ class _Collector(Collector):
 
     def _studies(self) -> Iterator[tuple[Listed, Progress]]:
         for listed in self._source.listed():
-            study = self._source.load(listed)
-            if study is not None:
-                yield listed, progress(self._source.database, study)
+            with contextlib.suppress(StorageError):  # it is damaged, or has been deleted meanwhile
+                study = self._source.load(listed)
+                if study is not None:
+                    yield listed, progress(self._source.database, study)
 
 
 def _of_trials(studies: Iterable[tuple[Listed, Progress]]) -> Iterator[Metric]:

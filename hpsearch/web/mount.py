@@ -24,6 +24,7 @@ NO_TRIALS = 10**9  # the first trial that optuna-dashboard writes itself
 AFTER = re.compile(r"[0-9]{1,9}")  # the application answers whatever else is asked for
 PLOT = re.compile(r"/api/studies/(\d+)/plot/(contour|rank)")
 STUDY = re.compile(r"/api/studies/(\d+)")
+RENAME = re.compile(r"/api/studies/(\d+)/rename")
 PAGE = re.compile(r"/dashboard(/.*)?")
 
 
@@ -45,7 +46,7 @@ class OptunaDashboard:
         path = environ["PATH_INFO"].rstrip("/")
         if path.startswith(("/api/", "/csv/")):
             self._renew()
-            if (sentence := self._too_costly(path)) is not None:
+            if (sentence := self._too_costly(path) or self._not_renamed(path)) is not None:
                 return _reason(start_response, "422 Unprocessable Content", sentence)
         shown = STUDY.fullmatch(path)
         self._storage.look_at(int(shown[1]) if shown else None)
@@ -93,6 +94,21 @@ class OptunaDashboard:
             return None
         instead = f"see {OWN}/study/{found[1]} for parallel coordinates and importances, or Slice"
         return f"The {found[2]} plot of this study would have {what}, more than a browser can draw; {instead}."
+
+    def _not_renamed(self, path: str) -> str | None:
+        """Why a study of hpsearch is not renamed: its copy would have its trials, and nothing that hpsearch adds."""
+        found = RENAME.fullmatch(path)
+        if found is None:
+            return None
+        of_study, made = STUDY_USER_ATTRIBUTES.c.study_id == int(found[1]), STUDY_USER_ATTRIBUTES.c.key == CREATED_KEY
+        with self._database.engine.connect() as connection:
+            ours = connection.scalar(select(func.count()).select_from(STUDY_USER_ATTRIBUTES).where(of_study, made))
+        if not ours:
+            return None
+        return (
+            "A study of hpsearch keeps its name: optuna-dashboard would copy it and delete the original, and with it "
+            "epochs, budget and events; `hpsearch create-study --study-name` gives a new study another name."
+        )
 
     def _page(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         """The page that all of optuna-dashboard runs in, with a link to hpsearch's pages."""

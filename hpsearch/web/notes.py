@@ -4,6 +4,7 @@ Nothing is written for that: note and figures are as new as the look at them, a 
 and a note that a person has written is shown as it is.
 """
 
+import contextlib
 import json
 import threading
 import time
@@ -14,6 +15,7 @@ from optuna.storages import BaseStorage
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.study._frozen import FrozenStudy
 
+from hpsearch.errors import StorageError
 from hpsearch.storage.studies import LoadedStudy, progress
 from hpsearch.web import figures, queries, standing
 from hpsearch.web.queries import Listed
@@ -58,11 +60,15 @@ class Notes:
         self._kept: dict[Listed, tuple[float, Attributes]] = {}  # until when, what
 
     def of(self, study_id: int) -> Attributes:
-        """What is added to the study; nothing if hpsearch did not make it."""
-        listed = self._source.find(study_id)
-        study = self._source.load(listed) if listed is not None else None
-        if listed is None or study is None:
-            return {}
+        """What is added to the study; nothing if hpsearch did not make it, or if it is damaged."""
+        with contextlib.suppress(StorageError):
+            listed = self._source.find(study_id)
+            study = self._source.load(listed) if listed is not None else None
+            if listed is not None and study is not None:
+                return self._of(listed, study)
+        return {}
+
+    def _of(self, listed: Listed, study: LoadedStudy) -> Attributes:
         until, known = self._kept.get(listed, (0.0, {}))
         began = time.monotonic()
         if began < until:

@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 from sqlalchemy import Connection, func, select
 
 from hpsearch.pictures import ARTIFACT_KEY
+from hpsearch.space import Space, recorded_name
 from hpsearch.storage import leases, snapshot
 from hpsearch.storage.ledger import REASON_KEY, TRACEBACK_KEY
 from hpsearch.storage.studies import CREATED_KEY, RECIPE_KEY
@@ -18,6 +19,7 @@ from hpsearch.storage.tables import (
     EPOCHS,
     EVENTS,
     LEASES,
+    PARAMS,
     STUDIES,
     STUDY_USER_ATTRIBUTES,
     SYSTEM_ATTRIBUTES,
@@ -55,6 +57,11 @@ class Listed(NamedTuple):
     study_id: int
     name: str
     created: str
+
+    @property
+    def maker(self) -> str:
+        """Who made it, if it cannot be loaded."""
+        return "made by another version of hpsearch" if self.created else "not made by hpsearch"
 
 
 @dataclass(frozen=True)
@@ -138,11 +145,19 @@ def last_epochs(connection: Connection, trial_ids: Iterable[int]) -> dict[int, d
     return found
 
 
-def recipes(connection: Connection, trial_ids: Iterable[int]) -> dict[int, dict[str, Any]]:
-    """What these trials train with."""
+def recipes(connection: Connection, trial_ids: Iterable[int], space: Space) -> dict[int, dict[str, Any]]:
+    """What these trials of one study train with, but for the hyperparameters that their conditions exclude.
+
+    A recipe has a value for every hyperparameter, which says nothing where it is not used: the momentum of AdamW.
+    """
     found: dict[int, dict[str, Any]] = {}
     for ids in snapshot.batches(trial_ids):
-        found |= snapshot.user_attribute(connection, RECIPE_KEY, TRIALS.c.trial_id.in_(ids))
+        known = snapshot.user_attribute(connection, RECIPE_KEY, TRIALS.c.trial_id.in_(ids))
+        pairs = select(PARAMS.c.trial_id, PARAMS.c.param_name).where(PARAMS.c.trial_id.in_(ids))
+        drawn = {tuple(pair) for pair in connection.execute(pairs)}
+        for trial_id, recipe in known.items():
+            without = {name for name, one in space.items() if (trial_id, recorded_name(name, one)) not in drawn}
+            found[trial_id] = {name: value for name, value in recipe.items() if name not in without}
     return found
 
 
@@ -217,7 +232,7 @@ def workers(connection: Connection, study_id: int | None = None) -> list[WorkerR
     return [WorkerRow(**row._mapping) for row in connection.execute(ordered)]
 
 
-def started(connection: Connection, study_id: int) -> tuple[float | None, float]:
-    """When the study's first trial began, and now, both on the database's clock."""
+def hours_since_start(connection: Connection, study_id: int) -> float | None:
+    """How long ago the study's first trial began, by the database's clock; None before it."""
     first = connection.scalar(select(CONTROL.c.started).where(CONTROL.c.study_id == study_id))
-    return first, leases.now(connection)
+    return None if first is None else (leases.now(connection) - first) / 3600

@@ -4,13 +4,17 @@ import contextlib
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from optuna.storages._cached_storage import _CachedStorage
 
 from hpsearch.artifacts import FolderCheckpoints, number_prefix, study_prefix
 from hpsearch.confusion import MATRIX_FILE, Confusion
-from hpsearch.errors import StorageError, StudyFileError
+from hpsearch.errors import StudyFileError
 from hpsearch.pictures import Pictures
+from hpsearch.search import PRUNERS
 from hpsearch.search.importance import Importances, importances
 from hpsearch.search.pruners import make_pruner, rungs
 from hpsearch.search.view import View
@@ -23,6 +27,7 @@ from hpsearch.web.queries import Listed
 
 REST = 20  # an importance is computed again after so many times as long as it took
 MAX_STUDIES = 100  # whose specifications are kept
+MAX_VIEWS = 20  # studies whose trials are kept for importances, about 5 kB each
 
 
 @dataclass
@@ -43,7 +48,7 @@ class Source:
     def __init__(self, database: Database, settings: Settings) -> None:
         self.database, self.home, self._checkpoints = database, settings.home, settings.checkpoints
         self._pictures = Pictures(open_shelf(settings.pictures))
-        self._studies: dict[Listed, LoadedStudy | None] = {}
+        self._studies: dict[Listed, LoadedStudy] = {}
         self._mattering: dict[Listed, _Mattering] = {}
         self._lock = threading.Lock()
 
@@ -57,18 +62,31 @@ class Source:
         return next((one for one in self.listed() if one.study_id == study_id), None)
 
     def load(self, listed: Listed) -> LoadedStudy | None:
-        """The study with its specification; None if hpsearch did not make it, or made it by rules that have changed."""
+        """The study with its specification; None if hpsearch did not make it, or another version of it did.
+
+        Another version: by rules that have changed, or with a pruner that is unknown here.
+
+        Raises:
+            StorageError: it has been deleted since it was listed.
+        """
         if not listed.created:
             return None
         with self._lock:
             if listed not in self._studies:
-                while len(self._studies) >= MAX_STUDIES:
-                    del self._studies[next(iter(self._studies))]
-                try:
-                    self._studies[listed] = load_study(self.database, listed.name)
-                except (StorageError, StudyFileError):
+                found = self._read(listed.name)
+                if found is None:
                     return None
+                _make_room(self._studies, MAX_STUDIES)
+                self._studies[listed] = found
             return self._studies[listed]
+
+    def _read(self, name: str) -> LoadedStudy | None:
+        """The study over a cache of its own: Optuna's goes by ids, which SQLite gives again after a deletion."""
+        storage = _CachedStorage(self.database.storage._backend)  # type: ignore[attr-defined]
+        with contextlib.suppress(StudyFileError):
+            found = load_study(replace(self.database, storage=storage), name)
+            return found if found.spec.pruner.name in PRUNERS else None
+        return None
 
     def confusion(self, files: Mapping[str, str]) -> Confusion | None:
         """The confusion matrix among a trial's files, if there is one here."""
@@ -89,6 +107,7 @@ class Source:
         with self._lock:
             known = self._mattering.get(listed)
             if known is None:
+                _make_room(self._mattering, MAX_VIEWS)
                 known = self._mattering[listed] = _Mattering(_view(self.database, study))
             rested = time.monotonic() - known.at >= REST * known.seconds
             due = known.num_complete != num_complete and not known.busy and rested
@@ -105,14 +124,22 @@ def rungs_of(study: LoadedStudy) -> frozenset[int]:
     return rungs(make_pruner(study.spec)) or frozenset()
 
 
+def _make_room(kept: dict[Listed, Any], most: int) -> None:
+    """Forget the oldest ones, so that another one fits in."""
+    while len(kept) >= most:
+        del kept[next(iter(kept))]
+
+
 def _view(database: Database, study: LoadedStudy) -> View:
     return View(database, study, rungs_of(study))
 
 
 def _compute(known: _Mattering, num_complete: int) -> None:
     began = time.monotonic()
-    with contextlib.suppress(*FAULTS):  # the next look tries again
-        known.view.sync()
-        known.found, known.num_complete = importances(known.view.study), num_complete
-    known.at = time.monotonic()
-    known.seconds, known.busy = known.at - began, False
+    try:
+        with contextlib.suppress(*FAULTS):  # the next look tries again
+            known.view.sync()
+            known.found, known.num_complete = importances(known.view.study), num_complete
+    finally:
+        known.at = time.monotonic()
+        known.seconds, known.busy = known.at - began, False

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hpsearch.sections import Budget
 from hpsearch.storage import budget
 from hpsearch.storage.studies import LoadedStudy, Progress
 from hpsearch.web.queries import TrialRow
@@ -30,18 +31,32 @@ def state(now: Progress) -> str:
     return "running" if now.running - now.abandoned > 0 else "waiting for workers"
 
 
-def seconds_left(trials: Sequence[TrialRow], now: Progress) -> float | None:
+def seconds_left(given: Budget, trials: Sequence[TrialRow], now: Progress, hours: float | None = None) -> float | None:
     """A guess from the device time of the trials that have ended, for as many at a time as run now.
 
-    None if nothing runs, or too few have ended. Pauses do not spoil it: only time spent training counts.
+    The limit that is reached first counts; what runs then trains to its end. A target cannot be foreseen. None if
+    nothing runs, if people have paused or stopped it, or if too few have ended. Pauses do not spoil it: only time
+    spent training counts, but for the hours since the first trial began.
     """
-    ended = [trial.seconds for trial in trials if trial.ended]
+    ended = [trial for trial in trials if trial.ended]
     busy = now.running - now.abandoned
-    if len(ended) < MIN_ENDED or busy <= 0:
+    if len(ended) < MIN_ENDED or busy <= 0 or now.state != budget.RUNNING:
         return None
-    left = now.max_trials - len(ended)
+    mean = sum(trial.seconds for trial in ended) / len(ended)
     spent = sum(trial.seconds for trial in trials if trial.state == "RUNNING")
-    return max(0.0, left * sum(ended) / len(ended) - spent) / busy
+    unfinished = max(0.0, now.running * mean - spent) / busy  # what runs now
+    if not now.startable:
+        return unfinished
+    ends = [max(0.0, (now.max_trials - len(ended)) * mean - spent) / busy]
+    epochs = sum(trial.epoch for trial in ended)
+    if given.epochs is not None and epochs:
+        per_epoch = sum(trial.seconds for trial in ended) / epochs
+        ends.append((given.epochs - sum(trial.epoch for trial in trials)) * per_epoch / busy)
+    if given.gpu_hours is not None:
+        ends.append((given.gpu_hours * 3600 - sum(trial.seconds for trial in trials)) / busy)
+    if given.wall_clock_hours is not None:
+        ends.append((given.wall_clock_hours - (hours or 0.0)) * 3600)
+    return max(unfinished, min(ends))
 
 
 def limits(study: LoadedStudy, now: Progress, trials: Sequence[TrialRow], hours: float | None) -> list[Used]:

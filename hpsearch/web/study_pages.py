@@ -3,6 +3,7 @@
 import shlex
 from typing import Any
 
+from hpsearch.errors import StorageError
 from hpsearch.storage import budget
 from hpsearch.storage.events import events
 from hpsearch.storage.studies import LoadedStudy, progress
@@ -27,12 +28,21 @@ def all_studies(source: Source) -> Context:
     """Studies: one row for each."""
     with source.database.engine.connect() as connection:
         workers = queries.workers(connection)
-    rows, everything = [], source.listed()
-    for listed in everything:
-        study = source.load(listed)
-        row = {"listed": listed} if study is None else _study_row(source, listed, study, workers)
-        rows.append(row | ({"confirmed": evidence.confirmation(source, everything, study)} if study else {}))
+    everything = source.listed()
+    rows = [_row(source, listed, everything, workers) for listed in everything]
     return {"rows": rows, "num_workers": sum(worker.alive for worker in workers)}
+
+
+def _row(source: Source, listed: Listed, everything: list[Listed], workers: list[queries.WorkerRow]) -> Context:
+    """One study; one that is damaged, or deleted meanwhile, has a sentence and hides no other."""
+    try:
+        study = source.load(listed)
+        if study is None:
+            return {"listed": listed}
+        confirmed = evidence.confirmation(source, everything, study)
+        return _study_row(source, listed, study, workers) | {"confirmed": confirmed}
+    except StorageError as error:
+        return {"listed": listed, "problem": str(error)}
 
 
 def _study_row(source: Source, listed: Listed, study: LoadedStudy, workers: list[queries.WorkerRow]) -> Context:
@@ -40,12 +50,13 @@ def _study_row(source: Source, listed: Listed, study: LoadedStudy, workers: list
     with source.database.engine.connect() as connection:
         trials = queries.trials(connection, listed.study_id)
         event = queries.last_event(connection, listed.study_id)
+        hours = queries.hours_since_start(connection, listed.study_id)
     return {
         "listed": listed,
         "study": study,
         "now": now,
         "state": standing.state(now),
-        "seconds_left": standing.seconds_left(trials, now),
+        "seconds_left": standing.seconds_left(study.spec.budget, trials, now, hours),
         "workers": sum(worker.alive for worker in workers if worker.study_id == listed.study_id),
         "event": event,
     }
@@ -60,7 +71,7 @@ def one_study(source: Source, listed: Listed, study: LoadedStudy, with_figures: 
         running = [trial for trial in trials if trial.state == "RUNNING"]
         last = queries.last_epochs(connection, [trial.trial_id for trial in running])
         workers = queries.workers(connection, listed.study_id)
-        began, clock = queries.started(connection, listed.study_id)
+        hours = queries.hours_since_start(connection, listed.study_id)
     ranking = figures.ranked(trials, _maximize(study))
     mattering = source.importances(listed, study, now.complete) if study.spec.space else None
     context = {
@@ -69,8 +80,8 @@ def one_study(source: Source, listed: Listed, study: LoadedStudy, with_figures: 
         "now": now,
         "state": standing.state(now),
         "metric": name,
-        "seconds_left": standing.seconds_left(trials, now),
-        "limits": standing.limits(study, now, trials, None if began is None else (clock - began) / 3600),
+        "seconds_left": standing.seconds_left(study.spec.budget, trials, now, hours),
+        "limits": standing.limits(study, now, trials, hours),
         "running": [(trial, last.get(trial.trial_id, {})) for trial in running],
         "workers": workers,
         "events": events(source.database, listed.study_id, last=15),
@@ -90,7 +101,7 @@ def _study_figures(source: Source, study: LoadedStudy, trials: list[TrialRow], m
     ids = [trial.trial_id for trial in drawn]
     with source.database.engine.connect() as connection:
         values = queries.epochs(connection, ids, figures.CURVES)
-        recipes = queries.recipes(connection, ids) if study.spec.space else {}
+        recipes = queries.recipes(connection, ids, study.spec.space) if study.spec.space else {}
     made = {"history": figures.history(trials, name, maximize)}
     for column, metric in enumerate(figures.CURVES, start=1):
         made[metric] = figures.curves(drawn, best, values, column, metric)
@@ -112,7 +123,7 @@ def trials_table(source: Source, listed: Listed, study: LoadedStudy, sort: str, 
         page = min(max(1, page), num_pages)
         shown = ordered[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
         ids = [trial.trial_id for trial in shown]
-        recipes, endings = queries.recipes(connection, ids), queries.endings(connection, ids)
+        recipes, endings = queries.recipes(connection, ids, study.spec.space), queries.endings(connection, ids)
     rows = [(trial, recipes.get(trial.trial_id, {}), endings.get(trial.trial_id, ("", ""))[0]) for trial in shown]
     return {
         "listed": listed,
@@ -121,6 +132,7 @@ def trials_table(source: Source, listed: Listed, study: LoadedStudy, sort: str, 
         "rows": rows,
         "names": list(study.spec.space) or ["seed"],
         "sort": sort,
+        "maximize": _maximize(study),
         "page": page,
         "num_pages": num_pages,
         "num_trials": len(trials),
@@ -133,7 +145,7 @@ def best_of(source: Source, listed: Listed, study: LoadedStudy) -> Context:
         trials = queries.trials(connection, listed.study_id)
         top = figures.ranked(trials, _maximize(study))[:TOP]
         ids = [trial.trial_id for trial in top]
-        recipes, last = queries.recipes(connection, ids), queries.last_epochs(connection, ids)
+        recipes, last = queries.recipes(connection, ids, study.spec.space), queries.last_epochs(connection, ids)
     now, folder = progress(source.database, study), evidence.export_folder(source.home, study)
     return {
         "listed": listed,

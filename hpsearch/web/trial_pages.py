@@ -61,7 +61,7 @@ def one_trial(
             return None
         best = next(iter(figures.ranked(trials, study.spec.objective.direction == "maximize")), None)
         ids = [trial.trial_id, *([best.trial_id] if best is not None and best.number != number else [])]
-        recipes = queries.recipes(connection, ids)
+        recipes = queries.recipes(connection, ids, study.spec.space)
         points = queries.epochs(connection, [trial.trial_id], METRICS).get(trial.trial_id, [])
         reason, trace = queries.endings(connection, [trial.trial_id]).get(trial.trial_id, ("", ""))
         start, end = queries.times(connection, trial.trial_id)
@@ -167,7 +167,7 @@ def _pick(source: Source, study_id: int, number: int) -> Picked | None:
         trial = next(iter(queries.trials(connection, study_id, number)), None)
         if trial is None:
             return None
-        recipe = queries.recipes(connection, [trial.trial_id]).get(trial.trial_id, {})
+        recipe = queries.recipes(connection, [trial.trial_id], study.spec.space).get(trial.trial_id, {})
         points = queries.epochs(connection, [trial.trial_id], METRICS).get(trial.trial_id, [])
         files = queries.artifacts(connection, trial.trial_id)
     return Picked(listed, study, trial, recipe, points, source.confusion(files))

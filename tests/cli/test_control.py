@@ -110,6 +110,7 @@ def test_pause_resume_and_stop(folder: Path) -> None:
         process.kill()
     assert process.returncode == 0, errors
     assert "study tiny: it is stopped" in output
+    assert "next: hpsearch resume tiny" in output
     assert output.count("study tiny: it is paused; it goes on after `hpsearch resume") == 1
     assert status(folder)["workers"] == []
     assert "it is stopped" in hpsearch(folder, "worker", "tiny").stdout

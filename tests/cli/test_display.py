@@ -1,9 +1,13 @@
-"""How long a study will still take, as the command that trains says it."""
+"""How long a study will still take, and what comes next, as the command that trains says it."""
+
+from pathlib import Path
 
 import pytest
 
 from hpsearch.cli.display import Watch
 from hpsearch.events import EpochDone, StudyOpened, TrialEnded, TrialStarted
+from tests.cli.inside import hpsearch
+from tests.studies import TINY
 
 
 @pytest.fixture
@@ -65,3 +69,31 @@ def test_what_fails_at_once_says_nothing_about_the_time(watch: Watch) -> None:
     assert watch.time_left() == "time left unknown"
     train(watch, 5, 60)
     assert watch.time_left() == "at most 10 min 0 s left"
+
+
+def test_with_another_limit_it_may_end_earlier(watch: Watch) -> None:
+    watch.limited = True
+    for trial in range(6):
+        train(watch, trial, 15)
+        end(watch, trial, "PRUNED", 15, trial + 1)
+    assert watch.time_left() == "at most 1 min 40 s left"
+
+
+def test_a_study_that_another_limit_ends_has_ended(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    hpsearch(tmp_path, "create-study", "tiny.toml", "--set", "budget.epochs=6", "--set", "pruner.name=none")
+    said = hpsearch(tmp_path, "worker", "tiny", "--device", "cpu", "--lanes", "1").stdout
+    assert "1 of 6 trials ended" in said
+    assert ", at most " in said
+    assert "\nbest\n" in said
+    assert "so far" not in said
+    assert "next: hpsearch best tiny" in said
+
+
+def test_a_study_that_goes_on_says_how(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    hpsearch(tmp_path, "create-study", "tiny.toml")
+    said = hpsearch(tmp_path, "worker", "tiny", "--device", "cpu", "--lanes", "1", "--max-trials", "1").stdout
+    assert ", about " in said
+    assert "best of study tiny so far" in said
+    assert "next: hpsearch worker tiny" in said

@@ -10,24 +10,27 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
+from benchmarks.filling import made_up
 from hpsearch import confirm, transfer
 from hpsearch.errors import StorageError, UsageError
 from hpsearch.export import export
 from hpsearch.final_test import final_test
 from hpsearch.interrupt import Interruption
 from hpsearch.report.drawing import COLOURS, Figure, interval_dots, label_axis
-from hpsearch.report.evidence_figures import _curve, confusion, transferred
+from hpsearch.report.evidence_figures import _curve, _plus_minus_of, confirmed, confusion, transferred
 from hpsearch.report.gather import gather
 from hpsearch.report.page import across, csv_of, facts_of, page, study_figures, write
 from hpsearch.report.samples import samples
 from hpsearch.report.search_figures import by_learning_rate, parallel
 from hpsearch.settings import Settings
 from hpsearch.spec import parse
-from hpsearch.statistics import estimate
+from hpsearch.statistics import Estimate, estimate
 from hpsearch.storage import fleet, ledger, openings
 from hpsearch.storage.open import Database, create
 from hpsearch.storage.studies import create_study, load_study, ranked
+from hpsearch.storage.tables import LEASES
 from hpsearch.worker import run
 from tests.chain import SMALL, Chain, make, silent
 from tests.studies import CANDIDATES, TINY
@@ -300,6 +303,29 @@ def test_a_study_that_people_have_paused_or_stopped_waits_for_no_worker(database
     for state, wanted in (("running", "waiting for workers"), ("paused", "paused"), ("stopped", "stopped")):
         fleet.control(database, study.study_id, state)
         assert dict(facts_of(gather(database, "small")))["state"] == wanted
+
+
+def test_a_study_whose_workers_went_away_is_not_running(sqlite: Database) -> None:
+    made_up(sqlite, "s", 4, 2, prune=False).fill(4, leave_running=2)
+    facts = dict(facts_of(gather(sqlite, "s")))
+    assert (facts["state"], facts["trials"]) == ("running", "2 of 4 ended, 2 running")
+    with sqlite.engine.begin() as connection:
+        connection.execute(update(LEASES).values(expires=0.0))
+    facts = dict(facts_of(gather(sqlite, "s")))
+    assert (facts["state"], facts["trials"]) == ("waiting for workers", "2 of 4 ended, 2 running (2 abandoned)")
+
+
+def test_intervals_of_accuracies_are_drawn_within_their_bounds(whole: Chain) -> None:
+    study = gather(whole.database, "small-confirm")
+    assert study.confirmation is not None
+    wide = replace(study.confirmation.standings[0], over_seeds=Estimate(3, 0.9, 0.1, -0.2, 1.2))
+    drawn = confirmed(replace(study, confirmation=replace(study.confirmation, standings=(wide,))))
+    ends = drawn.traces[0]["error_x"]
+    assert (ends["array"], ends["arrayminus"]) == ([pytest.approx(0.1)], [pytest.approx(0.9)])
+    assert drawn.rows[0][4:6] == [-0.2, 1.2]
+    found = {"mean": 0.9, "low": -0.2, "high": 1.2}
+    assert _plus_minus_of(found, "accuracy") == "0.9000 (0.0000 to 1.0000)"
+    assert _plus_minus_of(found, "log_loss") == "0.9000 (-0.2000 to 1.2000)"
 
 
 def test_no_text_is_a_formula_to_a_spreadsheet() -> None:

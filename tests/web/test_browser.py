@@ -10,6 +10,8 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from benchmarks.filling import made_up
+from hpsearch.storage import fleet
 from hpsearch.storage.open import create
 from tests.cli.running import hpsearch, start
 from tests.studies import TINY
@@ -134,6 +136,48 @@ def test_a_person_who_marks_text_keeps_it(chrome: Chrome, writing: str) -> None:
     assert text(chrome, "running") == before
     chrome.execute_script("getSelection().removeAllRanges()")
     wait_until(lambda: text(chrome, "running") != before)
+
+
+def test_what_was_refused_while_text_was_marked_comes_afterwards(chrome: Chrome, tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    with create(settings.storage_url) as database, serving(settings) as address:
+        made_up(database, "s", 4, 2, prune=False)
+        chrome.get(f"{address}/hpsearch/study/1")
+        wait_until(lambda: chrome.execute_script(DRAWN))
+        chrome.execute_script("getSelection().selectAllChildren(document.querySelector('[data-part=summary]'))")
+        fleet.control(database, 1, "paused")
+        wait_until(lambda: "paused" in text(chrome, "events"))  # nothing else will change after this
+        assert "paused" not in text(chrome, "summary")
+        chrome.execute_script("getSelection().removeAllRanges()")
+        wait_until(lambda: "paused" in text(chrome, "summary"))
+
+
+def test_a_page_says_once_that_its_study_is_gone(chrome: Chrome, tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    with create(settings.storage_url) as database, serving(settings) as address:
+        made_up(database, "s", 4, 2, prune=False)
+        chrome.get(f"{address}/hpsearch/study/1")
+        wait_until(lambda: chrome.execute_script(DRAWN))
+        database.storage.delete_study(1)
+        news = "return document.getElementById('news').textContent"
+        wait_until(lambda: chrome.execute_script(news) == "This is no longer here.")
+        complaints(chrome)
+        chrome.execute_script("document.dispatchEvent(new Event('visibilitychange'))")
+        time.sleep(5)
+        assert complaints(chrome) == []  # it has not asked again
+        assert chrome.execute_script(news) == "This is no longer here."
+
+
+def test_long_names_fit_on_narrow_screens(chrome: Chrome, tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    with create(settings.storage_url) as database, serving(settings) as address:
+        made_up(database, "w" * 200, 2, 1, prune=False).fill(2)
+        look(chrome, NARROW, "light")
+        for path in ("", "study/1", "study/1/best", "study/1/trials", "study/1/trial/0", "compare?study=1&t=0,1"):
+            chrome.get(f"{address}/hpsearch/{path}")
+            wait_until(lambda: chrome.execute_script(DRAWN))
+            assert chrome.execute_script("return document.documentElement.scrollWidth") <= NARROW[0], path
+    complaints(chrome)
 
 
 def test_pause_and_resume_reach_a_worker(chrome: Chrome, writing: str) -> None:

@@ -6,9 +6,10 @@ import urllib.request
 from pathlib import Path
 
 from tests.cli.running import hpsearch, start
+from tests.postgres import free_port
 from tests.studies import TINY
 
-PORT = "18437"
+PORT = str(free_port())
 
 
 def status(path: str, host: str = f"127.0.0.1:{PORT}") -> int:

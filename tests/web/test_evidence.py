@@ -1,6 +1,7 @@
 """Best and Studies, once a study has been confirmed, tested and exported: what they say, and the download."""
 
 import io
+import math
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,10 @@ from hpsearch.export import export
 from hpsearch.export_schema import FILES, SUMS
 from hpsearch.final_test import final_test
 from hpsearch.settings import Settings
+from hpsearch.statistics import Estimate
 from hpsearch.storage.open import create
 from hpsearch.web.evidence import export_folder, interval
-from hpsearch.web.words import metric
+from hpsearch.web.words import DASH, metric
 from tests.chain import Chain, make, silent
 from tests.web.serving import HOST, Opener, local, settings_for
 
@@ -65,6 +67,13 @@ def test_studies_shows_the_confirmed_interval(finished: tuple[Chain, Settings], 
     first = confirm.result(chain.confirmation).standings[0].over_seeds
     shown = page(client(settings, local()), "")
     assert f"confirmed: {metric(first.mean, METRIC)} ({interval(first, METRIC)})" in shown
+
+
+def test_an_interval_of_accuracies_is_shown_within_their_bounds() -> None:
+    found = Estimate(3, 0.99, 0.01, -0.01, 1.02)
+    assert interval(found, METRIC) == "0.00 % to 100.00 %"
+    assert interval(found, "validation_loss") == "-0.0100 to 1.0200"
+    assert interval(Estimate(1, 0.9, math.nan, math.nan, math.nan), METRIC) == DASH
 
 
 def test_the_download_is_the_export_and_nothing_else(finished: tuple[Chain, Settings], client: Opener) -> None:

@@ -2,20 +2,25 @@
 
 import gzip
 import json
+import re
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 from werkzeug.test import Client
 
 from benchmarks.filling import made_up
 from hpsearch.artifacts import FolderCheckpoints, study_prefix, trial_key
+from hpsearch.sections import Budget
 from hpsearch.space import Choice, Float
 from hpsearch.storage.open import create
-from hpsearch.storage.studies import Progress
+from hpsearch.storage.studies import SPEC_KEY, Progress, load_study
+from hpsearch.storage.tables import LEASES
 from hpsearch.web import figures, queries, standing, study_pages, trial_pages, words
+from hpsearch.web import source as sources
 from hpsearch.web.live import MAX_PERIOD_SECONDS, Content, Live
 from hpsearch.web.queries import TrialRow
 from hpsearch.web.source import Source
@@ -78,12 +83,32 @@ def test_parallel_coordinates_place_values_on_their_axes() -> None:
 
 def test_time_left() -> None:
     trials = [row(n, "COMPLETE", 0.1, 5, 30.0) for n in range(4)] + [row(n, "RUNNING", None, 2, 10.0) for n in (4, 5)]
-    assert standing.seconds_left(trials, progress(complete=4, running=2)) == (6 * 30 - 20) / 2
-    assert standing.seconds_left(trials, progress(complete=4)) is None
-    assert standing.seconds_left(trials[:2], progress(complete=2, running=2)) is None
+    only_trials = Budget(trials=10)
+    assert standing.seconds_left(only_trials, trials, progress(complete=4, running=2)) == (6 * 30 - 20) / 2
+    assert standing.seconds_left(only_trials, trials, progress(complete=4)) is None
+    assert standing.seconds_left(only_trials, trials[:2], progress(complete=2, running=2)) is None
     assert standing.state(progress(running=2, abandoned=2)) == "waiting for workers"
     assert standing.state(progress(running=2, state="paused")) == "paused"
     assert standing.state(progress(complete=10, startable=0)) == "finished"
+
+
+@pytest.mark.parametrize(
+    ("limit", "hours", "seconds"),
+    [
+        ({"epochs": 34}, None, 10 * 6.0 / 2),  # 24 epochs are trained, each takes 6 s
+        ({"epochs": 34, "gpu_hours": 180 / 3600}, None, 40 / 2),  # 140 s of device time are used
+        ({"wall_clock_hours": 2.0}, 2.0 - 30 / 3600, 30),
+        ({"gpu_hours": 141 / 3600}, None, 20),  # what runs trains to its end
+        ({"epochs": 1000, "gpu_hours": 9.0, "wall_clock_hours": 9.0}, 1.0, 80),
+    ],
+)
+def test_the_limit_that_is_reached_first_counts(limit: dict[str, float], hours: float | None, seconds: float) -> None:
+    trials = [row(n, "COMPLETE", 0.1, 5, 30.0) for n in range(4)] + [row(n, "RUNNING", None, 2, 10.0) for n in (4, 5)]
+    now = progress(complete=4, running=2, startable=4)
+    budget = Budget(trials=10, **limit)
+    assert standing.seconds_left(budget, trials, now, hours) == pytest.approx(seconds)
+    assert standing.seconds_left(budget, trials, replace(now, startable=0), hours) == 20  # the two that run
+    assert standing.seconds_left(budget, trials, replace(now, startable=0, state="paused"), hours) is None
 
 
 def test_values_are_written_for_people() -> None:
@@ -120,6 +145,87 @@ def test_all_who_look_get_one_answer() -> None:
     clock[0] += 1.0
     assert live.answer("page", make).period_seconds <= MAX_PERIOD_SECONDS
     assert len(made) == 2
+
+
+def test_a_page_that_cannot_be_made_leaves_nothing_behind() -> None:
+    live = Live()
+
+    def missing() -> Content:
+        raise KeyError("no such trial")
+
+    for number in range(3):
+        with pytest.raises(KeyError):
+            live.answer(f"trial {number}", missing)
+    assert not live._locks
+
+
+def test_importances_of_few_studies_are_kept_and_a_failure_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for(tmp_path)
+    monkeypatch.setattr(sources, "MAX_VIEWS", 2)
+    with create(settings.storage_url) as database:
+        for index in range(3):
+            made_up(database, f"s{index}", 2, 1, prune=False).fill(2)
+        source = Source(database, settings)
+        for listed in source.listed():
+            study = source.load(listed)
+            assert study is not None
+            source.importances(listed, study, 2)
+        assert [listed.name for listed in source._mattering] == ["s1", "s0"]
+        known = next(iter(source._mattering.values()))
+        known.busy = True
+        monkeypatch.setattr(sources, "importances", lambda study: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            sources._compute(known, 3)
+        assert not known.busy
+
+
+@pytest.mark.parametrize(("metric", "first"), [("validation_accuracy", "descending"), ("validation_loss", "ascending")])
+def test_the_order_is_said_as_it_is(client: Opener, tmp_path: Path, metric: str, first: str) -> None:
+    settings = settings_for(tmp_path)
+    with create(settings.storage_url) as database:
+        filled = made_up(database, "s", 4, 1, prune=False)
+        study = load_study(database, "s").optuna_study
+        study.set_user_attr(SPEC_KEY, study.user_attrs[SPEC_KEY].replace("validation_accuracy", metric))
+        filled.fill(4)
+    asker = client(settings, local())
+    for sort, order in (("value", first), ("number", "ascending"), ("-number", "descending")):
+        page = asker.get(f"/hpsearch/study/1/trials?sort={sort}", headers={"Host": HOST}).text
+        assert re.findall('aria-sort="([a-z]+)"', page) == [order]
+
+
+def test_hyperparameters_that_a_condition_excludes_are_not_shown(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    with create(settings.storage_url) as database:
+        filled = made_up(database, "s", 12, 2, prune=False)
+        filled.fill(12)
+        source = Source(database, settings)
+        listed, study = source.listed()[0], filled.study
+        best = [recipe for _, recipe, _ in study_pages.best_of(source, listed, study)["top"]]
+        table = [recipe for _, recipe, _ in study_pages.trials_table(source, listed, study, "number", 1)["rows"]]
+        for recipes in (best, table):
+            assert any(recipe["optimizer"] != "sgd" for recipe in recipes)
+            assert all(("momentum" in recipe) == (recipe["optimizer"] == "sgd") for recipe in recipes)
+        number = next(n for n, recipe in enumerate(table) if recipe["optimizer"] != "sgd")
+        found, _ = trial_pages.compared(source, [(1, number)], with_figures=False)
+        assert "momentum" not in {line.name for line in found["lines"]}
+        _, drawn = study_pages.one_study(source, listed, study, with_figures=True)
+        axis = list(study.spec.space).index("momentum")
+        on_it = sum(axis in trace["x"] for trace in drawn["parallel"]["traces"])
+        complete = [table[int(trace["name"])] for trace in drawn["parallel"]["traces"]]
+        assert on_it == sum(recipe["optimizer"] == "sgd" for recipe in complete) < len(complete)
+
+
+def test_only_abandoned_trials_are_left(client: Opener, tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    with create(settings.storage_url) as database:
+        made_up(database, "s", 6, 2, prune=False).fill(6, leave_running=2)
+        with database.engine.begin() as connection:
+            connection.execute(update(LEASES).values(expires=0.0))
+    page = client(settings, local()).get("/hpsearch/study/1", headers={"Host": HOST}).text
+    for said in ("waiting for workers", "2 abandoned: the next worker takes them", "nothing is running"):
+        assert said in page
 
 
 def test_an_answer_is_sent_once_to_who_has_it(client: Opener, tmp_path: Path) -> None:

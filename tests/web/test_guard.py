@@ -121,6 +121,16 @@ def test_forged_cookies(client: Opener, settings: Settings, cookie: str) -> None
     assert ask(asker, "GET", "/hpsearch/", {"Cookie": f"hpsearch-8080={cookie}"}).status_code == 401
 
 
+@pytest.mark.parametrize("theirs", ['prefs={"theme": "dark"}', "u=John, Doe", "a[b]=1", "flag", 'x="a b"', "n=\xff"])
+def test_cookies_of_other_programs(client: Opener, settings: Settings, theirs: str) -> None:
+    """They come along, as cookies do not tell ports apart."""
+    asker = client(settings, local(token=TOKEN))
+    own = sign_in(asker).headers["Set-Cookie"].partition(";")[0]
+    other = Client(asker.application, use_cookies=False)
+    for cookies in (f"{theirs}; {own}", f"{own}; {theirs}"):
+        assert ask(other, "GET", "/hpsearch/", {"Cookie": cookies}).status_code == 200
+
+
 def test_attempts_are_throttled(client: Opener, settings: Settings) -> None:
     asker = client(settings, local(token=TOKEN))
     assert [sign_in(asker, f"wrong-{n}").status_code for n in range(6)] == [403] * 5 + [429]
@@ -144,12 +154,27 @@ def test_the_throttle_forgets(settings: Settings) -> None:
     assert sessions.name(cookie) is None
 
 
+def test_an_address_waits_for_its_own_failures() -> None:
+    clock = [1000.0]
+    sessions = Sessions(TOKEN, lambda: clock[0])
+    sessions.is_token("wrong", "1.2.3.4")
+    clock[0] += 59
+    for _ in range(5):
+        sessions.is_token("wrong", "5.6.7.8")
+    assert sessions.wait_seconds("5.6.7.8") == 60
+    assert sessions.wait_seconds("1.2.3.4") == 0
+    for other in range(100):  # the limit in all
+        sessions.is_token("wrong", f"10.0.0.{other}")
+    assert sessions.wait_seconds("9.9.9.9") == 60
+
+
 def test_cookies_are_secure_behind_tls(client: Opener, settings: Settings) -> None:
     asker = client(settings, local(token=TOKEN, public_url="https://search.example.org"))
     public = {"Host": "search.example.org", "Origin": "https://search.example.org"}
     answer = ask(asker, "POST", "/hpsearch/sign-in", public, data={"token": TOKEN})
     assert "Secure" in answer.headers["Set-Cookie"]
     assert answer.headers["Set-Cookie"].startswith("__Host-")
+    assert local(public_url="https://Search.Example.org").is_own_origin("https://search.example.org", HOST)
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:8080", "10.0.0.1", "a b", "x/y", "", "::1"])
@@ -161,11 +186,17 @@ def test_foreign_hosts(client: Opener, settings: Settings, host: str) -> None:
         assert ask(asker, "GET", "/api/studies", {"Host": own}).status_code == 200
 
 
+def test_every_loopback_address_answers_to_itself() -> None:
+    assert Access("127.0.0.2", 8080).knows_host("127.0.0.2")
+    assert not Access("127.0.0.2", 8080).knows_host("127.0.0.3")
+
+
 @pytest.mark.parametrize(
     "headers",
     [
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://[evil"},
         {"Origin": "http://127.0.0.1:9999"},  # another program on this machine
         {"Origin": f"http://{HOST}.evil.example"},
         {"Origin": f"http://{HOST}", "Sec-Fetch-Site": "cross-site"},
@@ -368,9 +399,12 @@ def test_tokens_that_can_be_guessed(monkeypatch: pytest.MonkeyPatch, settings: S
         assert choose_token(host, None, None) is None
     with pytest.raises(UsageError, match="at least 12"):
         choose_token("127.0.0.1", None, "short")
-    with pytest.raises(UsageError, match="public-url"):
-        choose_token("127.0.0.1", "search.example.org", None)
-    assert choose_token("127.0.0.1", "https://search.example.org", None) is not None
+    wrong = ("search.example.org", "https://[bad", "https://x/path", "https://x:99999", "https://user@x", "https://x?q")
+    for url in wrong:
+        with pytest.raises(UsageError, match="without a path"):
+            choose_token("127.0.0.1", url, None)
+    for url in ("https://search.example.org", "https://search.example.org:8443/"):
+        assert choose_token("127.0.0.1", url, None) is not None
     monkeypatch.setenv("HPSEARCH_DASHBOARD_TOKEN", "short")
     with pytest.raises(SystemExit) as ended:
         main(["dashboard", "--storage", settings.storage_url])

@@ -58,6 +58,13 @@ def test_only_with_the_token(settings: Settings, client: Opener) -> None:
     assert status(PATH, f"Bearer {TOKEN}") == 429  # or guessing would only have to go on
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_token_of_any_letters(settings: Settings, client: Opener, encoding: str) -> None:
+    token = "pässwörter-1234567"
+    sent = {"Host": HOST, "Authorization": f"Bearer {token}".encode(encoding).decode("latin-1")}  # WSGI's way
+    assert client(settings, local(token=token)).get(PATH, headers=sent).status_code == 200
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
 def test_they_are_read_only(settings: Settings, client: Opener, method: str) -> None:
     answer = client(settings, local()).open(PATH, method=method, headers={"Host": HOST, "Origin": f"http://{HOST}"})

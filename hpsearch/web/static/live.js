@@ -1,7 +1,7 @@
 // Keeps a page current: asks for its parts and figures again and again, and replaces only what has changed.
 "use strict";
 
-const known = { tag: null, parts: {}, figures: {}, period: 2, failures: 0 };
+const known = { tag: null, parts: {}, figures: {}, period: 2, failures: 0, gone: false };
 
 function address() {
   const here = new URL(location.href);
@@ -15,10 +15,11 @@ async function look() {
   try {
     const answer = await fetch(address(), { headers, cache: "no-store", redirect: "error" });
     if (answer.status === 401) return location.reload(); // the session is over: the server shows the sign-in page
+    known.gone = answer.status === 404;
+    if (known.gone) return say("This is no longer here.");
     if (answer.status !== 304) {
       if (!answer.ok) throw new Error(`status ${answer.status}`);
-      take(await answer.json());
-      known.tag = answer.headers.get("ETag");
+      known.tag = take(await answer.json()) ? answer.headers.get("ETag") : null;
     }
     known.failures = 0;
     say("");
@@ -28,10 +29,14 @@ async function look() {
   }
 }
 
+// Whether all of it could be taken: what was refused has to come once more.
 function take(news) {
   known.period = news.period_seconds;
+  let all = true;
   for (const [name, part] of Object.entries(news.parts)) {
-    if (known.parts[name] !== part.digest && replace(name, part.content)) known.parts[name] = part.digest;
+    if (known.parts[name] === part.digest) continue;
+    if (replace(name, part.content)) known.parts[name] = part.digest;
+    else all = false;
   }
   for (const [name, { content, digest }] of Object.entries(news.figures)) {
     const place = document.querySelector(`[data-figure="${name}"]`);
@@ -40,6 +45,7 @@ function take(news) {
       known.figures[name] = digest;
     }
   }
+  return all;
 }
 
 // Puts new HTML in, unless somebody has marked text there; focus, scrolling, ticks and open details stay as they are.
@@ -94,8 +100,9 @@ let timer = null;
 
 async function keepLooking() {
   clearTimeout(timer);
-  if (document.hidden) return; // nobody looks: nobody asks
+  if (document.hidden || known.gone) return; // nobody looks: nobody asks
   await look();
+  if (known.gone) return;
   timer = setTimeout(keepLooking, 1000 * known.period * Math.min(10, 2 ** known.failures));
 }
 

@@ -1,0 +1,128 @@
+"""Studies that cannot be read, or are not what they were: each says so, and none takes the others down."""
+
+from pathlib import Path
+
+import optuna
+import pytest
+from sqlalchemy import delete
+
+from benchmarks.filling import made_up
+from hpsearch.cli.main import main
+from hpsearch.settings import Settings
+from hpsearch.storage.open import Database, connect, create
+from hpsearch.storage.studies import CREATED_KEY, SPEC_KEY, LoadedStudy, load_study, study_names
+from hpsearch.storage.tables import CONTROL
+from hpsearch.web import study_pages
+from hpsearch.web.source import Source
+from tests.web.serving import HOST, Opener, local, settings_for
+
+SAME = {"Host": HOST, "Origin": f"http://{HOST}"}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Of a home folder with two studies, `odd` and `sound`."""
+    settings = settings_for(tmp_path)
+    with create(settings.storage_url) as database:
+        for name in ("odd", "sound"):
+            made_up(database, name, 4, 2, prune=False).fill(4)
+    return settings
+
+
+def rewrite(database: Database, old: str, new: str) -> None:
+    """Change what stands in the specification of `odd`."""
+    study = load_study(database, "odd").optuna_study
+    assert old in study.user_attrs[SPEC_KEY]
+    study.set_user_attr(SPEC_KEY, study.user_attrs[SPEC_KEY].replace(old, new))
+
+
+def test_a_study_without_its_row_of_control(client: Opener, settings: Settings) -> None:
+    with create(settings.storage_url) as database, database.engine.begin() as connection:
+        connection.execute(delete(CONTROL).where(CONTROL.c.study_id == 1))
+    asker = client(settings, local())
+    remedy = "`hpsearch fsck odd --repair` puts it back"
+    page = asker.get("/hpsearch/", headers=SAME)
+    assert (page.status_code, remedy in page.text, "4 of 4 trials" in page.text) == (200, True, True)
+    metrics = asker.get("/hpsearch/metrics", headers=SAME)
+    assert (metrics.status_code, 'study="sound"' in metrics.text, 'study="odd"' in metrics.text) == (200, True, False)
+    for path in ("", "/best", "?live=1"):
+        own = asker.get(f"/hpsearch/study/1{path}", headers=SAME)
+        assert (own.status_code, remedy in own.text) == (409, True)
+    assert asker.get("/api/studies/1", headers=SAME).status_code == 200  # optuna-dashboard, without our note
+    with pytest.raises(SystemExit) as ended:
+        main(["fsck", "odd", "--repair", "--storage", settings.storage_url])
+    assert ended.value.code == 0
+    assert asker.get("/hpsearch/study/1", headers=SAME).status_code == 200
+
+
+def test_a_study_that_is_deleted_while_the_page_is_made(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    with create(settings.storage_url) as database:
+        source, counted = Source(database, settings), study_pages.progress
+        study_pages.all_studies(source)
+
+        def delete_first(database: Database, study: LoadedStudy):  # type: ignore[no-untyped-def]
+            if study.name == "odd":
+                with connect(settings.storage_url) as another:
+                    optuna.delete_study(study_name="odd", storage=another.storage)
+            return counted(database, study)
+
+        monkeypatch.setattr(study_pages, "progress", delete_first)
+        rows = study_pages.all_studies(source)["rows"]
+    assert [row["listed"].name for row in rows if "now" in row] == ["sound"]
+    assert [row["problem"] for row in rows if "problem" in row] == [
+        "study odd has been deleted meanwhile: create it again"
+    ]
+
+
+def test_a_study_keeps_its_name_in_optuna_dashboard(client: Opener, settings: Settings) -> None:
+    with create(settings.storage_url) as database:
+        optuna.create_study(storage=database.storage, study_name="foreign")
+    asker = client(settings, local(allow_write=True))
+    for path in ("/api/studies/1/rename", "/api/studies/1/rename/"):
+        refused = asker.post(path, headers=SAME, json={"study_name": "other"})
+        assert (refused.status_code, "keeps its name" in refused.json["reason"]) == (422, True)
+    assert asker.post("/api/studies/3/rename", headers=SAME, json={"study_name": "other"}).status_code == 201
+    with create(settings.storage_url) as database:
+        assert study_names(database) == ["odd", "sound", "other"]
+
+
+@pytest.mark.parametrize(("old", "new"), [('"trials": 4', '"trials": 0'), ('"asha"', '"of-tomorrow"')])
+def test_a_study_of_another_version(client: Opener, settings: Settings, old: str, new: str) -> None:
+    with create(settings.storage_url) as database:
+        rewrite(database, old, new)
+        optuna.create_study(storage=database.storage, study_name="foreign")
+    asker = client(settings, local())
+    for path, status in (("/", 200), ("/study/1", 200), ("/study/1/best", 404)):
+        page = asker.get(f"/hpsearch{path}", headers=SAME)
+        assert (page.status_code, "made by another version of hpsearch" in page.text) == (status, True)
+    assert "not made by hpsearch" in asker.get("/hpsearch/study/3", headers=SAME).text
+    assert asker.get("/hpsearch/metrics", headers=SAME).status_code == 200
+    assert asker.get("/api/studies/1", headers=SAME).status_code == 200
+
+
+def test_the_trials_of_a_deleted_study_are_nobodys_evidence(settings: Settings) -> None:
+    """SQLite gives the id of a deleted study again, and Optuna's cache of trials goes by ids."""
+
+    def confirming(name: str, values: list[float]) -> None:
+        with connect(settings.storage_url) as another:
+            study = optuna.create_study(storage=another.storage, study_name=name, direction="maximize")
+            study.set_user_attr(SPEC_KEY, load_study(another, "sound").spec.to_json())
+            study.set_user_attr(CREATED_KEY, f"at {values}")
+            for value in values:
+                study.add_trial(optuna.trial.create_trial(value=value))
+
+    def seen() -> list[float | None]:
+        listed = source.find(3)
+        assert listed is not None
+        study = source.load(listed)
+        assert study is not None
+        return [trial.value for trial in study.optuna_study.get_trials(deepcopy=False)]
+
+    with create(settings.storage_url) as database:
+        source = Source(database, settings)
+        confirming("third", [0.5, 0.6])
+        assert seen() == [0.5, 0.6]
+        with connect(settings.storage_url) as another:
+            optuna.delete_study(study_name="third", storage=another.storage)
+        confirming("third", [0.1])
+        assert seen() == [0.1]
