@@ -1,4 +1,4 @@
-# make demo | test | browser | slurm | soak | lint | docs: each installs what it needs into .venv first (Python 3.11 or newer as `python3`).
+# make demo | test | browser | slurm | soak | lint | docs: each installs what it needs into .venv first (Python 3.11 or 3.12 as `python3`).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -1,6 +1,6 @@
 """The share of a worker's time in which training waits for PostgreSQL, with all that can be done meanwhile, or without.
 
-Run: python -m benchmarks.overlap      (in the repository's folder; five minutes; nothing else should run meanwhile)
+Run: python -m benchmarks.overlap      (in the repository's folder; four minutes; nothing else should run meanwhile)
 
 The worker is hpsearch's own (`hpsearch/training.py`) with 64 lanes, but that an epoch sleeps for as long as a GPU would
 compute. PostgreSQL is started here, with fsync on, and reached through a relay that delays what is said. Two studies:

@@ -29,7 +29,7 @@ CLI = """# Commands
 | exit code | means |
 | --- | --- |
 | 0 | done; of a worker: no trials left to start |
-| 1 | a run, a check or the storage failed: three trials in a row raised, `fsck` found damage, a disk is full |
+| 1 | a run, a check, a download or the storage failed: three trials in a row raised, `fsck` found damage, no room |
 | 2 | what was given cannot be used; one line says why, and nothing was changed |
 | 75 | interrupted by Ctrl-C or SIGTERM; the running trials went back to the queue, run the same command again |
 

@@ -274,6 +274,8 @@ def check_gpu(device: str) -> Iterator[Check]:
         yield Check("gpu", FAILURE, f"there is a GPU ({signs}), but PyTorch {version}, {built}, sees none: {advice}")
     elif not gpus and device not in ("auto", "cpu"):
         yield Check("gpu", FAILURE, f"HPSEARCH_DEVICE={device}, but PyTorch {version} sees no GPU: choose cpu or auto")
+    elif gpus and wanted and device not in ("auto", "all", "cuda", *(f"cuda:{index}" for index in range(len(gpus)))):
+        yield Check("gpu", FAILURE, f"HPSEARCH_DEVICE={device}: must be auto, all, cpu or cuda:0 to {len(gpus) - 1}")
     elif not gpus or not wanted:
         yield Check("gpu", OK, f"training on the CPU, with {num_cores()} cores")
     for index, (name, free, total) in enumerate(gpus if wanted else ()):

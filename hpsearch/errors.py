@@ -1,11 +1,11 @@
 """The exception tree: every error that a person may see, as one sentence.
 
     HpsearchError                 exit code 1: a run failed
-    ├── LeaseLost                 a trial belongs to another worker now; this one drops it and goes on
     ├── StorageAway               the storage does not answer any more; exit code 75: try again
     └── UsageError                exit code 2: what was given cannot be used; nothing was changed
         ├── StudyFileError        a study file, or a --set that changes it
         ├── DataError             a data set that is missing, broken or unsuited
+        │   └── DownloadError     a data set that cannot be fetched just now; exit code 1
         └── StorageError          a storage URL that cannot be opened, a study that is not there
             └── StorageEmpty      a storage in which no study was ever created
 
@@ -21,10 +21,6 @@ EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again
 
 class HpsearchError(Exception):
     """Anything that hpsearch itself reports; ends a command with exit code 1."""
-
-
-class LeaseLost(HpsearchError):
-    """The trial belongs to another worker now, or was ended elsewhere: nothing more may be written about it."""
 
 
 class StorageAway(HpsearchError):
@@ -50,9 +46,18 @@ class DataError(UsageError):
     """A data set that is missing, broken, or does not suit the model."""
 
 
+class DownloadError(DataError):
+    """A data set that is not here and cannot be fetched just now; ends a command with exit code 1."""
+
+
 class StorageError(UsageError):
     """A storage that cannot be opened, or a study that it does not hold."""
 
 
 class StorageEmpty(StorageError):
     """A storage that can be reached, but in which no study was ever created."""
+
+
+def exit_code(error: HpsearchError) -> int:
+    """What a command that the error ends exits with, but for the storage that is away."""
+    return EXIT_USAGE if isinstance(error, UsageError) and not isinstance(error, DownloadError) else EXIT_FAILED

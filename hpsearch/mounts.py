@@ -1,5 +1,6 @@
 """File systems: of which kind the one is on which a path lies, by the system's table of mounts."""
 
+import os
 import re
 import subprocess
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def mount_of(path: Path, table: str | None = None) -> Mount | None:
 
 def nearest(path: Path) -> Path:
     """The path, or the first folder above it that exists."""
-    path = path.expanduser().absolute()
+    path = Path(os.path.expanduser(path)).absolute()  # Path's own raises if there is no such user
     return next((place for place in (path, *path.parents) if place.exists()), Path(path.anchor))
 
 

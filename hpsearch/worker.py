@@ -258,8 +258,8 @@ class _Idle:
             self._until = passed + nothing.lease_seconds + IDLE_POLL_SECONDS
         lingers = nothing.lease_seconds is not None and passed < (self._until or 0.0)
         most = self._limits.max_idle_seconds
-        waits = nothing.denied if most is None else passed < most
-        if not (nothing.paused is not None or waits or (lingers and most is None)):
+        waits = nothing.paused is not None or nothing.denied or lingers
+        if not (waits if most is None else passed < most):
             return False
         state = fleet.PAUSED if nothing.paused is not None else fleet.WAITING
         fleet.beat(

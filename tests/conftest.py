@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from hpsearch.storage.open import Database
     from tests.chain import Chain
 
+from tests.cli import running
 from tests.postgres import PostgresServer, running_server
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs_on() -> Iterator[None]:
+    """A test that fails leaves no process behind; fixtures of a module end their own."""
+    number = len(running.STARTED)
+    yield
+    running.kill_since(number)
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,9 @@ from tests.postgres import PostgresServer, running_server
 from tests.s3 import BUCKET, running_s3
 from tests.studies import TINY
 
+# A machine may be good enough for tests and not for a long run: by where temporary files lie, and how much is free.
+OF_THE_MACHINE = ("file system", "space", "speed")
+
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
@@ -56,7 +59,8 @@ def sql(url: str, statement: str) -> None:
 def test_all_is_well(storage_url: str, settings: Settings) -> None:
     new_study(storage_url)
     checks = list(doctor.examine(replace(settings, storage_url=storage_url), 2))
-    assert {check.state for check in checks} == {OK}, checks
+    assert {check.state for check in checks if check.name not in OF_THE_MACHINE} == {OK}, checks
+    assert {check.state for check in checks} <= {OK, WARNING}, checks
     names = {check.name for check in checks}
     assert {"version", "speed", "data", "checkpoints", "space", "gpu"} <= names
     assert names >= ({"file system", "folder"} if storage_url.startswith("sqlite") else {"connections", "clock"})
@@ -356,6 +360,13 @@ def test_another_pytorch(
     checks = list(doctor.check_gpu("auto"))
     assert [check.state for check in checks] == states
     assert said in checks[-1].text
+
+
+@pytest.mark.parametrize(("device", "state"), [("cuda:1", OK), ("cuda", OK), ("cuda:2", FAILURE), ("tpu", FAILURE)])
+def test_a_device_that_is_not_there(device: str, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torch.py").write_text(FAKE_TORCH)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert next(doctor.check_gpu(device)).state == state
 
 
 def test_the_command(tmp_path: Path) -> None:

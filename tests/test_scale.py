@@ -3,14 +3,14 @@
 import pytest
 
 from benchmarks.scale import line, measure
-from tests.pgbouncer import binary
+from tests.pgbouncer import MISSING, binary
 from tests.postgres import PostgresServer
 
+BEHIND = pytest.param(False, marks=pytest.mark.skipif(binary() is None, reason=MISSING), id="pooler")
 
-@pytest.mark.parametrize("direct", [True, False])
+
+@pytest.mark.parametrize("direct", [pytest.param(True, id="direct"), BEHIND])
 def test_two_workers_report(postgres: PostgresServer, direct: bool) -> None:
-    if not direct and binary() is None:
-        direct = True
     row = measure(postgres, 2, 2.0, direct=direct, lanes=2)
     assert 0.5 <= row.reports_per_second <= 2.5
     assert 0.0 < row.median < 60.0

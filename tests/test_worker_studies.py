@@ -12,7 +12,7 @@ from hpsearch.errors import HpsearchError, UsageError
 from hpsearch.events import EpochDone, StudyOpened, WorkerLeft, WorkerWarned
 from hpsearch.interrupt import Interruption
 from hpsearch.settings import Settings
-from hpsearch.storage import ledger
+from hpsearch.storage import budget, fleet, ledger
 from hpsearch.storage.open import Database, create
 from hpsearch.storage.studies import create_study, load_study
 from hpsearch.storage.tables import LEASES
@@ -96,3 +96,11 @@ def test_a_worker_passes_over_a_study_that_it_cannot_train(
         events.extend(serve(sqlite, None, settings, Interruption(), Limits()))
     assert states(sqlite) == [TrialState.COMPLETE] * 2
     assert any(isinstance(event, WorkerWarned) and "study a is passed over" in event.message for event in events)
+
+
+def test_a_paused_study_is_waited_for_no_longer_than_asked(sqlite: Database, settings: Settings) -> None:
+    create_study(sqlite, spec(1, 1), "tiny")
+    fleet.control(sqlite, load_study(sqlite, "tiny").study_id, budget.PAUSED)
+    events = list(serve(sqlite, "tiny", settings, Interruption(), Limits(max_idle_seconds=0.0)))
+    assert isinstance(events[-1], WorkerLeft)
+    assert states(sqlite) != [TrialState.COMPLETE]

@@ -22,9 +22,11 @@ def num_cores(num: int) -> Iterator[None]:
     """A block in which torch has so many, and which leaves it at that."""
     before = torch.get_num_threads()
     torch.set_num_threads(num)
-    yield
-    assert torch.get_num_threads() == num
-    torch.set_num_threads(before)
+    try:
+        yield
+        assert torch.get_num_threads() == num
+    finally:
+        torch.set_num_threads(before)
 
 
 def tiny(text: str = TINY, **replaced: str) -> StudySpec:

@@ -67,6 +67,8 @@ def slurm(
     from hpsearch.launch.slurm_jobs import submit
     from hpsearch.launch.templates import read
 
+    if storage and env_file:
+        raise UsageError("--storage and --env-file: give one of them; the file sets HPSEARCH_STORAGE for the workers")
     settings = settings_from(storage)
     logs = (settings.home / "logs" / "slurm").absolute()
     array = Array(study, workers, gpus_per_worker, cpus_per_worker, time, partition, Path.cwd(), logs, env_file)

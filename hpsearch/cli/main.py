@@ -4,6 +4,7 @@ Exit codes: 0 done (budget used, or told to stop), 1 a run failed, 2 what was gi
 the storage is away (run the same command again).
 """
 
+import difflib
 import errno
 import importlib
 import io
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 
 import click
 
-from hpsearch.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, HpsearchError, UsageError
+from hpsearch.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, HpsearchError, exit_code
 
 # name -> (where the click command is, the line that `hpsearch --help` shows). Literal, so that help imports nothing.
 COMMANDS = {
@@ -57,6 +58,15 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it; a name that is none gets a suggestion."""
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The table's own lines, so that nothing is imported."""
         with formatter.section("Commands"):
@@ -93,12 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         _say(error.format_message())
         sys.exit(EXIT_USAGE)
-    except UsageError as error:
-        _say(str(error))
-        sys.exit(EXIT_USAGE)
     except HpsearchError as error:
         _say(str(error))
-        sys.exit(EXIT_FAILED)
+        sys.exit(exit_code(error))
     except BrokenPipeError:  # `hpsearch trials | head`
         _give_up_output()
         sys.exit(EXIT_FAILED)

@@ -14,7 +14,7 @@ from typing import IO
 import click
 
 from hpsearch.cli.options import complete_recorded, settings_from, storage_option
-from hpsearch.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, HpsearchError, StorageAway, UsageError
+from hpsearch.errors import EXIT_INTERRUPTED, HpsearchError, StorageAway, UsageError, exit_code
 from hpsearch.events import Event, WorkerFailed, WorkerLeft, to_json
 from hpsearch.interrupt import Interrupted, Interruption
 from hpsearch.settings import Settings, redact
@@ -89,7 +89,7 @@ def _work(
     except StorageAway as error:
         yield WorkerFailed(str(error), EXIT_INTERRUPTED)
     except HpsearchError as error:
-        yield WorkerFailed(str(error), EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED)
+        yield WorkerFailed(str(error), exit_code(error))
     except FAULTS as error:
         reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
         yield WorkerFailed(f"storage {redact(settings.storage_url)} does not answer: {reason}", EXIT_INTERRUPTED)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hpsearch.data.images import RawImages, Source, refuse_argument, resized
-from hpsearch.errors import DataError
+from hpsearch.errors import DataError, DownloadError
 
 FOLDER = "cifar-100-python"
 ARCHIVE = "cifar-100-python.tar.gz"
@@ -59,7 +59,7 @@ def find(source: Source) -> Path | None:
 
 
 def _download(source: Source) -> Path:
-    """The archive, fetched through torchvision, which checks its MD5; DataError says where to put the files."""
+    """The archive, fetched through torchvision, which checks its MD5; DownloadError says where to put the files."""
     from torchvision.datasets.utils import download_url  # imports torch; only needed without files
 
     timeout = socket.getdefaulttimeout()
@@ -68,7 +68,7 @@ def _download(source: Source) -> Path:
         download_url(URL, str(source.download_dir), filename=ARCHIVE, md5=ARCHIVE_MD5)
     except (OSError, RuntimeError) as error:
         looked = [str(place) for place in (source.data_dir, source.download_dir) if place is not None]
-        raise DataError(
+        raise DownloadError(
             f"cifar100: no folder {FOLDER} in {' or '.join(looked)}, and downloading {URL} failed ({error}); "
             f"put the folder {FOLDER} (files train and meta) or {ARCHIVE} into a folder and name that folder with "
             "--data-dir or HPSEARCH_DATA."

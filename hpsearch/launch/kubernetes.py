@@ -17,7 +17,7 @@ from hpsearch.launch.templates import fill
 
 SECRET = "hpsearch"  # noqa: S105 - its name
 GRACE_SECONDS = 120  # between SIGTERM and SIGKILL; a worker needs the time of one step of training and of a checkpoint
-MOST_FAILURES = 3  # of each worker, by its own fault; then Kubernetes starts it no more
+MOST_FAILURES = 3  # of each worker, by its own fault; then Kubernetes starts it no more: it counts retries
 USER = 10001  # the image's
 HOME, TEMPORARY, CHECKPOINTS = "/var/lib/hpsearch", "/tmp", "/checkpoints"  # noqa: S108 - a volume of the pod's own
 PORT = 8080
@@ -120,7 +120,7 @@ class Pods:
             "completions": self.num_workers,
             "parallelism": self.num_workers,
             "completionMode": "Indexed",
-            "backoffLimitPerIndex": MOST_FAILURES,
+            "backoffLimitPerIndex": MOST_FAILURES - 1,
             "podFailurePolicy": {"rules": rules},
             "template": self._pod(
                 "worker", container, initContainers=[self._waiting(container)], restartPolicy="Never"

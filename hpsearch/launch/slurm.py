@@ -86,7 +86,8 @@ class Array:
             )
         if self.partition is not None and not PARTITION.fullmatch(self.partition):
             raise UsageError(f"--partition {self.partition!r}: must be names of letters, digits, '_', '-' and '.'")
-        for what, text in (("study", self.study), ("folder", str(self.folder)), ("folder of logs", str(self.logs))):
+        named = {"study": self.study, "folder": self.folder, "folder of logs": self.logs, "env file": self.env_file}
+        for what, text in ((what, str(name)) for what, name in named.items()):
             if not text.isprintable() or "\\" in text:
                 raise UsageError(f"{what} {text!r}: no line of a batch script can hold such a name; use another one")
 

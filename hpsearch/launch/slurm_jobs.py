@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,15 @@ from hpsearch.launch.slurm import Array, job_name
 
 ANSWER_SECONDS = 60  # a controller that is busy may take long
 WIDTH = 60  # characters of each of squeue's columns, which it cuts without a sign
-SECRETS = ("HPSEARCH_STORAGE", "HPSEARCH_DASHBOARD_TOKEN")
+SECRETS = (
+    "HPSEARCH_STORAGE",
+    "HPSEARCH_STORAGE_TO",
+    "HPSEARCH_DASHBOARD_TOKEN",
+    "PGPASSWORD",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+)
+ASSIGNMENT = re.compile(r"^\s*(?:export\s+)?([A-Za-z_]\w*)=", re.MULTILINE)  # a line of a file for a shell
 STATES = {
     "PENDING": "waiting",
     "REQUEUED": "waiting",
@@ -51,7 +60,8 @@ def submit(script: str, array: Array, storage_url: str | None) -> str:
     array.logs.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, **({"HPSEARCH_STORAGE": storage_url} if storage_url else {})}
     if array.env_file:
-        environment = {name: value for name, value in environment.items() if name not in SECRETS}
+        told = {*SECRETS, *ASSIGNMENT.findall(array.env_file.read_text(errors="replace"))}
+        environment = {name: value for name, value in environment.items() if name not in told}
     # By argument as well: SBATCH_JOB_NAME and SBATCH_EXPORT in the environment are stronger than the script.
     arguments = ["--parsable", f"--job-name={job_name(array.study)}", "--export=ALL"]
     done = _run([program, *arguments], environment, script)

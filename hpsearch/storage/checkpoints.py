@@ -7,6 +7,7 @@ begins with a line of JSON that tells its epoch and the hash of what follows.
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -28,7 +29,7 @@ def open_checkpoints(place: str) -> Checkpoints:
     """
     if place.startswith(SCHEME) and place.removeprefix(SCHEME).partition("/")[0]:
         return S3Checkpoints(Bucket(place))
-    if "://" in place:
+    if re.match(r"\w+:/", place):
         raise UsageError(f"HPSEARCH_ARTIFACTS={place}: must be a folder or s3://BUCKET/PREFIX")
     return FolderCheckpoints(Path(os.path.expanduser(place)))  # Path's own raises if there is no such user
 

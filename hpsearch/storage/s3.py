@@ -96,7 +96,7 @@ def _client(url: str) -> Any:
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
     except ImportError as error:
-        raise UsageError(f"{url}: needs boto3; run `pip install 'hpsearch[s3]'`") from error
+        raise UsageError(f"{url}: needs boto3; run `pip install '.[s3]'`") from error
     config = Config(
         retries={"total_max_attempts": ATTEMPTS, "mode": "standard"},
         connect_timeout=CONNECT_SECONDS,

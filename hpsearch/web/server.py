@@ -1,5 +1,6 @@
 """The dashboard's server: optuna-dashboard at `/`, hpsearch's pages under `/hpsearch/`, the guard in front of both."""
 
+import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -55,7 +56,7 @@ def _artifact_store(place: str) -> Any:
     """Where optuna-dashboard finds the files of trials."""
     if place.startswith(SCHEME):
         return Bucket(place)
-    folder = Path(place).expanduser()
+    folder = Path(os.path.expanduser(place))
     folder.mkdir(parents=True, exist_ok=True)
     return FileSystemArtifactStore(str(folder))
 

@@ -1,6 +1,7 @@
 """Where the pages read: the database, the studies' specifications, and importances, which take long to compute."""
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -99,7 +100,7 @@ class Source:
         """The epochs of a trial's checkpoints in a folder, the newest first; S3 is not asked at every look."""
         if "://" in self._checkpoints:
             return []
-        place = FolderCheckpoints(Path(self._checkpoints).expanduser())
+        place = FolderCheckpoints(Path(os.path.expanduser(self._checkpoints)))
         return place.epochs(number_prefix(study_prefix(study.name, study.created), number))
 
     def importances(self, listed: Listed, study: LoadedStudy, num_complete: int) -> Importances | None:

@@ -4,7 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+STARTED: list["subprocess.Popen[Any]"] = []  # what `kill_since` ends if the test that started it does not
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -36,7 +40,7 @@ def hpsearch(folder: Path, *arguments: str, code: int = 0, **variables: str) -> 
 
 def start(folder: Path, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
     """Start in `folder`, in a process group of its own, as a terminal does."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command(*arguments),
         cwd=folder,
         env=environment(folder) | variables,
@@ -47,3 +51,18 @@ def start(folder: Path, *arguments: str, **variables: str) -> "subprocess.Popen[
         # A test run in the background ignores SIGINT, and so would what it starts.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
     )
+    STARTED.append(process)
+    return process
+
+
+def kill_since(number: int) -> None:
+    """Kill those of STARTED from `number` on that run still, each with its process group."""
+    for process in STARTED[number:]:
+        if process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(30)
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+    del STARTED[number:]

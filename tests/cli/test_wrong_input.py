@@ -1,6 +1,7 @@
 """Wrong input of every kind: exit code 2, one line that says what is wrong, and nothing created or changed."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,3 +114,18 @@ def test_no_command_at_all_gives_the_help(group: list[str], tmp_path: Path) -> N
     done = inside.hpsearch(tmp_path, *group, code=2)
     assert "Commands:\n" in done.stderr
     assert len(done.stderr.splitlines()) > 5
+
+
+def test_a_command_that_nearly_is_one(tmp_path: Path) -> None:
+    assert "No such command 'wroker'. Did you mean 'worker'?" in one_line(tmp_path, "wroker")
+
+
+def test_a_download_that_fails_is_no_wrong_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 2 ends a whole Job of Kubernetes."""
+
+    def fail(*_arguments: Any, **_named: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", fail)
+    inside.hpsearch(tmp_path, "create-study", "lenet")
+    assert "no route to host" in inside.hpsearch(tmp_path, "worker", "lenet", code=1).stderr

@@ -14,7 +14,7 @@ import pytest
 from hpsearch.data import cifar100
 from hpsearch.data.images import Source
 from hpsearch.data.load import load
-from hpsearch.errors import DataError
+from hpsearch.errors import DataError, DownloadError
 
 NUM_CLASSES, PER_CLASS = 100, 3
 
@@ -104,7 +104,7 @@ def test_without_files_and_network_one_sentence_says_where_to_put_them(
         raise OSError("no route to host")
 
     monkeypatch.setattr("torchvision.datasets.utils.download_url", fail)
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DownloadError) as caught:
         load("cifar100", data_dir=tmp_path / "mine", cache_dir=tmp_path / "cache")
     message = str(caught.value)
     for part in (str(tmp_path / "mine"), "no route to host", "--data-dir or HPSEARCH_DATA", "cifar-100-python"):

@@ -73,7 +73,8 @@ def counted(*arguments):
 module._build = counted
 home, go = Path(sys.argv[1]), Path(sys.argv[1]) / "go"
 print("ready", flush=True)
-while not go.exists():
+until = time.monotonic() + 60
+while not go.exists() and time.monotonic() < until:
     time.sleep(0.005)
 dataset = module.load("digits:0-1", data_dir=None, cache_dir=home / "cache", image_size=8)
 print(dataset.fingerprint, int(dataset.train_images.sum()), "torch" in sys.modules)
@@ -83,11 +84,15 @@ print(dataset.fingerprint, int(dataset.train_images.sum()), "torch" in sys.modul
 def test_eight_processes_at_once_build_one_cache(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WORKER, str(tmp_path)]
     workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(8)]
-    for worker in workers:
-        assert worker.stdout
-        assert worker.stdout.readline() == "ready\n"
-    (tmp_path / "go").touch()
-    outputs = [worker.communicate(timeout=60)[0].splitlines() for worker in workers]
+    try:
+        for worker in workers:
+            assert worker.stdout
+            assert worker.stdout.readline() == "ready\n"
+        (tmp_path / "go").touch()
+        outputs = [worker.communicate(timeout=60)[0].splitlines() for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()  # if it runs still
     assert all(worker.returncode == 0 for worker in workers)
     assert sum("built" in lines for lines in outputs) == 1
     assert len({lines[-1] for lines in outputs}) == 1

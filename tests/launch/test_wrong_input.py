@@ -45,6 +45,8 @@ SLURM = {
     "no text": (("tiny", "--template", "binary.sh"), "is no UTF-8 text"),
     "readable by others": (("tiny", "--env-file", "open.env"), "run `chmod 600 open.env`"),
     "no env file": (("tiny", "--env-file", "absent.env"), "absent.env"),
+    "env file of two lines": (("tiny", "--env-file", "two\nlines.env"), PRINTABLE),
+    "two storages": (("tiny", "--env-file", "my.env", "--storage", "sqlite:///x.db"), "--storage and --env-file"),
 }
 
 
@@ -55,6 +57,8 @@ def test_slurm(kind: str, folder: Path) -> None:
     (folder / "binary.sh").write_bytes(b"\xff\xfe")
     (folder / "open.env").write_text("HPSEARCH_STORAGE=x")
     (folder / "open.env").chmod(0o644)
+    for name in ("my.env", "two\nlines.env"):
+        (folder / name).touch(stat.S_IRUSR)
     before = sorted(folder.rglob("*"))
     arguments, named = SLURM[kind]
     for dry in ((), ("--dry-run",)):
@@ -80,6 +84,19 @@ def test_refused_by_slurm(folder: Path) -> None:
     error = hpsearch(folder, *arguments, code=2, PATH=f"{folder}/bin:/usr/bin:/bin").stderr.splitlines()[-1]
     assert "nothing was submitted: invalid partition specified: nine" in error
     assert (folder / "submitted").exists()
+
+
+def test_what_an_env_file_sets_does_not_pass_through_slurm(folder: Path) -> None:
+    secret = folder / "my.env"
+    secret.write_text("HPSEARCH_HOME='storage'\nexport SITE_TOKEN='s3cret'\n")
+    secret.chmod(stat.S_IRUSR)
+    (folder / "bin" / "sbatch").write_text("#!/bin/sh\nenv > passed\nexit 1\n")
+    away = {"SITE_TOKEN": "s3cret", "AWS_SECRET_ACCESS_KEY": "s3cret", "HPSEARCH_STORAGE_TO": "s3cret"}
+    place = {"PATH": f"{folder}/bin:/usr/bin:/bin", "OTHER": "other"}
+    hpsearch(folder, "launch", "slurm", "tiny", "--workers", "2", "--env-file", "my.env", code=2, **place, **away)
+    passed = (folder / "passed").read_text()
+    assert "OTHER=other" in passed
+    assert "s3cret" not in passed
 
 
 def test_a_dry_run_prints_and_does_nothing(folder: Path) -> None:

@@ -193,7 +193,7 @@ def test_one_test_image_of_a_class_is_enough_and_none_is_not(folder: Path) -> No
 def test_one_test_image_of_a_class_of_stl5_is_enough(tmp_path: Path) -> None:
     source = Source("stl5", "", tmp_path, tmp_path, 8)
     (tmp_path / "stl5").mkdir()
-    with pytest.raises(DataError, match="there is no folder .*car"):
+    with pytest.raises(DataError, match=r"there is no folder .*car"):
         open_seal(source, CLASSES)
     for number, name in enumerate(CLASSES):
         (tmp_path / "stl5" / "test" / name).mkdir(parents=True)

@@ -1,0 +1,84 @@
+"""The plan: which trials share a program, and that sharing changes no trial."""
+
+from dataclasses import replace
+
+import pytest
+from torch import Tensor, nn
+
+from hpsearch.models.build import build_model
+from hpsearch.models.perceptron import TwoLayerPerceptron
+from hpsearch.recipe import Recipe
+from hpsearch.train.lanes import Lanes
+from hpsearch.train.plan import Graph, bucket
+from hpsearch.train.program import EpochResult, Program, place
+from tests.train.data import small_data_set
+from tests.train.test_fused import assert_same
+
+DATA = place(small_data_set(), "cpu")
+RECIPE = Recipe(model="2lp", epochs=3, hidden_width=65, batch_size=16, augmentation="crop-flip")
+
+
+class Own(nn.Module):
+    """A network of another package, which says nothing about being padded."""
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int, hidden_width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.LazyLinear(hidden_width), nn.LazyLinear(num_classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.layers(images)
+        return logits
+
+
+def test_only_networks_that_say_so_are_padded() -> None:
+    assert bucket(65) == 80
+    assert Graph.of(RECIPE, TwoLayerPerceptron).width == 80
+    assert Graph.of(RECIPE, Own).width == 65
+    assert Graph.of(replace(RECIPE, hidden_width=None), TwoLayerPerceptron).width is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "3lp"},
+        {"native_size": 8},
+        {"optimizer": "adam"},
+        {"batch_size": 32},
+        {"precision": "bfloat16"},
+        {"augmentation": "none"},
+        {"stream_seed": 1},
+        {"hidden_width": 81},
+    ],
+)
+def test_what_changes_the_graph_or_the_images_makes_another_group(change: dict[str, object]) -> None:
+    other = replace(RECIPE, **change)  # type: ignore[arg-type]
+    assert Graph.of(other, TwoLayerPerceptron) != Graph.of(RECIPE, TwoLayerPerceptron)
+
+
+def test_what_is_a_number_of_each_lane_makes_none() -> None:
+    other = replace(
+        RECIPE, learning_rate=0.5, momentum=0.1, weight_decay=0.1, clip_norm=2.0, dropout=0.4, seed=9, hidden_width=66
+    )
+    assert Graph.of(other, TwoLayerPerceptron) == Graph.of(RECIPE, TwoLayerPerceptron)
+
+
+def test_trials_of_two_streams_see_their_own_images() -> None:
+    recipes = {key: replace(RECIPE, hidden_width=12, stream_seed=seed) for key, seed in ((1, 5), (2, 6), (3, 5))}
+    lanes = Lanes(DATA, TwoLayerPerceptron, fuse=True)
+    for key, recipe in recipes.items():
+        lanes.add(key, recipe, build_model(recipe, DATA.input_shape, DATA.num_classes))
+    singles = {
+        key: Program(recipe, build_model(recipe, DATA.input_shape, DATA.num_classes), DATA)
+        for key, recipe in recipes.items()
+    }
+    for _ in range(RECIPE.epochs):
+        together = []
+        for group in lanes.groups():
+            results = group.train_epoch()
+            group.keep_epoch()
+            together.append(set(results))
+            for key, result in results.items():
+                assert isinstance(result, EpochResult)
+                assert_same(result, singles[key].run_epoch())
+        assert together == [{1, 3}, {2}]
+    assert not lanes.refusals
