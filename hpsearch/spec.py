@@ -109,7 +109,13 @@ class StudySpec:
     @staticmethod
     def from_json(text: str) -> "StudySpec":
         """The study that `to_json` wrote. Raises StudyFileError if the rules have changed since."""
-        return build(json.loads(text), "the study in the storage")
+        tables = json.loads(text)
+        # What was accepted once and had no effect.
+        if tables.get("sampler", {}).get("name") == "grid":
+            tables["sampler"].pop("seed", None)
+        if tables.get("space"):
+            tables.get("training", {}).pop("stream_offset", None)
+        return build(tables, "the study in the storage")
 
 
 def parse(text: str, source: str) -> StudySpec:

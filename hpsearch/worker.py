@@ -151,13 +151,15 @@ def _try_model(bench: Bench, recipe: Recipe) -> None:
     Raises:
         UsageError: it does not.
     """
+    suits = f"images of shape {bench.data.input_shape}"
     try:
         model = bench.model(recipe).to(bench.data.device)
         images = torch.zeros(2, *bench.data.input_shape, device=bench.data.device)
         with torch.inference_mode():
-            if bench.data.num_images % recipe.batch_size == 1:
-                model.train()(images[:1])  # the last batch of an epoch, of which batch normalisation can make nothing
             shape = tuple(model.eval()(images).shape)
+            if _last_is_one(bench, recipe):
+                suits = f"an epoch's last batch of one image, with batch_size = {recipe.batch_size}"
+                model.train()(images[:1])  # of which batch normalisation can make nothing
     except UsageError:
         raise
     except Exception as error:
@@ -166,7 +168,14 @@ def _try_model(bench: Bench, recipe: Recipe) -> None:
         if shape == (2, bench.data.num_classes):
             return
         problem = f"2 of them give outputs of shape {shape}, not (2, {bench.data.num_classes})"
-    raise UsageError(f"model {recipe.model}: does not suit images of shape {bench.data.input_shape}: {problem}")
+    raise UsageError(f"model {recipe.model}: does not suit {suits}: {problem}")
+
+
+def _last_is_one(bench: Bench, recipe: Recipe) -> bool:
+    """Whether every trial has one image in the last batch of an epoch."""
+    spec = bench.study.spec
+    varies = "batch_size" in spec.space or any("batch_size" in values for _, values in spec.candidates)
+    return not varies and bench.data.num_images % recipe.batch_size == 1
 
 
 def serve(

@@ -1,5 +1,7 @@
 """Study files: what they mean, and every mistake by its name."""
 
+import json
+
 import pytest
 
 from hpsearch import spec
@@ -368,3 +370,12 @@ def test_recipe_checks_itself():
         Recipe("lenet", 1, precision="half")
     with pytest.raises(UsageError, match="must not be below learning_rate"):
         Recipe("lenet", 1, learning_rate=0.1, peak_learning_rate=0.05)
+
+
+def test_a_study_recorded_under_laxer_rules_is_still_read() -> None:
+    """A grid took a seed, and a search a stream offset, without effect."""
+    tables = spec.parse(STUDY, "small.toml").to_tables()
+    choices = {"choices": [0.01, 0.1]}
+    tables |= {"sampler": {"name": "grid", "seed": 3}, "space": {"learning_rate": choices}, "first": []}
+    tables["training"] |= {"stream_offset": 0}
+    assert spec.StudySpec.from_json(json.dumps(tables)).sampler.name == "grid"

@@ -208,8 +208,8 @@ def _show_result(watch: Watch, settings: Settings) -> None:
             print_best(study, [trial_row(study, trial) for trial in best])
             if study.spec.space:
                 click.echo(importances(study.optuna_study).sentence())
-    again = f"{'worker' if now.state == budget.RUNNING else 'resume'} {watch.study}"
-    click.echo(f"next: hpsearch {_after(study) if now.done else again}")
+        again = f"{'worker' if now.state == budget.RUNNING else 'resume'} {watch.study}"
+        click.echo(f"next: hpsearch {_after(study) if now.done else again}")
     click.echo("      hpsearch dashboard")
 
 

@@ -31,7 +31,7 @@ COMMANDS = {
     "confirm": ("hpsearch.cli.confirm:confirm", "Train the best configurations again from new seeds, and compare."),
     "final-test": ("hpsearch.cli.final_test:final_test", "Open the test split once, for the confirmed winner."),
     "export": ("hpsearch.cli.export:export", "Write the best configuration, its weights and the evidence."),
-    "verify": ("hpsearch.cli.export:verify", "Check everything that an export claims."),
+    "verify": ("hpsearch.cli.export:verify", "Check what an export claims, as far as it shows without the storage."),
     "transfer": ("hpsearch.cli.transfer:transfer", "Carry an export over to another data set, against scratch."),
     "report": ("hpsearch.cli.report:report", "Write one page with all figures and the numbers behind them."),
     "fsck": ("hpsearch.cli.fsck:fsck", "Check what is recorded about a study, and repair it."),
@@ -62,7 +62,7 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does it; a name that is none gets a suggestion."""
-        if args[0] not in COMMANDS and not args[0].startswith("-"):
+        if not ctx.resilient_parsing and args[0] not in COMMANDS and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
         return super().resolve_command(ctx, args)

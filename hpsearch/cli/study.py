@@ -118,7 +118,7 @@ def list_studies(storage: str | None, as_json: bool) -> None:
 
 @click.command()
 @click.argument("study", shell_complete=complete_recorded)
-@click.option("--watch", "watching", is_flag=True, help="Keep showing it, until it has finished or Ctrl-C.")
+@click.option("--watch", "watching", is_flag=True, help="Keep showing it, until it has ended, was stopped, or Ctrl-C.")
 @storage_option
 @json_option
 def status(study: str, watching: bool, storage: str | None, as_json: bool) -> None:

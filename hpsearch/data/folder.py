@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from hpsearch.data.images import Images, RawImages, Source
 from hpsearch.errors import DataError, UsageError
 
+DECODER = b"\x002"  # changes with what files are decoded to, so that caches are made anew
 NUM_NAMED = 10  # unreadable files named in one message; the rest is counted
 
 
@@ -49,7 +50,7 @@ def stamp(source: Source) -> str:
 
 def stamp_of(folder: Path, files: Mapping[str, Sequence[Path]]) -> str:
     """A text that changes with the paths, sizes and change times of these files."""
-    digest = hashlib.sha256(os.fsencode(folder.resolve()))
+    digest = hashlib.sha256(os.fsencode(folder.resolve()) + DECODER)
     for class_name, members in files.items():
         for path in members:
             state = path.stat() if path.exists() else path.lstat()  # of a broken link

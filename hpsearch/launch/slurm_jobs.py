@@ -21,6 +21,7 @@ SECRETS = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
 )
+SECRET = re.compile("KEY|TOKEN|PASS|SECRET|CREDENTIAL|STORAGE", re.IGNORECASE)
 ASSIGNMENT = re.compile(r"^\s*(?:export\s+)?([A-Za-z_]\w*)=", re.MULTILINE)  # a line of a file for a shell
 STATES = {
     "PENDING": "waiting",
@@ -60,8 +61,9 @@ def submit(script: str, array: Array, storage_url: str | None) -> str:
     array.logs.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, **({"HPSEARCH_STORAGE": storage_url} if storage_url else {})}
     if array.env_file:
-        told = {*SECRETS, *ASSIGNMENT.findall(array.env_file.read_text(errors="replace"))}
-        environment = {name: value for name, value in environment.items() if name not in told}
+        told = ASSIGNMENT.findall(array.env_file.read_text(errors="replace"))
+        secret = {*SECRETS, *(name for name in told if SECRET.search(name))}  # not PATH, which a line may extend
+        environment = {name: value for name, value in environment.items() if name not in secret}
     # By argument as well: SBATCH_JOB_NAME and SBATCH_EXPORT in the environment are stronger than the script.
     arguments = ["--parsable", f"--job-name={job_name(array.study)}", "--export=ALL"]
     done = _run([program, *arguments], environment, script)

@@ -64,7 +64,7 @@ def allowance(connection: Connection, study_id: int, plan: Plan) -> Allowance:
         if fitting < left:
             left, reason = fitting, f"its budget of {budget.epochs} epochs has no room for another trial"
     if left > 0 and (used_up := _used_up(connection, study_id, plan, control.started)):
-        left, reason = min(left, _epochs(connection, study_id, plan.max_epochs)[1]), used_up
+        left, reason = min(left, _num_begun(connection, study_id)), used_up
     return Allowance(max(0, left), reason, control.state, control.started is not None)
 
 
@@ -89,6 +89,13 @@ def _epochs(connection: Connection, study_id: int, max_epochs: int) -> tuple[int
     joined = select(*columns).select_from(LEASES).join(TRIALS, TRIALS.c.trial_id == LEASES.c.trial_id)
     epochs, num_given_back = connection.execute(joined.where(TRIALS.c.study_id == study_id)).one()
     return int(epochs), int(num_given_back)
+
+
+def _num_begun(connection: Connection, study_id: int) -> int:
+    """Trials that were given back after an epoch or more; `ledger.take` takes them before any other."""
+    joined = select(func.count()).select_from(LEASES).join(TRIALS, TRIALS.c.trial_id == LEASES.c.trial_id)
+    waiting = (TRIALS.c.study_id == study_id) & (TRIALS.c.state == TrialState.WAITING)
+    return connection.scalars(joined.where(waiting, LEASES.c.epoch > 0)).one()
 
 
 def _used_up(connection: Connection, study_id: int, plan: Plan, started: float | None) -> str:

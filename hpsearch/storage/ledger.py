@@ -17,7 +17,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, case, func, insert, select, update
 
 from hpsearch.storage import budget, bulk, leases, one_journey
 from hpsearch.storage.events import ADOPTED, CRASHED, RELEASED, Happening, record
@@ -292,12 +292,14 @@ def _crashed(lease: Lease, last_owner: str, trace: str) -> End:
 def _start(connection: Connection, study_id: int, num: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """Start trials that were given back, then other waiting ones, then new ones; (id, number) of those and of these.
 
-    The caller holds the study's lock. What was given back has its room in the budget of epochs already.
+    The caller holds the study's lock. What was given back has its room in the budget of epochs already; those that have
+    trained come first.
     """
     of_study = TRIALS.c.study_id == study_id
     waiting = select(TRIALS.c.trial_id, TRIALS.c.number).where(of_study, TRIALS.c.state == TrialState.WAITING)
     waiting = waiting.outerjoin(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id)
-    waiting = waiting.order_by(LEASES.c.trial_id.is_(None), TRIALS.c.number).limit(num).with_for_update(of=TRIALS)
+    rank = case((LEASES.c.epoch > 0, 0), (LEASES.c.trial_id.is_not(None), 1), else_=2)
+    waiting = waiting.order_by(rank, TRIALS.c.number).limit(num).with_for_update(of=TRIALS)
     again = [(trial_id, number) for trial_id, number in connection.execute(waiting)]
     row = {"state": TrialState.RUNNING, "datetime_start": bulk.now()}
     if again:

@@ -55,8 +55,10 @@ class SeededDropout(nn.Module):
 def seeded(model: nn.Module) -> list[SeededDropout]:
     """Replace every nn.Dropout of the model in place; the new layers, in the order of the model.
 
-    One that has several places is one layer there as well.
+    One that has several places is one layer there as well. A model of which this was done is left as it is.
     """
+    if known := [layer for layer in model.modules() if isinstance(layer, SeededDropout)]:
+        return known
     found = [(name, one) for name, one in model.named_modules(remove_duplicate=False) if type(one) is nn.Dropout]
     layers: dict[nn.Dropout, SeededDropout] = {}
     for name, dropout in found:

@@ -151,6 +151,10 @@ class Lanes:
         except CannotFuse as error:
             self.refusals[graph.model] = str(error)
             return False
+        except (Interrupted, torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        except Exception:  # one of them cannot be trained: alone, each shows whether it is the one
+            return False
         return True
 
     def _start_single(self, key: int, trial: Waiting) -> Exception | None:

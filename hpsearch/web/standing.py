@@ -32,14 +32,16 @@ def state(now: Progress) -> str:
 
 
 def seconds_left(given: Budget, trials: Sequence[TrialRow], now: Progress, hours: float | None = None) -> float | None:
-    """A guess from the device time of the trials that have ended, for as many at a time as run now.
+    """A guess from the device time of the trials that have ended, for as many devices as train now.
+
+    Of an epoch of several lanes each trial has its share, so that device time is divided by devices, not by lanes.
 
     The limit that is reached first counts; what runs then trains to its end. A target cannot be foreseen. None if
     nothing runs, if people have paused or stopped it, or if too few have ended. Pauses do not spoil it: only time
     spent training counts, but for the hours since the first trial began.
     """
     ended = [trial for trial in trials if trial.ended]
-    busy = now.running - now.abandoned
+    busy = min(now.running - now.abandoned, len({trial.owner for trial in trials if trial.state == "RUNNING"}))
     if len(ended) < MIN_ENDED or busy <= 0 or now.state != budget.RUNNING:
         return None
     mean = sum(trial.seconds for trial in ended) / len(ended)

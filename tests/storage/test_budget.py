@@ -56,6 +56,15 @@ def test_a_trial_that_was_given_back_goes_on_when_no_other_starts(
     assert now() == (0, reason, True, False)
 
 
+def test_what_was_given_back_before_it_trained_does_not_start_either(database: Database, study: LoadedStudy) -> None:
+    best, unbegun, begun = take_many(database, study, 3)
+    report(database, begun, 1, 0.1)
+    ledger.finish(database, [End(best, TrialState.COMPLETE, 0.95)])
+    ledger.release(database, [(unbegun, 0), (begun, 1)], "asked to stop")
+    taken = ledger.take(database, study.study_id, 8, "me", 60.0, plan(study, target=0.9))
+    assert [lease.number for lease in taken.leases] == [begun.number]
+
+
 def test_what_never_began_does_not_start_when_the_hours_are_over(database: Database, study: LoadedStudy) -> None:
     lease = take(database, study)
     study.optuna_study.enqueue_trial({"optimizer": "adam"})

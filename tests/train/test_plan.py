@@ -1,5 +1,6 @@
 """The plan: which trials share a program, and that sharing changes no trial."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -82,3 +83,33 @@ def test_trials_of_two_streams_see_their_own_images() -> None:
                 assert_same(result, singles[key].run_epoch())
         assert together == [{1, 3}, {2}]
     assert not lanes.refusals
+
+
+class Uneven(nn.Module):
+    """A network whose width follows from what the graph does not tell."""
+
+    own_randomness = False
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        width = 5 if dropout > 0.1 else 4
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(math.prod(input_shape), width), nn.Linear(width, num_classes)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.layers(images)
+        return logits
+
+
+def test_trials_that_do_not_fit_into_one_program_train_alone() -> None:
+    recipes = [replace(RECIPE, model="own", hidden_width=None, dropout=dropout) for dropout in (0.1, 0.2)]
+    lanes = Lanes(DATA, Uneven, fuse=True)
+    for key, recipe in enumerate(recipes):
+        lanes.add(key, recipe, build_model(recipe, DATA.input_shape, DATA.num_classes, Uneven))
+    results = {key: result for group in lanes.groups() for key, result in group.train_epoch().items()}
+    for key, recipe in enumerate(recipes):
+        alone = Program(recipe, build_model(recipe, DATA.input_shape, DATA.num_classes, Uneven), DATA).run_epoch()
+        result = results[key]
+        assert isinstance(result, EpochResult)
+        assert_same(result, alone)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hpsearch.models.build import build_model
 from hpsearch.recipe import Recipe
-from hpsearch.train.dropout import SeededDropout
+from hpsearch.train.dropout import SeededDropout, seeded
 from hpsearch.train.program import Program, place
 from tests.train.data import small_data_set
 
@@ -97,3 +97,11 @@ def test_a_gradient_norm_that_is_no_number_is_a_divergence(optimizer: str) -> No
     assert not math.isfinite(result.gradient_norm)
     assert result.diverged
     assert math.isnan(result.validation_loss)
+
+
+def test_a_model_that_a_program_failed_to_take_is_seeded_as_before() -> None:
+    """Without memory for a program the trial waits, and its model has been seen by one already."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 8), nn.Dropout(0.25))
+    layers = seeded(model)
+    assert seeded(model) == layers
+    assert len(layers) == 2

@@ -27,8 +27,8 @@ from hpsearch.web.source import Source
 from tests.web.serving import HOST, Opener, local, settings_for
 
 
-def row(number: int, state: str, value: float | None, epoch: int, seconds: float = 10.0) -> TrialRow:
-    return TrialRow(100 + number, number, state, value, epoch, seconds, "host:1:a", 1, 0)
+def row(number: int, state: str, value: float | None, epoch: int, seconds: float = 10.0, owner: str = "a") -> TrialRow:
+    return TrialRow(100 + number, number, state, value, epoch, seconds, f"host:1:{owner}", 1, 0)
 
 
 def progress(**known: int | float | str | None) -> Progress:
@@ -82,7 +82,9 @@ def test_parallel_coordinates_place_values_on_their_axes() -> None:
 
 
 def test_time_left() -> None:
-    trials = [row(n, "COMPLETE", 0.1, 5, 30.0) for n in range(4)] + [row(n, "RUNNING", None, 2, 10.0) for n in (4, 5)]
+    trials = [row(n, "COMPLETE", 0.1, 5, 30.0) for n in range(4)] + [
+        row(n, "RUNNING", None, 2, 10.0, f"{n}") for n in (4, 5)
+    ]
     only_trials = Budget(trials=10)
     assert standing.seconds_left(only_trials, trials, progress(complete=4, running=2)) == (6 * 30 - 20) / 2
     assert standing.seconds_left(only_trials, trials, progress(complete=4)) is None
@@ -103,12 +105,27 @@ def test_time_left() -> None:
     ],
 )
 def test_the_limit_that_is_reached_first_counts(limit: dict[str, float], hours: float | None, seconds: float) -> None:
-    trials = [row(n, "COMPLETE", 0.1, 5, 30.0) for n in range(4)] + [row(n, "RUNNING", None, 2, 10.0) for n in (4, 5)]
+    trials = [row(n, "COMPLETE", 0.1, 5, 30.0) for n in range(4)] + [
+        row(n, "RUNNING", None, 2, 10.0, f"{n}") for n in (4, 5)
+    ]
     now = progress(complete=4, running=2, startable=4)
     budget = Budget(trials=10, **limit)
     assert standing.seconds_left(budget, trials, now, hours) == pytest.approx(seconds)
     assert standing.seconds_left(budget, trials, replace(now, startable=0), hours) == 20  # the two that run
     assert standing.seconds_left(budget, trials, replace(now, startable=0, state="paused"), hours) is None
+
+
+def test_lanes_of_one_device_share_its_time() -> None:
+    """Of an epoch of four lanes each trial has a quarter."""
+    trials = [row(n, "COMPLETE", 0.1, 5, 25.0) for n in range(4)] + [
+        row(n, "RUNNING", None, 0, 0.0) for n in range(4, 8)
+    ]
+    now = progress(complete=4, running=4, max_trials=16)
+    assert standing.seconds_left(Budget(trials=16), trials, now) == 12 * 25.0
+    assert (
+        standing.seconds_left(Budget(trials=999, gpu_hours=2 + 100 / 3600), trials, replace(now, max_trials=999))
+        == 7200
+    )
 
 
 def test_values_are_written_for_people() -> None:
