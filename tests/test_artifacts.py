@@ -232,7 +232,7 @@ def test_other_places_are_refused(url: str) -> None:
 
 def test_s3_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
-    with pytest.raises(UsageError, match=r"pip install 'hpsearch\[s3\]'"):
+    with pytest.raises(UsageError, match=r"pip install '.\[s3\]'"):
         open_checkpoints("s3://bucket")
 
 
