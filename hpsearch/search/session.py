@@ -78,7 +78,7 @@ class Session:
         self._view = View(database, study, self._rungs)
         self._view.study.pruner = self._pruner
         self._points = finite_points(study.spec)
-        self._attempted: set[int] = set()  # ids of trials that are to be drawn up here, and may be already
+        self._attempted: set[int] = set()  # ids of trials that were to be drawn up here
         self._thread = threading.get_ident()
         self._began, self._waited, self._beaten = time.monotonic(), 0.0, 0.0
         self.wanted = budget.RUNNING
@@ -124,7 +124,6 @@ class Session:
         """What the trials train that this worker holds: as recorded, or drawn up now; again after a fault."""
         recipes = self._recorded([lease for lease in leases if lease.token > 1 or lease.trial_id in self._attempted])
         recipes |= self._draw_up([lease for lease in leases if lease.trial_id not in recipes], placed)
-        self._attempted -= {lease.trial_id for lease in leases}
         return tuple(Assignment(lease, recipes[lease.trial_id]) for lease in leases if lease.trial_id in recipes)
 
     def prepare(self, recipes: Mapping[Lease, Recipe], lease_seconds: float) -> set[int]:

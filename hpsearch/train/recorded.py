@@ -8,6 +8,7 @@ No number that depends on a tensor can enter a recording: tensors hold none whil
 Source: make_fx, the tracer of torch.func and torch.compile, in torch.fx.experimental.proxy_tensor.
 """
 
+import logging
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -18,6 +19,9 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hpsearch.interrupt import Interrupted
+
+# It logs whatever ends a recording as an error with its traceback: Ctrl-C, and what just cannot be recorded.
+logging.getLogger("torch._subclasses.fake_tensor").addFilter(lambda _record: False)
 
 WORTH = 2_000  # steps, which save what the recording takes, about 0.3 s
 RENAMED = (torch.ops.aten.alias.default, torch.ops.aten.detach.default)

@@ -1,5 +1,6 @@
 """Recorded steps give bit for bit what the modules and autograd give."""
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -147,3 +148,16 @@ def test_an_interrupt_ends_the_recording_and_the_epoch(monkeypatch: pytest.Monke
         with pytest.raises(Interrupted):
             trained(recipe, records=True)
     assert trained(recipe, records=True)[2] == EPOCHS * 4
+
+
+def test_what_ends_a_recording_is_not_logged(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As by torch, which would print a traceback when Ctrl-C meets the shape of a tensor."""
+
+    def derive(model: Forward, given: Any, images: Tensor, labels: Tensor) -> Derived:
+        return model(images) @ images, images, [], []  # (2, 3) @ (2, 4)
+
+    assert record("unsuited", Odd("plain"), derive, torch.zeros(2, 4), torch.zeros(2, dtype=torch.long)) is None
+    assert not [one for one in caplog.records if one.levelno >= logging.ERROR]
+    assert capfd.readouterr().err == ""
