@@ -29,6 +29,7 @@ from torch.func import vmap
 from torch.nn import functional
 
 from benchmarks.epoch import processor
+from hpsearch.models.lane_convolution import squashed_convolution
 
 KERNEL = 5
 CPU_LANES, GPU_LANES = (1, 4, 16), (1, 4, 16, 64, 256)
@@ -158,10 +159,19 @@ def triton(precision: str, images: Tensor, weight: Tensor, bias: Tensor) -> Tens
     return outputs.view(len(outputs), *bias.shape, *outputs.shape[3:]).transpose(0, 1)
 
 
+def own_kernels(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """What lanes on a GPU run: the kernels of hpsearch/models/convolution.cu."""
+    if len(images) == 1:
+        shared: Tensor = vmap(squashed_convolution, in_dims=(None, 0, 0))(images[0], weight, bias)
+        return shared
+    own: Tensor = vmap(squashed_convolution)(images, weight, bias)
+    return own
+
+
 SEPARATE = Side("separate", separate, "KBCHW")
 
 
-def all_sides(*, with_triton: bool, tf32: bool = False) -> list[Side]:
+def all_sides(*, with_triton: bool, with_cuda: bool = False, tf32: bool = False) -> list[Side]:
     """The first is the one that the others are compared with."""
     sides = [
         Side("vmap", vmapped, "KBCHW"),
@@ -170,6 +180,8 @@ def all_sides(*, with_triton: bool, tf32: bool = False) -> list[Side]:
         SEPARATE,
         Side("unfold", unfolded, "KCBHW"),
     ]
+    if with_cuda:
+        sides.append(Side("own kernels", own_kernels, "KBCHW"))
     if with_triton:
         sides.append(Side("triton", partial(triton, "tf32" if tf32 else "ieee"), "BKCHW"))
     return sides
@@ -315,7 +327,7 @@ def main() -> None:
     name = torch.cuda.get_device_name() if on_gpu else f"{processor()}, load {os.getloadavg()[0]:.1f}"
     print(f"{date.today()}, {name}; Python {platform.python_version()}, torch {torch.__version__}")
     interpreted = arguments.check and os.environ.get("TRITON_INTERPRET") == "1"
-    sides = all_sides(with_triton=on_gpu or interpreted, tf32=arguments.tf32)
+    sides = all_sides(with_triton=on_gpu or interpreted, with_cuda=on_gpu, tf32=arguments.tf32)
     tolerance = TF32_TOLERANCE if arguments.tf32 else TOLERANCE
     right = check(sides, device, tolerance)
     if arguments.check:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpsearch.models.lane_convolution import KERNEL, fits, squashed_convolution
+
 ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # A B^T by oneDNN; torch itself asks MKL
 WIDE = 2**20  # weights (4 MB) from which on a linear layer has its own ways on a CPU
 FEW_FILTERS = 8  # of a convolution: half of those that oneDNN computes at once
@@ -14,7 +16,7 @@ FEW_FILTERS = 8  # of a convolution: half of those that oneDNN computes at once
 class WideLinear(nn.Linear):
     """nn.Linear for a large weight, which oneDNN may multiply, and whose gradient may be taken as its two factors.
 
-    Both where they are asked for: `alone` says that one trial trains on a CPU, and not several under vmap.
+    Both where they are asked for: `alone` says that one trial trains on a CPU, `in_lanes` that several do under vmap.
 
     The gradient of the weight (O, I) is the product of the output's gradient (B, O) and the input (B, I). For 3 million
     weights and a batch of 64 the factors are a fiftieth of the product, and moving that through memory takes a CPU as
@@ -24,6 +26,7 @@ class WideLinear(nn.Linear):
 
     factors: list[tuple[Tensor, Tensor]] | None = None
     alone = False
+    in_lanes = False
 
     @property
     def is_wide(self) -> bool:
@@ -39,6 +42,9 @@ class WideLinear(nn.Linear):
             product: Tensor = _ByOneDnn.apply(inputs, weight, self.bias, self.factors)
             return product
         if self.factors is None:
+            if self.in_lanes and self.is_wide and not torch.compiler.is_compiling():
+                outputs: Tensor = _RowsOfGradients.apply(inputs, self.weight, self.bias)
+                return outputs
             return super().forward(inputs)
         factors, detached = self.factors, inputs.detach()
         weight = self.weight.detach()  # first in the product: two cores share that better than functional.linear's
@@ -46,6 +52,28 @@ class WideLinear(nn.Linear):
         outputs = (weight @ columns if self.bias is None else torch.addmm(self.bias[:, None], weight, columns)).T
         outputs.register_hook(lambda gradient: factors.append((gradient.float(), detached.float())))  # type: ignore[no-untyped-call]
         return outputs
+
+
+class _RowsOfGradients(torch.autograd.Function):
+    """nn.functional.linear, whose weight gets its gradient in rows: under vmap, torch's would have to be copied."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return functional.linear(inputs, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], inputs[1])
+        ctx.has_bias = inputs[2] is not None
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        inputs, weight = ctx.saved_tensors
+        to_inputs = gradient @ weight.to(gradient.dtype) if ctx.needs_input_grad[0] else None
+        to_weight = (gradient.T @ inputs.to(gradient.dtype)).to(weight.dtype)
+        return to_inputs, to_weight, gradient.sum(0).to(weight.dtype) if ctx.has_bias else None
 
 
 class _ByOneDnn(torch.autograd.Function):
@@ -72,10 +100,12 @@ class SquashedConv2d(nn.Conv2d):
     """(B, I, H, W) -> (B, O, h, w): nn.Conv2d, nn.Tanh, nn.AvgPool2d(2), in less of a CPU's time.
 
     `alone` as in `WideLinear`: then the convolution of few filters has the four places of each square as channels of
-    their own. oneDNN computes 16 filters in the time of 6, and what is pooled lies side by side.
+    their own. oneDNN computes 16 filters in the time of 6, and what is pooled lies side by side. `in_lanes` likewise:
+    then a GPU has kernels of our own for it.
     """
 
     alone = False
+    in_lanes = False
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size)
@@ -85,6 +115,8 @@ class SquashedConv2d(nn.Conv2d):
         if self.alone and self.out_channels <= FEW_FILTERS and torch.is_grad_enabled() and _in_float32(maps):
             squashed: Tensor = _SquashedConv.apply(maps, self.weight, self.bias)
             return squashed
+        if self.in_lanes and self.bias is not None and self.kernel_size[0] == KERNEL and fits(maps, self.out_channels):
+            return squashed_convolution(maps, self.weight, self.bias)
         pooled: Tensor = self.pool(super().forward(maps))
         return pooled
 
@@ -174,6 +206,13 @@ def let_alone(model: nn.Module, alone: bool) -> None:
     for layer in model.modules():
         if isinstance(layer, SquashedConv2d | WideLinear):
             layer.alone = alone
+
+
+def let_share(model: nn.Module) -> None:
+    """Tell the layers of a model that many trials run through it at once, under vmap."""
+    for layer in model.modules():
+        if isinstance(layer, SquashedConv2d | WideLinear):
+            layer.in_lanes = True
 
 
 def _in_float32(inputs: Tensor) -> bool:

@@ -19,11 +19,12 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from hpsearch.models.build import Constructor, build_model
+from hpsearch.models.layers import let_share
 from hpsearch.recipe import Recipe, fold
 from hpsearch.train.augment import normalise
 from hpsearch.train.device_data import DeviceData
 from hpsearch.train.dropout import SeededDropout, seed_of, seeded
-from hpsearch.train.graphs import StepGraph
+from hpsearch.train.graphs import CannotRecord, StepGraph
 from hpsearch.train.lane_optimizers import LANE_OPTIMIZERS, Numbers
 from hpsearch.train.metrics import VALIDATION_BATCH
 from hpsearch.train.precision import EVALUATION, autocast, multiplying
@@ -76,8 +77,9 @@ class Fused:
     """`num_lanes` slots for trials whose recipes differ from `template` only in what is a tensor along K.
 
     `width` is the hidden width to which all are padded with zeros; None: the recipes' own, the same for all.
-    `graphed`: full batches step as a CUDA graph, recorded when it is first needed. `compiler`: the backend with which
-    torch.compile makes the forward and backward pass of full batches; in the first step, which then takes long.
+    `graphed`: full batches step as a CUDA graph, recorded when it is first needed, if it can be. `compiler`: the
+    backend with which torch.compile makes the forward and backward pass of full batches; in the first step, which then
+    takes long.
 
     Raises:
         CannotFuse: torch.func cannot run the network for several trials at once.
@@ -105,6 +107,7 @@ class Fused:
         padded = replace(template, hidden_width=width)
         self._module = build_model(padded, data.input_shape, data.num_classes, constructor)
         self._dropouts = seeded(self._module)
+        let_share(self._module)
         self._module.to(data.device)
         parameters = {name: parameter for name, parameter in self._module.named_parameters() if parameter.requires_grad}
         fixed = {name: parameter for name, parameter in self._module.named_parameters() if not parameter.requires_grad}
@@ -227,7 +230,12 @@ class Fused:
             self._step(*inputs)
             return
         if self._graph is None:
-            self._graph = StepGraph(self._step, inputs, [*self._rows.tensors(), self._sums])
+            try:
+                self._graph = StepGraph(self._step, inputs, [*self._rows.tensors(), self._sums])
+            except CannotRecord:  # what it does step by step, it does all the same
+                self._graphed = False
+                self._step(*inputs)
+                return
         self._graph(*inputs)
 
     def _step(self, images: Tensor, labels: Tensor, rate: Tensor, momentum: Tensor, steps: Tensor) -> None:

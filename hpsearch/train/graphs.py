@@ -16,6 +16,10 @@ from torch import Tensor
 WARM_UP_STEPS = 3  # before the recording: libraries choose algorithms and take their workspaces
 
 
+class CannotRecord(Exception):
+    """A step that cannot be a graph; the message is CUDA's."""
+
+
 class StepGraph:
     """`function(*inputs)`, which changes `state` in place and returns nothing; calls take inputs of the same shapes.
 
@@ -23,7 +27,7 @@ class StepGraph:
     that a graph would read.
 
     Raises:
-        RuntimeError: the function waits for the GPU or copies from the CPU's memory, so it cannot be recorded.
+        CannotRecord: the function waits for the GPU or copies from the CPU's memory.
     """
 
     def __init__(self, function: Callable[..., None], inputs: Sequence[Tensor], state: Sequence[Tensor]) -> None:
@@ -51,8 +55,13 @@ def recorded(step: Callable[[], None], state: Sequence[Tensor]) -> Callable[[], 
                 for _ in range(WARM_UP_STEPS):
                     step()
             # thread_local: what other threads do on the GPU meanwhile neither enters the graph nor breaks it
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                step()
+            try:
+                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                    step()
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # the steps before it raised nothing
+                raise CannotRecord(str(error)) from error
         finally:
             torch.cuda.set_stream(before)  # a recording that fails would leave it at the other one
             before.wait_stream(stream)

@@ -1,13 +1,21 @@
-"""The optimizers of `optimizers.py` for K trials at once: parameters (K, P), numbers (K,), no branch on any of them."""
+"""The optimizers of `optimizers.py` for K trials at once: parameters (K, P), numbers (K,), no branch on any of them.
+
+On a GPU each is one kernel of update.cu, because memory is what a step waits for.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from math import ceil
 
 import torch
 from torch import Tensor
 
+from hpsearch.kernels import Kernels, available
 from hpsearch.recipe import Recipe
 from hpsearch.train.optimizers import ADAM, CLIP_EPSILON, EPSILON, SECOND_BETA, SGD
+
+THREADS, EACH = 256, 4  # of a block, and the numbers of a thread
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,10 @@ class LaneOptimizer:
 
 def sgd(parameters: Tensor, gradients: Tensor, buffers: Mapping[str, Tensor], numbers: StepNumbers) -> None:
     """SGD with momentum; weight decay is an L2 penalty."""
+    if _by_kernel(parameters):
+        own = (numbers.rate, numbers.momentum, numbers.weight_decay, numbers.divisor)
+        _launch("sgd", (parameters, gradients, buffers["momentum"]), own)
+        return
     gradients.div_(numbers.divisor).addcmul_(parameters, numbers.weight_decay)
     buffers["momentum"].mul_(numbers.momentum).add_(gradients)
     parameters.addcmul_(buffers["momentum"], -numbers.rate)
@@ -64,14 +76,21 @@ def sgd(parameters: Tensor, gradients: Tensor, buffers: Mapping[str, Tensor], nu
 
 def adam(parameters: Tensor, gradients: Tensor, buffers: Mapping[str, Tensor], numbers: StepNumbers) -> None:
     """Adam; weight decay is an L2 penalty."""
+    if _by_kernel(parameters):
+        _adam_kernel(parameters, gradients, buffers, numbers, numbers.weight_decay, torch.ones_like(numbers.rate))
+        return
     gradients.div_(numbers.divisor).addcmul_(parameters, numbers.weight_decay)
     _adam_step(parameters, gradients, buffers, numbers)
 
 
 def adamw(parameters: Tensor, gradients: Tensor, buffers: Mapping[str, Tensor], numbers: StepNumbers) -> None:
     """Adam with decoupled weight decay."""
+    keep = 1 - numbers.rate * numbers.weight_decay
+    if _by_kernel(parameters):
+        _adam_kernel(parameters, gradients, buffers, numbers, torch.zeros_like(keep), keep)
+        return
     gradients.div_(numbers.divisor)
-    parameters.mul_(1 - numbers.rate * numbers.weight_decay)
+    parameters.mul_(keep)
     _adam_step(parameters, gradients, buffers, numbers)
 
 
@@ -87,7 +106,43 @@ def _adam_step(parameters: Tensor, gradients: Tensor, buffers: Mapping[str, Tens
     mean, square = buffers["mean"], buffers["square"]
     mean.lerp_(gradients, (1 - numbers.momentum).expand_as(gradients))
     square.mul_(SECOND_BETA).addcmul_(gradients, gradients, value=1 - SECOND_BETA)
-    first = (1 - numbers.momentum.double() ** numbers.step).float()  # bias corrections (K, 1)
-    second = (1 - SECOND_BETA**numbers.step).sqrt().float()
-    scale = (square.sqrt() / second).add_(EPSILON)
-    parameters.addcdiv_(mean * (-numbers.rate / first), scale)
+    rate, root = _corrected(numbers)
+    scale = (square.sqrt() / root).add_(EPSILON)
+    parameters.addcdiv_(mean * -rate, scale)
+
+
+def _corrected(numbers: StepNumbers) -> tuple[Tensor, Tensor]:
+    """Adam's rate and the root of its second moment, (K, 1) each, corrected for the bias of the first steps."""
+    first = (1 - numbers.momentum.double() ** numbers.step).float()
+    return numbers.rate / first, (1 - SECOND_BETA**numbers.step).sqrt().float()
+
+
+def _by_kernel(parameters: Tensor) -> bool:
+    return parameters.is_cuda and available()
+
+
+def _adam_kernel(
+    parameters: Tensor,
+    gradients: Tensor,
+    buffers: Mapping[str, Tensor],
+    numbers: StepNumbers,
+    weight_decay: Tensor,
+    keep: Tensor,
+) -> None:
+    rate, root = _corrected(numbers)
+    own = (rate, numbers.momentum, weight_decay, numbers.divisor, keep, root)
+    rows = (parameters, gradients, buffers["mean"], buffers["square"])
+    _launch("adam", rows, own, SECOND_BETA, 1 - SECOND_BETA, EPSILON)
+
+
+def _launch(name: str, rows: Sequence[Tensor], numbers: Sequence[Tensor], *constants: float) -> None:
+    num_lanes, size = rows[0].shape
+    blocks = (ceil(size / (THREADS * EACH)), num_lanes, 1)
+    kernels = _kernels(rows[0].device)
+    kernels(name, blocks, THREADS, *rows, *(one.contiguous() for one in numbers), size, *constants)
+
+
+@cache
+def _kernels(device: torch.device) -> Kernels:
+    with torch.cuda.device(device):
+        return Kernels("hpsearch.train", "update.cu", {"EACH": EACH})

@@ -210,7 +210,8 @@ class FusedGroup:
         if program is None or needed > program.num_lanes or needed * 4 <= program.num_lanes:
             template = next(iter({**self.recipes, **{k: t.recipe for k, t in trials.items()}}.values()))
             size = 1 << (needed - 1).bit_length()
-            program = Fused(template, self.graph.width, self._data, size, self._constructor)
+            graphed = self._data.device.type == "cuda"
+            program = Fused(template, self.graph.width, self._data, size, self._constructor, graphed=graphed)
             self._move(program)
         free = iter([lane for lane, filled in enumerate(program.lanes) if filled is None])
         try:

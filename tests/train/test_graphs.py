@@ -5,21 +5,23 @@ A number of Python in the step, a tensor that is made anew between steps, or a b
 another way shows as on a GPU.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hpsearch.models.build import build_model
 from hpsearch.recipe import Recipe
 from hpsearch.train import graphs as graphs_module
 from hpsearch.train.device_data import place
 from hpsearch.train.fused import Fused
-from hpsearch.train.graphs import StepGraph
+from hpsearch.train.graphs import CannotRecord, StepGraph
 from tests.train.data import small_data_set
 from tests.train.test_fused import DEVICES, fill, recipes
 
@@ -57,6 +59,12 @@ def replayed(step: Step, state: Sequence[Tensor]) -> Step:
                     result.copy_(value)
 
     return replay
+
+
+@pytest.fixture(autouse=True)
+def nothing_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN adds in the same order in every run."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
 
 
 @pytest.fixture
@@ -135,6 +143,39 @@ def test_dropout_that_begins_or_ends_makes_a_new_graph(device: str, num_recorded
         program.free(1)
     assert_equal(*both)
     assert num_recorded == [0, 1, 2]
+
+
+class Copying(nn.Module):
+    """It copies a number from the CPU's memory, which no graph can contain."""
+
+    own_randomness = False
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        self.output = nn.Linear(math.prod(input_shape), num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        half = torch.tensor([0.5]).to(images.device)
+        logits: Tensor = self.output(images.flatten(1) * half)
+        return logits
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_step_that_cannot_be_recorded_trains_all_the_same(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if device == "cpu":
+        monkeypatch.setattr(StepGraph, "__init__", refuse)
+    given = recipes("2lp", "sgd", "constant", 16)
+    chosen = [replace(one, model="Copying", hidden_width=None, dropout=None) for one in given]
+    data = place(small_data_set(70), device)
+    both = [Fused(chosen[0], None, data, 3, Copying, graphed=graphed) for graphed in (False, True)]
+    for program in both:
+        for lane, recipe in enumerate(chosen):
+            program.fill(lane, recipe, build_model(recipe, data.input_shape, data.num_classes, Copying))
+    assert_equal(*both)
+
+
+def refuse(*_: object) -> None:
+    raise CannotRecord("operation not permitted when stream is capturing")
 
 
 def test_an_epoch_shorter_than_a_batch_makes_no_graph(num_recorded: list[int]) -> None:
