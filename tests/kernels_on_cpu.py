@@ -13,7 +13,7 @@ import torch
 from hpsearch.kernels import TYPES, Argument
 
 COMPILER = shutil.which("g++")
-OPTIONS = ["-O1", "-std=c++20", "-shared", "-fPIC", "-pthread", "-w", "-x", "c++"]
+OPTIONS = ["-O1", "-std=c++20", "-shared", "-fPIC", "-pthread", "-Wl,-Bsymbolic", "-w", "-x", "c++"]
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 KERNEL = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(([^)]*)\)')
 

@@ -25,11 +25,13 @@ from hpsearch.train.augment import normalise
 from hpsearch.train.device_data import DeviceData
 from hpsearch.train.dropout import SeededDropout, seed_of, seeded
 from hpsearch.train.graphs import CannotRecord, StepGraph
-from hpsearch.train.lane_optimizers import LANE_OPTIMIZERS, Numbers
+from hpsearch.train.lane_optimizers import BUFFERS, Moments, Numbers, apply
 from hpsearch.train.metrics import VALIDATION_BATCH
 from hpsearch.train.precision import EVALUATION, autocast, multiplying
 from hpsearch.train.program import EpochResult, State, schedule_of
 from hpsearch.train.stream import Stream
+
+VALIDATED = 32_000  # images of all lanes together, at once: few lanes would keep a GPU waiting for Python
 
 
 class CannotFuse(Exception):
@@ -62,15 +64,15 @@ class Rows:
     """What K lanes are: parameters and moments, each (K, P), and buffers (K, ...)."""
 
     flat: Tensor
-    moments: dict[str, Tensor]
+    moments: Moments
     others: dict[str, Tensor]
 
     def tensors(self) -> list[Tensor]:
-        return [self.flat, *self.moments.values(), *self.others.values()]
+        return [self.flat, *self.moments.tensors(), *self.others.values()]
 
     def clone(self) -> "Rows":
-        moments = {name: tensor.clone() for name, tensor in self.moments.items()}
-        return Rows(self.flat.clone(), moments, {name: tensor.clone() for name, tensor in self.others.items()})
+        others = {name: tensor.clone() for name, tensor in self.others.items()}
+        return Rows(self.flat.clone(), self.moments.clone(), others)
 
 
 class Fused:
@@ -103,7 +105,7 @@ class Fused:
         self._graph: StepGraph | None = None
         self.lanes: list[Lane | None] = [None] * num_lanes
         self.stream = Stream(template.augmentation, template.batch_size, template.stream_seed)
-        self._optimizer, self._precision = LANE_OPTIMIZERS[template.optimizer], template.precision
+        self._precision = template.precision
         padded = replace(template, hidden_width=width)
         self._module = build_model(padded, data.input_shape, data.num_classes, constructor)
         self._dropouts = seeded(self._module)
@@ -114,14 +116,13 @@ class Fused:
         self._names = list(parameters)
         ends = torch.tensor([0, *(p.numel() for p in parameters.values())]).cumsum(0).tolist()
         flat = torch.zeros(num_lanes, ends[-1], device=data.device)  # (K, P)
-        moments = {name: torch.zeros_like(flat) for name in self._optimizer.buffers}
         self._ranges = dict(zip(self._names, pairwise(ends), strict=True))
         self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
         # Views of the rows: an update of the rows is an update of the parameters.
         self._parameters = {name: self._view(flat, name).detach().requires_grad_() for name in self._names}
         others = {**fixed, **dict(self._module.named_buffers())}
         stacked = {name: torch.stack([tensor.detach()] * num_lanes) for name, tensor in others.items()}
-        self._rows = Rows(flat, moments, stacked)
+        self._rows = Rows(flat, Moments.of(flat), stacked)
         self._persistent = [name for name in self._module.state_dict() if name not in self._parameters]
         self._numbers = Numbers.of([template] * num_lanes, data.device)
         self._sums = torch.zeros(3, num_lanes, device=data.device)  # loss * images, hits, norms
@@ -147,7 +148,7 @@ class Fused:
         self._clear(lane)
         values = {f"model.{name}": tensor for name, tensor in model.state_dict().items()} if state is None else state
         with torch.no_grad():
-            for key, place in self._places(self._rows, lane, filled.shapes).items():
+            for key, place in self._places(self._rows, lane, filled).items():
                 if key in values:  # a new trial has no moments
                     place.copy_(torch.as_tensor(values[key]))
             for name, buffer in model.named_buffers():
@@ -163,7 +164,7 @@ class Fused:
     def take(self, lane: int) -> dict[str, Tensor | int]:
         """A copy of the trial's state after its last whole epoch; any other lane, or a Program, goes on from it."""
         filled = self._filled(lane)
-        places = self._places(self._kept, lane, filled.shapes)
+        places = self._places(self._kept, lane, filled)
         return {"epoch": filled.epoch} | {name: place.detach().clone() for name, place in places.items()}
 
     def free(self, lane: int) -> None:
@@ -253,7 +254,7 @@ class Fused:
             gradient = torch.cat([g.reshape(self.num_lanes, -1) for g in gradients], 1)  # (K, P)
             norm = gradient.norm(dim=1)  # (K,)
             numbers = self._numbers.at(rate, momentum, steps, norm)
-            self._optimizer.apply(self._rows.flat, gradient, self._rows.moments, numbers)
+            apply(self._rows.flat, gradient, self._rows.moments, numbers)
             hits = (logits.argmax(-1) == every).sum(1)
             self._sums += torch.stack([loss * len(labels), hits, norm])
 
@@ -262,9 +263,10 @@ class Fused:
         """Loss and accuracy (K,) on the validation part."""
         self._module.eval()
         totals = torch.zeros(2, self.num_lanes, device=self.data.device)
+        size = max(VALIDATION_BATCH, VALIDATED // self.num_lanes)
         for raw, labels in zip(
-            torch.split(self.data.validation_images, VALIDATION_BATCH),
-            torch.split(self.data.validation_labels, VALIDATION_BATCH),
+            torch.split(self.data.validation_images, size),
+            torch.split(self.data.validation_labels, size),
             strict=True,
         ):
             logits = self._forward(normalise(raw, self.data.mean, self.data.std))
@@ -310,13 +312,13 @@ class Fused:
         device = self.data.device
         return rates.float().to(device), momenta.float().to(device), first_steps.to(device)
 
-    def _places(self, rows: Rows, lane: int, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    def _places(self, rows: Rows, lane: int, filled: Lane) -> dict[str, Tensor]:
         """Where the parts of a lane's state are, by their names in the state: the part that its own width fills."""
         places = {f"model.{name}": self._view(rows.flat, name)[lane] for name in self._names}
         places |= {f"model.{name}": rows.others[name][lane] for name in self._persistent}
-        for moment, values in rows.moments.items():
+        for moment, values in zip(BUFFERS[filled.recipe.optimizer], rows.moments.tensors(), strict=False):
             places |= {f"optimizer.{moment}.{name}": self._view(values, name)[lane] for name in self._names}
-        return {key: place[tuple(map(slice, shapes[_name(key)]))] for key, place in places.items()}
+        return {key: place[tuple(map(slice, filled.shapes[_name(key)]))] for key, place in places.items()}
 
     def _view(self, rows: Tensor, name: str) -> Tensor:
         """One parameter of all lanes (K, ...), inside rows (K, P)."""

@@ -1,10 +1,11 @@
-"""The optimizers of `optimizers.py` for K trials at once: parameters (K, P), numbers (K,), no branch on any of them.
+"""SGD, Adam and AdamW for K trials at once, each lane with its own: parameters and moments (K, P), numbers (K,).
 
-On a GPU each is one kernel of update.cu, because memory is what a step waits for.
+Which one a lane has is a number like the others, so that trials with different optimizers train in one program. On a
+GPU a step is one kernel, update.cu, because memory is what it waits for.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import cache
 from math import ceil
 
@@ -15,131 +16,102 @@ from hpsearch.kernels import Kernels, available
 from hpsearch.recipe import Recipe
 from hpsearch.train.optimizers import ADAM, CLIP_EPSILON, EPSILON, SECOND_BETA, SGD
 
+BUFFERS = {"sgd": SGD.buffers, "adam": ADAM.buffers, "adamw": ADAM.buffers}  # what OPTIMIZERS call the moments
 THREADS, EACH = 256, 4  # of a block, and the numbers of a thread
 
 
 @dataclass(frozen=True)
+class Moments:
+    """What lanes remember (K, P): SGD's momentum in `first`, Adam's mean and square in both."""
+
+    first: Tensor
+    second: Tensor
+
+    @classmethod
+    def of(cls, parameters: Tensor) -> "Moments":
+        """Those before the first step."""
+        return cls(torch.zeros_like(parameters), torch.zeros_like(parameters))
+
+    def tensors(self) -> list[Tensor]:
+        return [self.first, self.second]
+
+    def clone(self) -> "Moments":
+        return Moments(self.first.clone(), self.second.clone())
+
+
+@dataclass(frozen=True)
 class StepNumbers:
-    """The numbers of one step, each (K, 1): learning rate, momentum or first beta, decay, divisor, step from 1 on."""
+    """The numbers of one step, each (K, 1); Adam's rate and root are corrected for the bias of the first steps."""
 
     rate: Tensor
-    momentum: Tensor
-    weight_decay: Tensor
-    divisor: Tensor
-    step: Tensor
+    momentum: Tensor  # Adam's first beta
+    penalty: Tensor  # L2
+    divisor: Tensor  # of the gradients, for clipping
+    keep: Tensor  # what decoupled weight decay leaves of a parameter
+    root: Tensor  # of what remains of the second moment's weights
+    adaptive: Tensor  # bool: Adam or AdamW
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """What lanes keep through an epoch (K,): weight decay, and the largest gradient norm (infinite: not clipped)."""
+    """What lanes keep through an epoch (K,): weight decay of either kind, the largest gradient norm, SGD or Adam.
 
-    weight_decay: Tensor
+    A norm that is infinite clips nothing.
+    """
+
+    penalty: Tensor
+    decay: Tensor
     clip_norm: Tensor
+    adaptive: Tensor
 
     @classmethod
     def of(cls, recipes: Sequence[Recipe | None], device: torch.device) -> "Numbers":
         """Those of the lanes' recipes; None is a free lane."""
         decays = [recipe.weight_decay if recipe else 0.0 for recipe in recipes]
+        decoupled = [recipe is not None and recipe.optimizer == "adamw" for recipe in recipes]
+        penalties = [0.0 if apart else decay for decay, apart in zip(decays, decoupled, strict=True)]
+        decays = [decay if apart else 0.0 for decay, apart in zip(decays, decoupled, strict=True)]
         clips = [(recipe.clip_norm if recipe else 0.0) or torch.inf for recipe in recipes]
-        return cls(torch.tensor(decays, device=device), torch.tensor(clips, device=device))
+        adaptive = [recipe is not None and recipe.optimizer != "sgd" for recipe in recipes]
+        return cls(*(torch.tensor(values, device=device) for values in (penalties, decays, clips, adaptive)))
 
     def take(self, others: "Numbers") -> None:
         """Become the others, in place: a graph goes on reading the same memory."""
-        self.weight_decay.copy_(others.weight_decay)
-        self.clip_norm.copy_(others.clip_norm)
+        for field in fields(self):
+            getattr(self, field.name).copy_(getattr(others, field.name))
 
     def at(self, rate: Tensor, momentum: Tensor, steps: Tensor, norm: Tensor) -> StepNumbers:
         """The numbers of a step from what changes with it (K,); `norm` is that of the gradients."""
+        step = steps.double() + 1
+        corrected = torch.where(self.adaptive, rate / (1 - momentum.double() ** step).float(), rate)
         divisor = ((norm + CLIP_EPSILON) / self.clip_norm).clamp(min=1.0)
-        columns = (rate, momentum, self.weight_decay, divisor, steps.double() + 1)
+        root = (1 - SECOND_BETA**step).sqrt().float()
+        columns = (corrected, momentum, self.penalty, divisor, 1 - rate * self.decay, root, self.adaptive)
         return StepNumbers(*(column[:, None] for column in columns))
 
 
-@dataclass(frozen=True)
-class LaneOptimizer:
-    """`apply` changes parameters and buffers (K, P) in place, and may change the gradients (K, P)."""
-
-    buffers: tuple[str, ...]
-    apply: Callable[[Tensor, Tensor, Mapping[str, Tensor], StepNumbers], None]
-
-
-def sgd(parameters: Tensor, gradients: Tensor, buffers: Mapping[str, Tensor], numbers: StepNumbers) -> None:
-    """SGD with momentum; weight decay is an L2 penalty."""
+def apply(parameters: Tensor, gradients: Tensor, moments: Moments, numbers: StepNumbers) -> None:
+    """Change parameters and moments in place by one step; may change the gradients (K, P)."""
     if _by_kernel(parameters):
-        own = (numbers.rate, numbers.momentum, numbers.weight_decay, numbers.divisor)
-        _launch("sgd", (parameters, gradients, buffers["momentum"]), own)
+        num_lanes, size = parameters.shape
+        blocks = (ceil(size / (THREADS * EACH)), num_lanes, 1)
+        own = (getattr(numbers, field.name).contiguous() for field in fields(numbers))
+        rows = (parameters, gradients, *moments.tensors())
+        constants = (SECOND_BETA, 1 - SECOND_BETA, EPSILON)
+        _kernels(parameters.device)("update", blocks, THREADS, *rows, *own, size, *constants)
         return
-    gradients.div_(numbers.divisor).addcmul_(parameters, numbers.weight_decay)
-    buffers["momentum"].mul_(numbers.momentum).add_(gradients)
-    parameters.addcmul_(buffers["momentum"], -numbers.rate)
-
-
-def adam(parameters: Tensor, gradients: Tensor, buffers: Mapping[str, Tensor], numbers: StepNumbers) -> None:
-    """Adam; weight decay is an L2 penalty."""
-    if _by_kernel(parameters):
-        _adam_kernel(parameters, gradients, buffers, numbers, numbers.weight_decay, torch.ones_like(numbers.rate))
-        return
-    gradients.div_(numbers.divisor).addcmul_(parameters, numbers.weight_decay)
-    _adam_step(parameters, gradients, buffers, numbers)
-
-
-def adamw(parameters: Tensor, gradients: Tensor, buffers: Mapping[str, Tensor], numbers: StepNumbers) -> None:
-    """Adam with decoupled weight decay."""
-    keep = 1 - numbers.rate * numbers.weight_decay
-    if _by_kernel(parameters):
-        _adam_kernel(parameters, gradients, buffers, numbers, torch.zeros_like(keep), keep)
-        return
-    gradients.div_(numbers.divisor)
-    parameters.mul_(keep)
-    _adam_step(parameters, gradients, buffers, numbers)
-
-
-# The same names and buffers as OPTIMIZERS.
-LANE_OPTIMIZERS = {
-    "sgd": LaneOptimizer(SGD.buffers, sgd),
-    "adam": LaneOptimizer(ADAM.buffers, adam),
-    "adamw": LaneOptimizer(ADAM.buffers, adamw),
-}
-
-
-def _adam_step(parameters: Tensor, gradients: Tensor, buffers: Mapping[str, Tensor], numbers: StepNumbers) -> None:
-    mean, square = buffers["mean"], buffers["square"]
-    mean.lerp_(gradients, (1 - numbers.momentum).expand_as(gradients))
-    square.mul_(SECOND_BETA).addcmul_(gradients, gradients, value=1 - SECOND_BETA)
-    rate, root = _corrected(numbers)
-    scale = (square.sqrt() / root).add_(EPSILON)
-    parameters.addcdiv_(mean * -rate, scale)
-
-
-def _corrected(numbers: StepNumbers) -> tuple[Tensor, Tensor]:
-    """Adam's rate and the root of its second moment, (K, 1) each, corrected for the bias of the first steps."""
-    first = (1 - numbers.momentum.double() ** numbers.step).float()
-    return numbers.rate / first, (1 - SECOND_BETA**numbers.step).sqrt().float()
+    gradients.div_(numbers.divisor).addcmul_(parameters, numbers.penalty)
+    mean = moments.first.lerp(gradients, (1 - numbers.momentum).expand_as(gradients))
+    moved = moments.first * numbers.momentum + gradients
+    moments.first.copy_(torch.where(numbers.adaptive, mean, moved))
+    square = (moments.second * SECOND_BETA).addcmul_(gradients, gradients, value=1 - SECOND_BETA)
+    moments.second.copy_(torch.where(numbers.adaptive, square, moments.second))
+    scale = torch.where(numbers.adaptive, (square.sqrt() / numbers.root).add_(EPSILON), 1.0)
+    parameters.mul_(numbers.keep).addcdiv_(moments.first * -numbers.rate, scale)
 
 
 def _by_kernel(parameters: Tensor) -> bool:
     return parameters.is_cuda and available()
-
-
-def _adam_kernel(
-    parameters: Tensor,
-    gradients: Tensor,
-    buffers: Mapping[str, Tensor],
-    numbers: StepNumbers,
-    weight_decay: Tensor,
-    keep: Tensor,
-) -> None:
-    rate, root = _corrected(numbers)
-    own = (rate, numbers.momentum, weight_decay, numbers.divisor, keep, root)
-    rows = (parameters, gradients, buffers["mean"], buffers["square"])
-    _launch("adam", rows, own, SECOND_BETA, 1 - SECOND_BETA, EPSILON)
-
-
-def _launch(name: str, rows: Sequence[Tensor], numbers: Sequence[Tensor], *constants: float) -> None:
-    num_lanes, size = rows[0].shape
-    blocks = (ceil(size / (THREADS * EACH)), num_lanes, 1)
-    kernels = _kernels(rows[0].device)
-    kernels(name, blocks, THREADS, *rows, *(one.contiguous() for one in numbers), size, *constants)
 
 
 @cache

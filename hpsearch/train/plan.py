@@ -1,8 +1,8 @@
 """The plan: which trials share a program, and how many lanes pay.
 
-What changes the graph of a step decides the group: architecture, optimizer, batch size, precision, augmentation, and
-the hidden width rounded up to a bucket, because a lane is padded with zeros to the width of its group. Everything else
-is a tensor along K.
+What changes the graph of a step decides the group: architecture, batch size, precision, augmentation, and the hidden
+width rounded up to a bucket, because a lane is padded with zeros to the width of its group. Everything else is a
+tensor along K, the optimizer as well.
 """
 
 import contextlib
@@ -44,7 +44,6 @@ class Graph:
 
     model: str
     native_size: int | None
-    optimizer: str
     batch_size: int
     precision: str
     stream: Stream
@@ -56,16 +55,17 @@ class Graph:
         width = recipe.hidden_width
         if width is not None and getattr(constructor, "pads_with_zeros", False):
             width = bucket(width)
-        step = (recipe.optimizer, recipe.batch_size, recipe.precision)
+        step = (recipe.batch_size, recipe.precision)
         return cls(recipe.model, recipe.native_size, *step, Stream.of(recipe), width)
 
 
 def bucket(width: int) -> int:
-    """The width to which a hidden layer is padded: a quarter more at most, so that few widths make few groups."""
-    step = 8
-    while step * 8 <= width:
-        step *= 2
-    return -(-width // step) * step
+    """The width to which a hidden layer is padded: 2^n or 3 2^n, so that few groups hold many trials.
+
+    That is half more at most. A program of few lanes leaves most of a GPU idle, and costs more than what is padded.
+    """
+    power: int = 1 << max(0, (width - 1).bit_length())
+    return power // 4 * 3 if 0 < width <= power // 4 * 3 else power
 
 
 @dataclass

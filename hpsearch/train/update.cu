@@ -1,35 +1,40 @@
-// One step of K trials' optimizers in one pass over memory: parameters, gradients and buffers (K, SIZE), a row for each
-// lane; numbers (K,). What lane_optimizers.py, which defines EACH, says in torch's operations as well.
-// Blocks: (SIZE / (EACH * threads), K).
+// One step of K trials' optimizers, SGD or Adam by lane, in one pass over memory; what lane_optimizers.py, which defines
+// EACH, says in torch's operations as well. Parameters, gradients and moments (K, size), numbers (K,).
+// Blocks: (size / (EACH * threads), K); a thread's numbers are `blockDim.x` apart.
 
-#define FOR_EACH                                                                             \
-    const int lane = blockIdx.y, first = blockIdx.x * blockDim.x * EACH + threadIdx.x;       \
-    _Pragma("unroll") for (int at = first; at < first + EACH * blockDim.x; at += blockDim.x) \
-        if (const long i = (long)lane * size + at; at < size)
-
-extern "C" __global__ void sgd(
-    float* __restrict__ parameters, const float* __restrict__ gradients, float* __restrict__ momentum, const float* __restrict__ rate, const float* __restrict__ factor,
-    const float* __restrict__ weight_decay, const float* __restrict__ divisor, int size) {
-    FOR_EACH {
-        const float gradient = gradients[i] / divisor[lane] + parameters[i] * weight_decay[lane];
-        const float moved = momentum[i] * factor[lane] + gradient;
-        momentum[i] = moved;
-        parameters[i] -= rate[lane] * moved;
-    }
-}
-
-// `keep` is what a step leaves of a parameter (decoupled weight decay), `rate` is corrected for the bias of `mean`, and
-// `root` is what that of `square` needs.
-extern "C" __global__ void adam(
-    float* __restrict__ parameters, const float* __restrict__ gradients, float* __restrict__ mean, float* __restrict__ square, const float* __restrict__ rate, const float* __restrict__ beta,
-    const float* __restrict__ weight_decay, const float* __restrict__ divisor, const float* __restrict__ keep, const float* __restrict__ root, int size, float second_beta, float rest,
+extern "C" __global__ void update(
+    float* __restrict__ parameters, const float* __restrict__ gradients, float* __restrict__ first,
+    float* __restrict__ second, const float* __restrict__ rate, const float* __restrict__ momentum,
+    const float* __restrict__ penalty, const float* __restrict__ divisor, const float* __restrict__ keep,
+    const float* __restrict__ root, const bool* __restrict__ adaptive, int size, float second_beta, float rest,
     float epsilon) {
-    FOR_EACH {
-        const float gradient = gradients[i] / divisor[lane] + parameters[i] * weight_decay[lane];
-        const float first = mean[i] + (1 - beta[lane]) * (gradient - mean[i]);
-        const float second = square[i] * second_beta + rest * gradient * gradient;
-        mean[i] = first;
-        square[i] = second;
-        parameters[i] = parameters[i] * keep[lane] - rate[lane] * first / (sqrtf(second) / root[lane] + epsilon);
+    const int lane = blockIdx.y, start = blockIdx.x * blockDim.x * EACH + threadIdx.x;
+    const long row = (long)lane * size;
+    const bool adapts = adaptive[lane];
+    float own[EACH], gradient[EACH], one[EACH], other[EACH];
+#pragma unroll
+    for (int each = 0; each < EACH; each++) {
+        const int at = start + each * blockDim.x;
+        if (at >= size) continue;
+        own[each] = parameters[row + at];
+        gradient[each] = gradients[row + at];
+        one[each] = first[row + at];
+        if (adapts) other[each] = second[row + at];
+    }
+#pragma unroll
+    for (int each = 0; each < EACH; each++) {
+        const int at = start + each * blockDim.x;
+        if (at >= size) continue;
+        const float given = gradient[each] / divisor[lane] + own[each] * penalty[lane];
+        float moved = one[each] * momentum[lane] + given;
+        float change = moved;
+        if (adapts) {
+            const float square = other[each] * second_beta + rest * given * given;
+            second[row + at] = square;
+            moved = one[each] + (1 - momentum[lane]) * (given - one[each]);
+            change = moved / (sqrtf(square) / root[lane] + epsilon);
+        }
+        first[row + at] = moved;
+        parameters[row + at] = own[each] * keep[lane] - rate[lane] * change;
     }
 }

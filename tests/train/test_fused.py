@@ -24,7 +24,7 @@ from hpsearch.recipe import Recipe
 from hpsearch.train import OPTIMIZERS, SCHEDULES
 from hpsearch.train.device_data import place
 from hpsearch.train.fused import CannotFuse, Fused
-from hpsearch.train.lane_optimizers import LANE_OPTIMIZERS
+from hpsearch.train.lane_optimizers import BUFFERS
 from hpsearch.train.program import EpochResult, Program
 from tests.train.data import small_data_set
 
@@ -123,6 +123,20 @@ def test_each_lane_equals_the_single_run(
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("model", sorted(MODELS))
+def test_trials_with_different_optimizers_share_a_program(model: str, device: str) -> None:
+    data = place(small_data_set(), device)
+    chosen = [recipes(model, name, "onecycle", 16)[0] for name in sorted(OPTIMIZERS)]
+    fused, singles = Fused(chosen[0], 12, data, 3), [alone(recipe, data) for recipe in chosen]
+    for lane, recipe in enumerate(chosen):
+        fill(fused, lane, recipe)
+    results = [(fused.run_epoch(), [single.run_epoch() for single in singles]) for _ in range(EPOCHS)]
+    for lane, single in enumerate(singles):
+        own = [(together[lane], one[lane]) for together, one in results]
+        assert_same_run(own, fused.take(lane), single.state())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("model", sorted(MODELS))
 def test_padded_width_equals_true_width(model: str, device: str) -> None:
     data = place(small_data_set(), device)
     first, second, third = recipes(model, "adamw", "cosine", 16)
@@ -143,7 +157,7 @@ def test_padded_width_equals_true_width(model: str, device: str) -> None:
 def outside(fused: Fused, lane: int) -> Tensor:
     """Every parameter and moment of a lane that is padding."""
     values = []
-    for rows in (fused._rows.flat, *fused._rows.moments.values()):
+    for rows in (fused._rows.flat, *fused._rows.moments.tensors()):
         kept = rows[lane].clone()
         for name in fused._names:
             fused._view(rows, name)[lane][tuple(map(slice, fused._filled(lane).shapes[name]))] = 0
@@ -268,9 +282,9 @@ def test_a_network_that_cannot_be_fused_says_why(network: type[nn.Module], reaso
 def test_tables_agree() -> None:
     from hpsearch.train import optimizers
 
-    for name, lane in LANE_OPTIMIZERS.items():
-        assert lane.buffers == getattr(optimizers, name.upper()).buffers
-    assert LANE_OPTIMIZERS.keys() == OPTIMIZERS.keys()
+    for name, buffers in BUFFERS.items():
+        assert buffers == getattr(optimizers, name.upper()).buffers
+    assert BUFFERS.keys() == OPTIMIZERS.keys()
 
 
 @pytest.mark.parametrize("model", ["2lp", "lenet-bn"])
