@@ -30,7 +30,7 @@ from hpsearch.train.program import Program
 EPOCHS_OF_A_TRIAL = 100
 NUM_WORKERS = 8  # of a conventional script on a GPU
 NUM_PROCESSES = 4  # conventional scripts that share a device
-START_SECONDS = 120  # at most, until four scripts are warm, and until they are done
+START_SECONDS = 45  # at most, until four scripts are warm, and until they are done
 PROBE = 4096  # images that warm up, and say how long an epoch will take
 JAX_SCRIPT = Path(__file__).parent / "lanes_jax.py"
 

@@ -3,7 +3,7 @@
 import gc
 import traceback
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Protocol
 
@@ -32,7 +32,10 @@ class Arrays(Protocol):
 
 @dataclass(frozen=True)
 class DeviceData:
-    """Images uint8 (N, C, H, W), labels int64 (N,); mean and std per channel on the scale 0..1."""
+    """Images uint8 (N, C, H, W), labels int64 (N,); mean and std per channel on the scale 0..1.
+
+    `augmented` is what `Stream.blocks` keeps: of each stream an epoch, by number, and its blocks.
+    """
 
     train_images: Tensor
     train_labels: Tensor
@@ -41,6 +44,9 @@ class DeviceData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     num_classes: int
+    augmented: dict[Any, tuple[int, list[tuple[Tensor, Tensor]]]] = field(
+        init=False, default_factory=dict, compare=False, repr=False
+    )
 
     @property
     def device(self) -> torch.device:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional
 
+from hpsearch.models import MODELS
 from hpsearch.models.build import Constructor, build_model
 from hpsearch.models.layers import let_share
 from hpsearch.recipe import Recipe, fold
@@ -105,7 +106,7 @@ class Fused:
         self._graph: StepGraph | None = None
         self.lanes: list[Lane | None] = [None] * num_lanes
         self.stream = Stream(template.augmentation, template.batch_size, template.stream_seed)
-        self._precision = template.precision
+        self._precision, self._reads_only = template.precision, template.model in MODELS
         padded = replace(template, hidden_width=width)
         self._module = build_model(padded, data.input_shape, data.num_classes, constructor)
         self._dropouts = seeded(self._module)
@@ -194,8 +195,9 @@ class Fused:
         position = self.position
         assert position is not None, "every lane is free"
         for step, (images, labels) in enumerate(self.stream.batches(self.data, position)):
+            own = images if self._reads_only else images.clone()  # which others' networks may write to
             with multiplying(self._precision, self.data.device):
-                self._advance(images, labels, rates[step], momenta[step], first_steps + step)
+                self._advance(own, labels, rates[step], momenta[step], first_steps + step)
         losses, hits, norms = self._sums.cpu().tolist()  # the only wait for the device in an epoch
         with multiplying(EVALUATION, self.data.device):
             validation = self._validate()

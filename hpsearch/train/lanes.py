@@ -23,6 +23,8 @@ from hpsearch.train.side_by_side import Result, SideBySide
 
 __all__ = ["Group", "Lanes", "Result"]
 
+STEP = 16  # lanes, by which larger programs grow
+
 
 class Group(Protocol):
     """Trials, by the keys that the caller gave them, that take their next epoch together."""
@@ -200,7 +202,9 @@ class FusedGroup:
         return self._program.position if self._program is not None else None
 
     def join(self, trials: dict[int, Waiting]) -> None:
-        """Fill lanes; a program that is too small, or far too large, is replaced by one of the next power of two.
+        """Fill lanes; a program that is too small, or far too large, is replaced by one of another size.
+
+        Sizes are powers of two, and from 16 on multiples of that: few, because a new program takes a while.
 
         Raises:
             CannotFuse: the network cannot be run for many trials at once.
@@ -209,7 +213,7 @@ class FusedGroup:
         program = self._program
         if program is None or needed > program.num_lanes or needed * 4 <= program.num_lanes:
             template = next(iter({**self.recipes, **{k: t.recipe for k, t in trials.items()}}.values()))
-            size = 1 << (needed - 1).bit_length()
+            size = 1 << (needed - 1).bit_length() if needed <= STEP else -(-needed // STEP) * STEP
             graphed = self._data.device.type == "cuda"
             program = Fused(template, self.graph.width, self._data, size, self._constructor, graphed=graphed)
             self._move(program)

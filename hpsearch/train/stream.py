@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from hpsearch.train.augment import augment, draw
 from hpsearch.train.device_data import DeviceData, send
 
 BLOCK = 2048  # images augmented at once, about: a whole number of batches
+SHARE = 16  # of a GPU's memory, the part that an epoch's images may take at most
+
+Block = tuple[Tensor, Tensor]  # images float32 (N, C, H, W), labels (N,)
 
 
 @dataclass(frozen=True)
@@ -26,20 +29,39 @@ class Stream:
         """The last batch may be short; it counts."""
         return ceil(data.num_images / self.batch_size)
 
-    def blocks(self, data: DeviceData, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def blocks(self, data: DeviceData, epoch: int) -> Iterator[Block]:
         """Images float32 (N, C, H, W) and labels (N,) of epoch 0, 1, ..., a whole number of batches at a time.
 
-        Images are valid until the next block is taken.
+        Images are valid until the next block is taken. On a GPU with room for it, the last epoch of each stream stays:
+        programs of one stream, one after another, see the same images.
         """
+        key = (self.augmentation, self.seed, block_size(self.batch_size))
+        kept_epoch, blocks = data.augmented.get(key, (None, []))
+        if kept_epoch == epoch:
+            yield from blocks
+            return
+        keeps, made = _has_room(data), list[Block]()
+        for block in self._made(data, epoch, fresh=keeps):
+            if keeps:
+                made.append(block)
+            yield block
+        if keeps:
+            data.augmented[key] = (epoch, made)
+
+    def _made(self, data: DeviceData, epoch: int, *, fresh: bool) -> Iterator[Block]:
+        """As `blocks`; `fresh`: each has memory of its own."""
         generator = torch.Generator().manual_seed(fold(self.seed, epoch))
         order = send(torch.randperm(data.num_images, generator=generator), data.device)
         parts = torch.split(order, block_size(self.batch_size))
-        space = torch.empty(len(parts[0]), *data.input_shape, device=data.device)  # fresh memory for each is slower
+        space = torch.empty(
+            0 if fresh else len(parts[0]), *data.input_shape, device=data.device
+        )  # faster than fresh memory
         for number, rows in enumerate(parts):
             seed = fold(self.seed, epoch, number)
             draws = draw(self.augmentation, len(rows), seed, data.device)
             raw = data.train_images.index_select(0, rows)  # many times faster than train_images[rows]
-            images = augment(self.augmentation, raw, draws, data.mean, data.std, out=space[: len(rows)])
+            out = None if fresh else space[: len(rows)]
+            images = augment(self.augmentation, raw, draws, data.mean, data.std, out=out)
             yield images, data.train_labels[rows]
 
     def batches(self, data: DeviceData, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -51,3 +73,11 @@ class Stream:
 def block_size(batch_size: int) -> int:
     """Images of a block: streams of one seed whose blocks are equally large give the same images in the same order."""
     return max(1, BLOCK // batch_size) * batch_size
+
+
+def _has_room(data: DeviceData) -> bool:
+    """Whether a whole epoch's augmented images may stay on the device."""
+    if data.device.type != "cuda":
+        return False
+    num_bytes = data.num_images * prod(data.input_shape) * 4
+    return num_bytes <= torch.cuda.get_device_properties(data.device).total_memory / SHARE

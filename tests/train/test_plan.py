@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from hpsearch.models.build import build_model
 from hpsearch.models.perceptron import TwoLayerPerceptron
 from hpsearch.recipe import Recipe
+from hpsearch.train import stream as stream_module
 from hpsearch.train.lanes import Lanes
 from hpsearch.train.plan import Graph, bucket
 from hpsearch.train.program import EpochResult, Program, place
@@ -120,3 +122,32 @@ def test_trials_that_do_not_fit_into_one_program_train_alone() -> None:
         result = results[key]
         assert isinstance(result, EpochResult)
         assert_same(result, alone)
+
+
+def test_programs_of_one_stream_see_images_that_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: trials whose batches are of other sizes train in another program."""
+    made: list[int] = []
+    augment = stream_module.augment
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        made.append(len(args[1]))
+        return augment(*args, **kwargs)
+
+    data = place(small_data_set(), "cpu")
+    first = replace(RECIPE, hidden_width=12, batch_size=16)
+    chosen = {1: first, 2: replace(first, batch_size=32, seed=9)}  # whole batches of both make a block of 2,048
+    results: list[list[Any]] = []
+    for kept in (False, True):
+        monkeypatch.setattr(stream_module, "_has_room", lambda _, kept=kept: kept)
+        monkeypatch.setattr(stream_module, "augment", counted if kept else augment)
+        lanes = Lanes(data, TwoLayerPerceptron, fuse=True)
+        for key, recipe in chosen.items():
+            lanes.add(key, recipe, build_model(recipe, data.input_shape, data.num_classes))
+        results.append([])
+        for _ in range(2):
+            for group in lanes.groups():
+                found = group.train_epoch()
+                results[-1] += [replace(found[key], images_per_second=0.0) for key in sorted(found)]
+                group.keep_epoch()
+    assert results[0] == results[1]
+    assert made == [data.num_images] * 2  # two epochs of two programs
