@@ -7,7 +7,6 @@ import ctypes
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module, resources
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -21,11 +20,14 @@ TYPES = {int: ctypes.c_int, float: ctypes.c_float}
 
 @cache
 def available() -> bool:
-    """Whether kernels can be compiled and started here."""
-    try:
-        return torch.cuda.is_available() and torch.version.hip is None and find_spec("cuda.bindings.nvrtc") is not None
-    except ModuleNotFoundError:
+    """Whether kernels can be compiled here, and started: tried once with one that does nothing."""
+    if not torch.cuda.is_available() or torch.version.hip is not None:
         return False
+    try:
+        _compile(b'extern "C" __global__ void nothing() {}', "nothing.cu", {}, _architecture())
+    except (ImportError, RuntimeError):  # also what the compiler's library says that is not found
+        return False
+    return True
 
 
 class Kernels:
@@ -33,9 +35,7 @@ class Kernels:
 
     def __init__(self, package: str, file: str, defines: Mapping[str, int]) -> None:
         self._driver: Any = import_module("cuda.bindings.driver")
-        torch.cuda.current_stream()  # makes the context
-        major, minor = torch.cuda.get_device_capability()
-        self._module = _checked(self._driver.cuModuleLoadData(compiled(package, file, defines, f"sm_{major}{minor}")))
+        self._module = _checked(self._driver.cuModuleLoadData(compiled(package, file, defines, _architecture())))
         self._found: dict[str, Any] = {}
 
     def __call__(self, name: str, blocks: tuple[int, int, int], threads: int, *arguments: Argument) -> None:
@@ -54,8 +54,11 @@ def compiled(package: str, file: str, defines: Mapping[str, int], architecture: 
     Raises:
         RuntimeError: it does not compile; the message is the compiler's.
     """
+    return _compile(resources.files(package).joinpath(file).read_bytes(), file, defines, architecture)
+
+
+def _compile(source: bytes, file: str, defines: Mapping[str, int], architecture: str) -> bytes:
     nvrtc: Any = import_module("cuda.bindings.nvrtc")
-    source = resources.files(package).joinpath(file).read_bytes()
     program = _checked(nvrtc.nvrtcCreateProgram(source, file.encode(), 0, [], []))
     options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17"]
     options += [f"-D{name}={value}".encode() for name, value in defines.items()]
@@ -67,6 +70,12 @@ def compiled(package: str, file: str, defines: Mapping[str, int], architecture: 
     code: bytes = b" " * _checked(nvrtc.nvrtcGetCUBINSize(program))
     _checked(nvrtc.nvrtcGetCUBIN(program, code))
     return code
+
+
+def _architecture() -> str:
+    """That of the current GPU."""
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm_{major}{minor}"
 
 
 def _pointer(tensor: Tensor | None) -> int:

@@ -381,7 +381,7 @@ class Training:
 
     def _make_room(self, keys: Sequence[int], error: Exception) -> Generator[Event, None, None]:
         """A program did not fit into memory: half of the lanes go on, the other trials go back to the queue."""
-        let_go(error, self.bench.data.device)
+        let_go(error, self.bench.data)
         yield from self._settle_all()
         keys = [key for key in keys if key in self.running]
         if len(keys) == 1:

@@ -99,10 +99,11 @@ def has_room(device: torch.device) -> bool:
     return free + unused > total / 2
 
 
-def let_go(error: Exception, device: torch.device) -> None:
+def let_go(error: Exception, data: DeviceData) -> None:
     """Free what a failed step holds on the device: the exception's frames keep its activations and gradients alive."""
     traceback.clear_frames(error.__traceback__)
-    if device.type == "cuda":
+    data.augmented.clear()
+    if data.device.type == "cuda":
         gc.collect()  # compiled and recorded programs are cycles
         torch.cuda.empty_cache()
 

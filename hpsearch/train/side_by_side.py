@@ -102,7 +102,7 @@ class SideBySide:
         except (Interrupted, torch.AcceleratorError):  # the whole process is meant
             raise
         except Exception as error:
-            let_go(error, self._programs[key].data.device)  # others train after it
+            let_go(error, self._programs[key].data)  # others train after it
             self._results[key] = error
 
     def _each(self, threads: "_Threads", work: Callable[[int], None]) -> None:

@@ -12,7 +12,7 @@ from hpsearch.train.augment import augment, draw
 from hpsearch.train.device_data import DeviceData, send
 
 BLOCK = 2048  # images augmented at once, about: a whole number of batches
-SHARE = 16  # of a GPU's memory, the part that an epoch's images may take at most
+SHARE = 8  # of a GPU's memory, the part that augmented images may take at most
 
 Block = tuple[Tensor, Tensor]  # images float32 (N, C, H, W), labels (N,)
 
@@ -32,7 +32,7 @@ class Stream:
     def blocks(self, data: DeviceData, epoch: int) -> Iterator[Block]:
         """Images float32 (N, C, H, W) and labels (N,) of epoch 0, 1, ..., a whole number of batches at a time.
 
-        Images are valid until the next block is taken. On a GPU with room for it, the last epoch of each stream stays:
+        Images are valid until the next block is taken. On a GPU with room for it, the last epochs of some streams stay:
         programs of one stream, one after another, see the same images.
         """
         key = (self.augmentation, self.seed, block_size(self.batch_size))
@@ -40,13 +40,16 @@ class Stream:
         if kept_epoch == epoch:
             yield from blocks
             return
-        keeps, made = _has_room(data), list[Block]()
-        for block in self._made(data, epoch, fresh=keeps):
-            if keeps:
+        most, made = _num_kept(data), list[Block]()
+        data.augmented.pop(key, None)
+        for block in self._made(data, epoch, fresh=most > 0):
+            if most:
                 made.append(block)
             yield block
-        if keeps:
+        if most:
             data.augmented[key] = (epoch, made)
+            for oldest in list(data.augmented)[:-most]:
+                del data.augmented[oldest]
 
     def _made(self, data: DeviceData, epoch: int, *, fresh: bool) -> Iterator[Block]:
         """As `blocks`; `fresh`: each has memory of its own."""
@@ -75,9 +78,9 @@ def block_size(batch_size: int) -> int:
     return max(1, BLOCK // batch_size) * batch_size
 
 
-def _has_room(data: DeviceData) -> bool:
-    """Whether a whole epoch's augmented images may stay on the device."""
+def _num_kept(data: DeviceData) -> int:
+    """How many augmented epochs may stay on the device."""
     if data.device.type != "cuda":
-        return False
+        return 0
     num_bytes = data.num_images * prod(data.input_shape) * 4
-    return num_bytes <= torch.cuda.get_device_properties(data.device).total_memory / SHARE
+    return int(torch.cuda.get_device_properties(data.device).total_memory / SHARE / num_bytes)

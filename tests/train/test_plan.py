@@ -138,7 +138,7 @@ def test_programs_of_one_stream_see_images_that_are_made_once(monkeypatch: pytes
     chosen = {1: first, 2: replace(first, batch_size=32, seed=9)}  # whole batches of both make a block of 2,048
     results: list[list[Any]] = []
     for kept in (False, True):
-        monkeypatch.setattr(stream_module, "_has_room", lambda _, kept=kept: kept)
+        monkeypatch.setattr(stream_module, "_num_kept", lambda _, kept=kept: int(kept))
         monkeypatch.setattr(stream_module, "augment", counted if kept else augment)
         lanes = Lanes(data, TwoLayerPerceptron, fuse=True)
         for key, recipe in chosen.items():
@@ -151,3 +151,4 @@ def test_programs_of_one_stream_see_images_that_are_made_once(monkeypatch: pytes
                 group.keep_epoch()
     assert results[0] == results[1]
     assert made == [data.num_images] * 2  # two epochs of two programs
+    assert [number for number, _ in data.augmented.values()] == [1]
