@@ -1,4 +1,4 @@
-"""LeNet-5's convolutional layers for K lanes, forward and backward: by vmap, in groups, by unfolding and by Triton.
+"""LeNet-5's convolutional layers for K lanes, forward and backward: vmap, groups, unfolding, Triton, our own kernels.
 
 Run, in the repository's folder:
     python -m benchmarks.convolutions --device cuda       a GPU, 1 to 256 lanes; --tf32: products in TF32

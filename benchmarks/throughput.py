@@ -54,7 +54,7 @@ from hpsearch.train.program import Program
 CPU_LANES = (2, 4)
 NUM_SINGLE = 4
 GPU_LANES = (1, 4, 16, 64, 256)
-NUM_JAX = 3  # of these, the largest: each is compiled, which takes a while
+NUM_JAX = 1  # of these, the largest: each is compiled, which takes half a minute
 
 Side = Callable[[], Iterable[Timing | str]]
 
