@@ -149,7 +149,7 @@ every test are float32 in all three, so that what is reported is what the float3
 | `precision` | products of matrices, and convolutions |
 | --- | --- |
 | `float32` | float32; on a GPU TF32 is switched off for it, also in convolutions, where torch has it on |
-| `tf32` | of a GPU: factors with 10 bits of mantissa instead of 23, tensors as before. A CPU trains as in float32 |
+| `tf32` | of a GPU: factors with 10 bits of mantissa, not 23. A CPU and convolutions of LeNet-5's lanes keep float32 |
 | `bfloat16` | 7 bits of mantissa, where torch.autocast takes that for safe in the forward pass and the loss |
 
 It may be searched like any other hyperparameter: `precision = ["float32", "bfloat16"]`. What it costs in accuracy:

@@ -9,7 +9,7 @@ from typing import Any
 
 from hpsearch import spec
 from hpsearch.data import DATASETS
-from hpsearch.errors import StudyFileError, UsageError
+from hpsearch.errors import DataError, StudyFileError, UsageError
 from hpsearch.models import MODELS
 from hpsearch.search import PRUNERS, SAMPLERS
 from hpsearch.space import show, suggestion
@@ -89,11 +89,23 @@ def load_entry(group: str, entry: EntryPoint) -> Any:
 def check_names(study: StudySpec | Mapping[str, Any]) -> list[str]:
     """Names in a study, or in the tables of a study file, that no table holds; one sentence each."""
     tables = study.to_tables() if isinstance(study, StudySpec) else study
-    return [
-        f"{key} = {show(name)}: no such {TABLES[group][0]}{suggestion(name, names(group))}"
-        for group, key, name in (*named(tables), *named_by_candidates(tables))
-        if (name.partition(":")[0] if group == "hpsearch.data" else name) not in names(group)
-    ]
+    found = []
+    for group, key, name in (*named(tables), *named_by_candidates(tables)):
+        if (name.partition(":")[0] if group == "hpsearch.data" else name) not in names(group):
+            found.append(f"{key} = {show(name)}: no such {TABLES[group][0]}{suggestion(name, names(group))}")
+        elif group == "hpsearch.data":
+            found += _problem_after_the_colon(name)
+    return found
+
+
+def _problem_after_the_colon(name: str) -> list[str]:
+    from hpsearch.data.load import check_argument  # numpy is slow to import
+
+    try:
+        check_argument(name)
+    except DataError as error:
+        return [str(error)]
+    return []
 
 
 def named(tables: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -15,52 +15,63 @@ from torch import Tensor
 SHARED_BYTES = 48 * 1024  # of memory that the threads of a block share, on every GPU
 
 Argument = Tensor | int | float | None  # a tensor in rows, or None, is a pointer
+NOTHING = b'extern "C" __global__ void nothing() {}'
 TYPES = {int: ctypes.c_int, float: ctypes.c_float}
 
 
 @cache
-def available() -> bool:
-    """Whether kernels can be compiled here, and started: tried once with one that does nothing."""
-    if not torch.cuda.is_available() or torch.version.hip is not None:
+def available(device: torch.device) -> bool:
+    """Whether kernels can be compiled for this device, and started: tried once with one that does nothing."""
+    if device.type != "cuda" or torch.version.hip is not None:
         return False
     try:
-        _compile(b'extern "C" __global__ void nothing() {}', "nothing.cu", {}, _architecture())
-    except (ImportError, RuntimeError):  # also what the compiler's library says that is not found
+        with torch.cuda.device(device):
+            Kernels(_compile(NOTHING, "nothing.cu", {}, architecture(device)), device)("nothing", (1, 1, 1), 1)
+            torch.cuda.synchronize(device)
+    except (ImportError, RuntimeError, AssertionError):  # cuda.bindings, the compiler or a driver is missing
         return False
     return True
 
 
 class Kernels:
-    """The kernels of one source, for the GPU that is current when it is made."""
+    """Kernels on a device, of what `compiled` gave for its architecture."""
 
-    def __init__(self, package: str, file: str, defines: Mapping[str, int]) -> None:
+    def __init__(self, code: bytes, device: torch.device) -> None:
         self._driver: Any = import_module("cuda.bindings.driver")
-        self._module = _checked(self._driver.cuModuleLoadData(compiled(package, file, defines, _architecture())))
+        self._device = device
+        with torch.cuda.device(device):
+            self._module = _done(self._driver.cuModuleLoadData(code))
         self._found: dict[str, Any] = {}
 
     def __call__(self, name: str, blocks: tuple[int, int, int], threads: int, *arguments: Argument) -> None:
-        """Start a kernel on the current stream."""
-        if name not in self._found:
-            self._found[name] = _checked(self._driver.cuModuleGetFunction(self._module, name.encode()))
+        """Start a kernel on the device's current stream.
+
+        Raises:
+            torch.OutOfMemoryError: the driver has no memory for it.
+            torch.AcceleratorError: the device has failed.
+        """
         values = tuple(_pointer(one) if one is None or isinstance(one, Tensor) else one for one in arguments)
         types = tuple(TYPES.get(type(one), ctypes.c_void_p) for one in arguments)
-        stream = torch.cuda.current_stream().cuda_stream
-        _checked(self._driver.cuLaunchKernel(self._found[name], *blocks, threads, 1, 1, 0, stream, (values, types), 0))
+        with torch.cuda.device(self._device):  # others may be current, and their context the driver's
+            if name not in self._found:
+                self._found[name] = _done(self._driver.cuModuleGetFunction(self._module, name.encode()))
+            size, stream = (*blocks, threads, 1, 1), torch.cuda.current_stream().cuda_stream
+            _done(self._driver.cuLaunchKernel(self._found[name], *size, 0, stream, (values, types), 0))
 
 
-def compiled(package: str, file: str, defines: Mapping[str, int], architecture: str) -> bytes:
-    """Code for an architecture such as sm_90, from a file of a package; needs no GPU.
+def compiled(package: str, file: str, defines: Mapping[str, int], target: str) -> bytes:
+    """Code for an architecture, from a file of a package; needs no GPU.
 
     Raises:
         RuntimeError: it does not compile; the message is the compiler's.
     """
-    return _compile(resources.files(package).joinpath(file).read_bytes(), file, defines, architecture)
+    return _compile(resources.files(package).joinpath(file).read_bytes(), file, defines, target)
 
 
-def _compile(source: bytes, file: str, defines: Mapping[str, int], architecture: str) -> bytes:
+def _compile(source: bytes, file: str, defines: Mapping[str, int], target: str) -> bytes:
     nvrtc: Any = import_module("cuda.bindings.nvrtc")
     program = _checked(nvrtc.nvrtcCreateProgram(source, file.encode(), 0, [], []))
-    options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17"]
+    options = [f"--gpu-architecture={target}".encode(), b"--std=c++17"]
     options += [f"-D{name}={value}".encode() for name, value in defines.items()]
     (result,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     if result:
@@ -72,9 +83,9 @@ def _compile(source: bytes, file: str, defines: Mapping[str, int], architecture:
     return code
 
 
-def _architecture() -> str:
-    """That of the current GPU."""
-    major, minor = torch.cuda.get_device_capability()
+def architecture(device: torch.device) -> str:
+    """Such as sm_90."""
+    major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
 
 
@@ -83,6 +94,16 @@ def _pointer(tensor: Tensor | None) -> int:
         return 0
     assert tensor.is_contiguous(), "a kernel's tensors are in rows"
     return tensor.data_ptr()
+
+
+def _done(results: tuple[Any, ...]) -> Any:
+    """What a call of the driver gave."""
+    status = results[0]
+    if status.name == "CUDA_ERROR_OUT_OF_MEMORY":
+        raise torch.OutOfMemoryError("CUDA out of memory: the driver has none left for a kernel")
+    if int(status) and "INVALID" not in status.name:
+        raise torch.AcceleratorError(f"CUDA: {status.name}")
+    return _checked(results)
 
 
 def _checked(results: tuple[Any, ...]) -> Any:

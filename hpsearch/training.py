@@ -53,7 +53,7 @@ class Training:
         self._next: dict[Stream, int] = {}  # the epochs of streams with which the next round begins
         self._round_seconds = math.inf  # of all groups, about; not known before the first
         self._lease_seconds = bench.settings.lease_seconds  # or longer, if epochs are long
-        self._refused: set[tuple[str, str]] = set()
+        self._refused: set[str] = set()
 
     def fill(self) -> Generator[Event, None, bool]:
         """Begin trials in lanes that are free, from the stock as long as there are some; whether there were any.
@@ -89,8 +89,7 @@ class Training:
         except torch.AcceleratorError as error:
             raise HpsearchError(f"the device failed: {one_line(error)}") from error
         except torch.OutOfMemoryError as error:
-            yield from self._make_room(list(self.running), error)
-            return
+            return (yield from self._make_room(list(self.running), error))
         yield from self._say_refusals()
         self._num_groups = len(groups)
         self._next = {stream: position + 1 for stream, position in self.lanes.positions().items()}
@@ -102,7 +101,7 @@ class Training:
                 yield from self._settle_all()
                 yield from self.give_back(f"the study is {wanted}")  # perhaps resumed since
                 return
-        self.count.end_round(has_room(self.bench.data.device))
+        self.count.end_round(has_room(self.bench.data))
 
     def give_back(self, reason: str, ids: Sequence[int] | None = None) -> Generator[Event, None, None]:
         """Put trials (all, if none are named) back into the queue, to go on after their last whole epoch."""
@@ -202,8 +201,7 @@ class Training:
             # The process cannot use the device any more; the leases run out, and the next owners count a crash.
             raise HpsearchError(f"the device failed: {one_line(error)}") from error
         except torch.OutOfMemoryError as error:
-            yield from self._make_room(list(group.keys), error)
-            return
+            return (yield from self._make_room(list(group.keys), error))
         except CannotFuse:
             yield from self._settle_all()
             self.lanes.restart([key for key in group.keys if key in self.running], self.bench.model)
@@ -381,10 +379,12 @@ class Training:
 
     def _make_room(self, keys: Sequence[int], error: Exception) -> Generator[Event, None, None]:
         """A program did not fit into memory: half of the lanes go on, the other trials go back to the queue."""
-        let_go(error, self.bench.data)
+        freed = let_go(error, self.bench.data)
         yield from self._settle_all()
         keys = [key for key in keys if key in self.running]
-        if len(keys) == 1:
+        if freed:
+            self.lanes.restart(keys, self.bench.model)
+        elif len(keys) == 1:
             yield from self._finish({keys[0]: self.running[keys[0]].broken(error)})
         elif keys:
             number = self.count.halve()
@@ -395,6 +395,6 @@ class Training:
             self.lanes.restart(keys[:keep], self.bench.model)
 
     def _say_refusals(self) -> Generator[Event, None, None]:
-        for model, reason in self.lanes.refusals.items() - self._refused:
-            self._refused.add((model, reason))
-            yield WorkerWarned(f"model {model} cannot be fused, its trials train one after another: {reason}")
+        for sentence in self.lanes.complaints() - self._refused:
+            self._refused.add(sentence)
+            yield WorkerWarned(sentence)

@@ -34,7 +34,7 @@ from hpsearch.storage.pinned import pin_data
 from hpsearch.storage.studies import LoadedStudy, load_study, progress, study_names
 from hpsearch.train.device_data import place
 from hpsearch.train.lanes import Lanes
-from hpsearch.train.plan import LaneCount
+from hpsearch.train.plan import PROGRAMS, LaneCount
 from hpsearch.training import Training
 from hpsearch.trial import Bench
 
@@ -119,7 +119,7 @@ def lane_count(settings: Settings, study: LoadedStudy, device: torch.device) -> 
     on_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if on_gpu else "cpu"
     cache = settings.home / "lanes.json"
-    return LaneCount(settings.lanes, on_gpu, f"{name}, {study.spec.model.name}", cache)
+    return LaneCount(settings.lanes, on_gpu, f"{name}, {study.spec.model.name}, {PROGRAMS}", cache)
 
 
 def _pin_again(

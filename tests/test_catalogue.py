@@ -102,6 +102,23 @@ def test_unknown_names(tmp_path, override, expected):
     assert "(known: " in mistake
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("digits:5-20", "'digits:5-20': after the colon comes a range of two or more classes"),
+        ("digits:", "'digits:': after the colon comes a range"),
+        ("cifar100:5", "'cifar100:5': cifar100 takes nothing after the colon"),
+    ],
+)
+def test_what_cannot_follow_the_colon_of_a_data_set(tmp_path, name, expected):
+    file = tmp_path / "mine.toml"
+    file.write_text(STUDY)
+    with pytest.raises(StudyFileError) as caught:
+        catalogue.read(str(file), [f"data.name={name}"])
+    (mistake,) = caught.value.mistakes
+    assert mistake.startswith(f"{file}: data.name = {expected}")
+
+
 def test_names_and_form_are_checked_together(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text(STUDY.replace("seeds = 2", "[space]\noptimizer = ['sgd', 'smd']\n[budget]\ntrials = 0"))

@@ -33,6 +33,7 @@ def test_the_optimizers_compile(architecture: str) -> None:
         Sizes(3, 96, 96, 6, False),  # more rows than a warp has threads
         Sizes(3, 32, 32, 32, False),  # more outputs than a thread has registers for
         Sizes(16, 32, 32, 6, False),  # more memory than a block has
+        Sizes(1, 6, 6, 11, False),  # more threads than a block has
     ],
 )
 def test_what_does_not_fit_is_left_to_torch(sizes: Sizes) -> None:
@@ -44,17 +45,27 @@ def test_a_mistake_is_the_compilers_message() -> None:
         compiled("hpsearch.train", "update.cu", {}, "sm_90")
 
 
-def test_without_a_compiler_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> object:
-        raise ModuleNotFoundError(name)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_without_a_gpu_there_are_none(device: str) -> None:
+    assert not available(torch.device(device))
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    available.cache_clear()
-    try:
-        assert available()
-        available.cache_clear()
-        monkeypatch.setattr(kernels, "import_module", missing)
-        assert not available()
-    finally:
-        available.cache_clear()
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_runs_them() -> None:
+    assert available(torch.device("cuda", 0))
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        ("CUDA_ERROR_OUT_OF_MEMORY", torch.OutOfMemoryError),  # fewer lanes may fit
+        ("CUDA_ERROR_ILLEGAL_ADDRESS", torch.AcceleratorError),  # the process cannot go on
+        ("CUDA_ERROR_INVALID_VALUE", RuntimeError),
+    ],
+)
+def test_what_the_driver_says_becomes_the_error_that_torch_has_for_it(status: str, error: type[Exception]) -> None:
+    driver = pytest.importorskip("cuda.bindings.driver")
+    with pytest.raises(error) as caught:
+        kernels._done((getattr(driver.CUresult, status),))
+    assert type(caught.value) is error

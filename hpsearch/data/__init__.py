@@ -18,3 +18,10 @@ STAMPS = {
 PLACES = {
     "cifar100": "hpsearch.data.cifar100:find",
 }
+
+# a function (Source) that raises DataError if what stands after the colon cannot be meant; nothing is read for it
+ARGUMENTS = {
+    "cifar100": "hpsearch.data.images:refuse_argument",
+    "digits": "hpsearch.data.digits:class_range",
+    "stl5": "hpsearch.data.images:refuse_argument",
+}

@@ -75,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(FORWARD_GROUPS* FORWARD_SLOTS* SQUA
         int tap = at % TAPS_ALIGNED, filter = lane * OUTPUTS * CHANNELS + at / TAPS_ALIGNED;
         taps[at] = tap < TAPS ? weight[filter * TAPS + tap] : 0;
     }
-    const long start = (SHARED_IMAGES ? 0 : (long)lane * num_images) + first;
+    const long long start = (SHARED_IMAGES ? 0 : (long long)lane * num_images) + first;
     const float2* source = (const float2*)(images + start * CHANNELS * PIXELS);
     const int present = min(FORWARD_SLOTS, num_images - first) * CHANNELS * PIXELS / 2;
     for (int at = thread; at < FORWARD_SLOTS * CHANNELS * PIXELS / 2; at += blockDim.x)
@@ -97,7 +97,7 @@ extern "C" __global__ void __launch_bounds__(FORWARD_GROUPS* FORWARD_SLOTS* SQUA
         }
     }
     if (first + slot >= num_images) return;
-    const long map = ((long)lane * num_images + first + slot) * OUTPUTS + first_output;
+    const long long map = ((long long)lane * num_images + first + slot) * OUTPUTS + first_output;
 #pragma unroll
     for (int output = 0; output < GROUP; output++) {
         float value[4];
@@ -155,7 +155,7 @@ extern "C" __global__ void __launch_bounds__(32 * KERNEL, WEIGHT_BLOCKS) weight_
             int row = square / POOLED_COLUMNS * 2, column = square % POOLED_COLUMNS * 2;
             float found[4] = {};
             if (first + image < end) {
-                long map = ((long)lane * num_images + first + image) * OUTPUTS + first_output + output;
+                long long map = ((long long)lane * num_images + first + image) * OUTPUTS + first_output + output;
                 before_tanh(found, gradient[map * SQUARES + square], squashed + map * PLACES + row * MAP_COLUMNS + column);
             }
             float* corner = maps + ((image * TILE_OUTPUTS + output) * MAP_ROWS + row) * MAP_STRIDE + column;
@@ -168,7 +168,7 @@ extern "C" __global__ void __launch_bounds__(32 * KERNEL, WEIGHT_BLOCKS) weight_
             int image = at / (TILE_CHANNELS * PIXELS / 2), pixel = at * 2 % (TILE_CHANNELS * PIXELS);
             float2 two = make_float2(0, 0);
             if (first + image < end) {
-                long whole = (SHARED_IMAGES ? 0 : (long)lane * num_images) + first + image;
+                long long whole = (SHARED_IMAGES ? 0 : (long long)lane * num_images) + first + image;
                 two = *(const float2*)(images + (whole * CHANNELS + first_channel) * PIXELS + pixel);
             }
             float* to = pixels + (image * TILE_CHANNELS * ROWS + pixel / COLUMNS) * IMAGE_STRIDE + pixel % COLUMNS;
@@ -205,7 +205,7 @@ extern "C" __global__ void __launch_bounds__(32 * KERNEL, WEIGHT_BLOCKS) weight_
                 seen[at / (KERNEL - 1)][at % (KERNEL - 1)] = seen[at / (KERNEL - 1)][STEP + at % (KERNEL - 1)];
         }
     }
-    float* result = partial + ((long)part * num_lanes + lane) * (OUTPUTS * CHANNELS * TAPS + OUTPUTS);
+    float* result = partial + ((long long)part * num_lanes + lane) * (OUTPUTS * CHANNELS * TAPS + OUTPUTS);
 #pragma unroll
     for (int start = 0; start < FOUND + TILE_OUTPUTS; start += AT_ONCE) {
         __syncthreads();
@@ -247,14 +247,14 @@ extern "C" __global__ void __launch_bounds__(IMAGE_SLOTS* PIXELS / 4) image_grad
         __syncthreads();
         for (int at = thread; at < IMAGE_OUTPUTS * CHANNELS * TAPS_ALIGNED; at += blockDim.x) {
             int tap = at % TAPS_ALIGNED;
-            long filter = (long)(lane * OUTPUTS + start) * CHANNELS + at / TAPS_ALIGNED;
+            long long filter = (long long)(lane * OUTPUTS + start) * CHANNELS + at / TAPS_ALIGNED;
             taps[at] = tap < TAPS ? weight[filter * TAPS + TAPS - 1 - tap] : 0;
         }
         for (int at = thread; at < IMAGE_SLOTS * IMAGE_OUTPUTS * SQUARES; at += blockDim.x) {
             int image = at / (IMAGE_OUTPUTS * SQUARES), output = at / SQUARES % IMAGE_OUTPUTS, own = at % SQUARES;
             int row = own / POOLED_COLUMNS * 2, column = own % POOLED_COLUMNS * 2;
             if (first + image >= num_images) break;
-            long map = ((long)lane * num_images + first + image) * OUTPUTS + start + output;
+            long long map = ((long long)lane * num_images + first + image) * OUTPUTS + start + output;
             float found[4];
             before_tanh(found, gradient[map * SQUARES + own], squashed + map * PLACES + row * MAP_COLUMNS + column);
             float* corner = maps + ((image * IMAGE_OUTPUTS + output) * HIGH + row + MARGIN) * WIDE + column + MARGIN;
@@ -277,7 +277,7 @@ extern "C" __global__ void __launch_bounds__(IMAGE_SLOTS* PIXELS / 4) image_grad
     if (first + slot >= num_images) return;
 #pragma unroll
     for (int channel = 0; channel < CHANNELS; channel++) {
-        float* corner = result + (((long)lane * num_images + first + slot) * CHANNELS + channel) * PIXELS + y * COLUMNS + x;
+        float* corner = result + (((long long)lane * num_images + first + slot) * CHANNELS + channel) * PIXELS + y * COLUMNS + x;
         *(float2*)corner = make_float2(sums[channel][0], sums[channel][1]);
         *(float2*)(corner + COLUMNS) = make_float2(sums[channel][2], sums[channel][3]);
     }

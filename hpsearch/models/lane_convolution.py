@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from hpsearch.kernels import SHARED_BYTES, Kernels, available
+from hpsearch.kernels import SHARED_BYTES, Kernels, architecture, available, compiled
 
 KERNEL, TAPS = 5, 25
 MOST_OUTPUTS = 16
 MOST_FILTERS = 9  # of a block that finds the gradient of weights, likewise
 BLOCKS = 2_500  # of that gradient, at least: many times what runs at once, so that the last ones make little difference
-WARP = 32
+WARP, MOST_THREADS = 32, 1024  # of a warp, and of a block
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ class Sizes:
         if self.outputs > MOST_OUTPUTS:
             return False
         sizes, pixels = self.defines, self.rows * self.columns
+        threads = sizes["FORWARD_GROUPS"] * sizes["FORWARD_SLOTS"] * self.squares
+        if max(threads, sizes["IMAGE_SLOTS"] * (pixels // 4)) > MOST_THREADS:
+            return False
         forward = sizes["FORWARD_SLOTS"] * self.channels * pixels
         slots = WARP // map_rows
         maps = slots * sizes["TILE_OUTPUTS"] * map_rows * (map_columns + 1)
@@ -77,7 +81,7 @@ def fits(maps: Tensor, outputs: int) -> bool:
     """Whether these maps (B, C, H, W), float32 on a GPU, are for the kernels."""
     if not maps.is_cuda or maps.dtype != torch.float32 or torch.is_autocast_enabled("cuda"):
         return False
-    if torch.compiler.is_compiling() or not available():
+    if torch.compiler.is_compiling() or not available(maps.device):
         return False
     return _of(*maps.shape[-3:], outputs, False).fits
 
@@ -116,6 +120,7 @@ class _InLanes(torch.autograd.Function):
         ctx.save_for_backward(inputs[0], inputs[1], output[1])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         maps, weight, squashed = ctx.saved_tensors
         gradient = gradient.contiguous()
@@ -175,5 +180,4 @@ def _divisor(number: int, most: int) -> int:
 
 @cache
 def _kernels(sizes: Sizes, device: torch.device) -> Kernels:
-    with torch.cuda.device(device):
-        return Kernels("hpsearch.models", "convolution.cu", sizes.defines)
+    return Kernels(compiled("hpsearch.models", "convolution.cu", sizes.defines, architecture(device)), device)

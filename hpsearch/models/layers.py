@@ -66,13 +66,15 @@ class _RowsOfGradients(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0], inputs[1])
-        ctx.has_bias = inputs[2] is not None
+        ctx.has_bias, device = inputs[2] is not None, inputs[0].device.type
+        ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs[0].dtype
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
         inputs, weight = ctx.saved_tensors
-        to_inputs = gradient @ weight.to(gradient.dtype) if ctx.needs_input_grad[0] else None
-        to_weight = (gradient.T @ inputs.to(gradient.dtype)).to(weight.dtype)
+        rounded = gradient.to(ctx.dtype)  # products have the precision of the forward pass
+        to_inputs = (rounded @ weight.to(ctx.dtype)).to(inputs.dtype) if ctx.needs_input_grad[0] else None
+        to_weight = (rounded.T @ inputs.to(ctx.dtype)).to(weight.dtype)
         return to_inputs, to_weight, gradient.sum(0).to(weight.dtype) if ctx.has_bias else None
 
 

@@ -202,6 +202,13 @@ def _parse(url: str) -> URL:
         raise StorageError(f"storage URL {redact(url)}: a SQLite file takes no options; leave out all from the ? on")
     if parsed.database == ":memory:":
         raise StorageError(f"storage URL {redact(url)}: workers cannot share a database in memory; name a file")
+    if parsed.drivername == "sqlite" and parsed.database.startswith("~"):
+        try:
+            parsed = parsed.set(database=str(Path(parsed.database).expanduser()))
+        except RuntimeError as error:
+            raise StorageError(
+                f"storage URL {redact(url)}: no home folder is known for what follows the ~; write the whole path"
+            ) from error
     return parsed
 
 

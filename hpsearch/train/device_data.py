@@ -30,12 +30,27 @@ class Arrays(Protocol):
     def std(self) -> tuple[float, ...]: ...
 
 
+class Augmented:
+    """Epochs of augmented images that stay on the device; what `Stream.blocks` keeps, and looks up."""
+
+    def __init__(self) -> None:
+        self.epochs: dict[Any, tuple[int, list[tuple[Tensor, Tensor]]]] = {}  # by stream: number, blocks
+        self.wanted = True  # until memory has run out
+
+    @property
+    def num_bytes(self) -> int:
+        """Of memory that they hold."""
+        return sum(images.nbytes for _, blocks in self.epochs.values() for images, _ in blocks)
+
+    def give_up(self) -> bool:
+        """Hold nothing from now on; whether there was something."""
+        held, self.epochs, self.wanted = bool(self.epochs), {}, False
+        return held
+
+
 @dataclass(frozen=True)
 class DeviceData:
-    """Images uint8 (N, C, H, W), labels int64 (N,); mean and std per channel on the scale 0..1.
-
-    `augmented` is what `Stream.blocks` keeps: of each stream an epoch, by number, and its blocks.
-    """
+    """Images uint8 (N, C, H, W), labels int64 (N,); mean and std per channel on the scale 0..1."""
 
     train_images: Tensor
     train_labels: Tensor
@@ -44,9 +59,7 @@ class DeviceData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     num_classes: int
-    augmented: dict[Any, tuple[int, list[tuple[Tensor, Tensor]]]] = field(
-        init=False, default_factory=dict, compare=False, repr=False
-    )
+    augmented: Augmented = field(init=False, default_factory=Augmented, compare=False, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -90,22 +103,26 @@ def constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
         return torch.tensor(values, device=device)
 
 
-def has_room(device: torch.device) -> bool:
+def has_room(data: DeviceData) -> bool:
     """Whether the device has memory for twice as many lanes."""
-    if device.type != "cuda":
+    if data.device.type != "cuda":
         return True
-    free, total = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return free + unused > total / 2
+    free, total = torch.cuda.mem_get_info(data.device)
+    unused = torch.cuda.memory_reserved(data.device) - torch.cuda.memory_allocated(data.device)
+    return free + unused + data.augmented.num_bytes > total / 2
 
 
-def let_go(error: Exception, data: DeviceData) -> None:
-    """Free what a failed step holds on the device: the exception's frames keep its activations and gradients alive."""
+def let_go(error: Exception, data: DeviceData) -> bool:
+    """Free what a failed step holds on the device: the exception's frames keep its activations and gradients alive.
+
+    Augmented images make room too, for good; whether there were any.
+    """
     traceback.clear_frames(error.__traceback__)
-    data.augmented.clear()
+    held = data.augmented.give_up()
     if data.device.type == "cuda":
         gc.collect()  # compiled and recorded programs are cycles
         torch.cuda.empty_cache()
+    return held
 
 
 def _tensor(array: Any, device: torch.device | str) -> Tensor:

@@ -23,7 +23,7 @@ from hpsearch.models.build import Constructor, build_model
 from hpsearch.models.layers import let_share
 from hpsearch.recipe import Recipe, fold
 from hpsearch.train.augment import normalise
-from hpsearch.train.device_data import DeviceData
+from hpsearch.train.device_data import DeviceData, let_go
 from hpsearch.train.dropout import SeededDropout, seed_of, seeded
 from hpsearch.train.graphs import CannotRecord, StepGraph
 from hpsearch.train.lane_optimizers import BUFFERS, Moments, Numbers, apply
@@ -80,9 +80,9 @@ class Fused:
     """`num_lanes` slots for trials whose recipes differ from `template` only in what is a tensor along K.
 
     `width` is the hidden width to which all are padded with zeros; None: the recipes' own, the same for all.
-    `graphed`: full batches step as a CUDA graph, recorded when it is first needed, if it can be. `compiler`: the
-    backend with which torch.compile makes the forward and backward pass of full batches; in the first step, which then
-    takes long.
+    `graphed`: full batches of a network that says `static_graph` step as a CUDA graph, recorded when it is first
+    needed; `unrecorded` says why that could not be. `compiler`: the backend with which torch.compile makes the forward
+    and backward pass of full batches; in the first step, which then takes long.
 
     Raises:
         CannotFuse: torch.func cannot run the network for several trials at once.
@@ -100,7 +100,7 @@ class Fused:
         compiler: str | None = None,
     ) -> None:
         self.data, self.num_lanes = data, num_lanes
-        self._graphed = graphed
+        self.unrecorded = ""
         # A bound method here would be a cycle, in which the memory of the device waits for Python's collector.
         self._compiled = torch.compile(self._forward, backend=compiler, dynamic=False) if compiler else None
         self._graph: StepGraph | None = None
@@ -109,6 +109,7 @@ class Fused:
         self._precision, self._reads_only = template.precision, template.model in MODELS
         padded = replace(template, hidden_width=width)
         self._module = build_model(padded, data.input_shape, data.num_classes, constructor)
+        self._graphed = graphed and getattr(self._module, "static_graph", False)
         self._dropouts = seeded(self._module)
         let_share(self._module)
         self._module.to(data.device)
@@ -126,6 +127,7 @@ class Fused:
         self._rows = Rows(flat, Moments.of(flat), stacked)
         self._persistent = [name for name in self._module.state_dict() if name not in self._parameters]
         self._numbers = Numbers.of([template] * num_lanes, data.device)
+        self._num_validated = VALIDATED // num_lanes
         self._sums = torch.zeros(3, num_lanes, device=data.device)  # loss * images, hits, norms
         self._try()
         self._kept = self._rows.clone()  # as after the last whole epoch
@@ -200,7 +202,7 @@ class Fused:
                 self._advance(own, labels, rates[step], momenta[step], first_steps + step)
         losses, hits, norms = self._sums.cpu().tolist()  # the only wait for the device in an epoch
         with multiplying(EVALUATION, self.data.device):
-            validation = self._validate()
+            validation = self._validated()
         seconds, last_rates = time.perf_counter() - started, rates[-1].tolist()
         results = {}
         for index, lane in active.items():
@@ -235,8 +237,8 @@ class Fused:
         if self._graph is None:
             try:
                 self._graph = StepGraph(self._step, inputs, [*self._rows.tensors(), self._sums])
-            except CannotRecord:  # what it does step by step, it does all the same
-                self._graphed = False
+            except CannotRecord as error:  # what it does step by step, it does all the same
+                self._graphed, self.unrecorded = False, str(error)
                 self._step(*inputs)
                 return
         self._graph(*inputs)
@@ -260,12 +262,21 @@ class Fused:
             hits = (logits.argmax(-1) == every).sum(1)
             self._sums += torch.stack([loss * len(labels), hits, norm])
 
+    def _validated(self) -> tuple[list[float], list[float]]:
+        """Loss and accuracy (K,) on the validation part, many images at once if there is memory for them."""
+        if self._num_validated > VALIDATION_BATCH:
+            try:
+                return self._validate(self._num_validated)
+            except torch.OutOfMemoryError as error:
+                let_go(error, self.data)
+        self._num_validated = VALIDATION_BATCH
+        return self._validate(VALIDATION_BATCH)
+
     @torch.no_grad()
-    def _validate(self) -> tuple[list[float], list[float]]:
-        """Loss and accuracy (K,) on the validation part."""
+    def _validate(self, size: int) -> tuple[list[float], list[float]]:
+        """Loss and accuracy (K,), from so many images at once."""
         self._module.eval()
         totals = torch.zeros(2, self.num_lanes, device=self.data.device)
-        size = max(VALIDATION_BATCH, VALIDATED // self.num_lanes)
         for raw, labels in zip(
             torch.split(self.data.validation_images, size),
             torch.split(self.data.validation_labels, size),

@@ -58,10 +58,8 @@ def recorded(step: Callable[[], None], state: Sequence[Tensor]) -> Callable[[], 
             try:
                 with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                     step()
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:  # the steps before it raised nothing
-                raise CannotRecord(str(error)) from error
+            except RuntimeError as error:  # the steps before it raised nothing; without memory for it, they go on
+                raise CannotRecord(" ".join(str(error).split())[:300]) from error
         finally:
             torch.cuda.set_stream(before)  # a recording that fails would leave it at the other one
             before.wait_stream(stream)

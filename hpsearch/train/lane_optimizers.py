@@ -12,7 +12,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from hpsearch.kernels import Kernels, available
+from hpsearch.kernels import Kernels, architecture, available, compiled
 from hpsearch.recipe import Recipe
 from hpsearch.train.optimizers import ADAM, CLIP_EPSILON, EPSILON, SECOND_BETA, SGD
 
@@ -73,7 +73,8 @@ class Numbers:
         decays = [decay if apart else 0.0 for decay, apart in zip(decays, decoupled, strict=True)]
         clips = [(recipe.clip_norm if recipe else 0.0) or torch.inf for recipe in recipes]
         adaptive = [recipe is not None and recipe.optimizer != "sgd" for recipe in recipes]
-        return cls(*(torch.tensor(values, device=device) for values in (penalties, decays, clips, adaptive)))
+        numbers = [torch.tensor(one, dtype=torch.float32, device=device) for one in (penalties, decays, clips)]
+        return cls(numbers[0], numbers[1], numbers[2], torch.tensor(adaptive, device=device))
 
     def take(self, others: "Numbers") -> None:
         """Become the others, in place: a graph goes on reading the same memory."""
@@ -111,10 +112,9 @@ def apply(parameters: Tensor, gradients: Tensor, moments: Moments, numbers: Step
 
 
 def _by_kernel(parameters: Tensor) -> bool:
-    return parameters.is_cuda and available()
+    return parameters.is_cuda and available(parameters.device)
 
 
 @cache
 def _kernels(device: torch.device) -> Kernels:
-    with torch.cuda.device(device):
-        return Kernels("hpsearch.train", "update.cu", {"EACH": EACH})
+    return Kernels(compiled("hpsearch.train", "update.cu", {"EACH": EACH}, architecture(device)), device)

@@ -60,7 +60,7 @@ class Waiting:
 class Lanes:
     """Trials by key; `fuse` says whether groups become one program, `num_threads` how many of the others train at once.
 
-    `refusals` collects, by architecture, why some could not.
+    `refusals` collects, by architecture, why some could not, `unrecorded` why their steps are no CUDA graphs.
     """
 
     def __init__(self, data: DeviceData, constructor: Constructor, *, fuse: bool, num_threads: int = 1) -> None:
@@ -70,6 +70,7 @@ class Lanes:
         self._fused: list[FusedGroup] = []
         self._waiting: dict[int, Waiting] = {}
         self.refusals: dict[str, str] = {}
+        self.unrecorded: dict[str, str] = {}
 
     def positions(self) -> dict[Stream, int]:
         """Which epoch comes next of the streams that trials are on: a new one that begins there can join them."""
@@ -107,6 +108,17 @@ class Lanes:
             self.drop(key)
             self.add(key, recipe, model(recipe), state)
 
+    def complaints(self) -> set[str]:
+        """A sentence for each architecture that trains more slowly than it might."""
+        fused = {
+            f"model {model} cannot be fused, its trials train one after another: {reason}"
+            for model, reason in self.refusals.items()
+        }
+        return fused | {
+            f"steps of model {model} cannot be a CUDA graph and take longer: {reason}"
+            for model, reason in self.unrecorded.items()
+        }
+
     def groups(self) -> Iterator[Group]:
         """All groups, for one round; each epoch is trained when the caller asks for it."""
         if broken := self._let_in():
@@ -143,7 +155,7 @@ class Lanes:
         here = (group for group in self._fused if (group.graph, group.position) == (graph, position))
         try:
             if (group := next(here, None)) is None:
-                group = FusedGroup(graph, self.data, self._constructor, self.refusals)
+                group = FusedGroup(graph, self.data, self._constructor, self.refusals, self.unrecorded)
                 group.join(trials)
                 self._fused.append(group)
             else:
@@ -190,8 +202,16 @@ class Broken:
 class FusedGroup:
     """Trials of one graph in one program, which grows and shrinks with their number."""
 
-    def __init__(self, graph: Graph, data: DeviceData, constructor: Constructor, refusals: dict[str, str]) -> None:
-        self.graph, self._data, self._constructor, self._refusals = graph, data, constructor, refusals
+    def __init__(
+        self,
+        graph: Graph,
+        data: DeviceData,
+        constructor: Constructor,
+        refusals: dict[str, str],
+        unrecorded: dict[str, str],
+    ) -> None:
+        self.graph, self._data, self._constructor = graph, data, constructor
+        self._refusals, self._unrecorded = refusals, unrecorded
         self.keys: dict[int, int] = {}  # of the trials, to their lanes
         self.recipes: dict[int, Recipe] = {}
         self._program: Fused | None = None
@@ -214,7 +234,7 @@ class FusedGroup:
         if program is None or needed > program.num_lanes or needed * 4 <= program.num_lanes:
             template = next(iter({**self.recipes, **{k: t.recipe for k, t in trials.items()}}.values()))
             size = 1 << (needed - 1).bit_length() if needed <= STEP else -(-needed // STEP) * STEP
-            graphed = self._data.device.type == "cuda"
+            graphed = self._data.device.type == "cuda" and self.graph.model not in self._unrecorded
             program = Fused(template, self.graph.width, self._data, size, self._constructor, graphed=graphed)
             self._move(program)
         free = iter([lane for lane, filled in enumerate(program.lanes) if filled is None])
@@ -258,6 +278,8 @@ class FusedGroup:
             if isinstance(refused, CannotFuse):
                 self._refusals[self.graph.model] = str(refused)
             raise refused from error
+        if self._program.unrecorded:
+            self._unrecorded[self.graph.model] = self._program.unrecorded
         return {key: results[lane] for key, lane in self.keys.items()}
 
     def keep_epoch(self) -> None:

@@ -21,6 +21,7 @@ FIRST_LANES = 16  # with which `auto` begins on a GPU
 MOST_LANES = 1024
 CPU_LANES = 4  # with `auto`, at most: Python lets few threads of one process work at once
 WORTH = 1.1  # twice the lanes must give so many times the images per second
+PROGRAMS = "graphs"  # of the lanes that a number was found for: others are as fast with other numbers
 ROUNDS = 3  # with each number, of which the fastest counts: the first one builds the programs and loads their kernels
 
 

@@ -36,20 +36,21 @@ class Stream:
         programs of one stream, one after another, see the same images.
         """
         key = (self.augmentation, self.seed, block_size(self.batch_size))
-        kept_epoch, blocks = data.augmented.get(key, (None, []))
+        kept_epoch, blocks = data.augmented.epochs.get(key, (None, []))
         if kept_epoch == epoch:
             yield from blocks
             return
         most, made = _num_kept(data), list[Block]()
-        data.augmented.pop(key, None)
+        data.augmented.epochs.pop(key, None)
         for block in self._made(data, epoch, fresh=most > 0):
             if most:
                 made.append(block)
             yield block
-        if most:
-            data.augmented[key] = (epoch, made)
-            for oldest in list(data.augmented)[:-most]:
-                del data.augmented[oldest]
+        if most and data.augmented.wanted:
+            epochs = data.augmented.epochs
+            epochs[key] = (epoch, made)
+            for oldest in list(epochs)[:-most]:
+                del epochs[oldest]
 
     def _made(self, data: DeviceData, epoch: int, *, fresh: bool) -> Iterator[Block]:
         """As `blocks`; `fresh`: each has memory of its own."""
@@ -80,7 +81,7 @@ def block_size(batch_size: int) -> int:
 
 def _num_kept(data: DeviceData) -> int:
     """How many augmented epochs may stay on the device."""
-    if data.device.type != "cuda":
+    if data.device.type != "cuda" or not data.augmented.wanted:
         return 0
     num_bytes = data.num_images * prod(data.input_shape) * 4
     return int(torch.cuda.get_device_properties(data.device).total_memory / SHARE / num_bytes)

@@ -9,7 +9,7 @@ extern "C" __global__ void update(
     const float* __restrict__ root, const bool* __restrict__ adaptive, int size, float second_beta, float rest,
     float epsilon) {
     const int lane = blockIdx.y, start = blockIdx.x * blockDim.x * EACH + threadIdx.x;
-    const long row = (long)lane * size;
+    const long long row = (long long)lane * size;
     const bool adapts = adaptive[lane];
     float own[EACH], gradient[EACH], one[EACH], other[EACH];
 #pragma unroll

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call, vmap
 
 from hpsearch.models import layers
-from hpsearch.models.layers import SquashedConv2d, SquashingPool2d, WideLinear, let_alone
+from hpsearch.models.layers import SquashedConv2d, SquashingPool2d, WideLinear, let_alone, let_share
 
 
 @pytest.mark.parametrize("by_onednn", [True, False])
@@ -110,3 +111,37 @@ def test_places_of_a_square() -> None:
         [[0, 0, 0], [3, 3, 0], [3, 3, 0]],
         [[0, 0, 0], [0, 4, 4], [0, 4, 4]],
     ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shared", [True, False])
+def test_in_lanes_a_wide_layer_gives_each_what_it_gives_alone(shared: bool, dtype: torch.dtype) -> None:
+    """Gradients come in rows; products under autocast have its precision in the backward pass as well."""
+    num_lanes, rounded = 3, dtype != torch.float32
+    wide = WideLinear(1024, 1024)
+    let_share(wide)
+    generator = torch.Generator().manual_seed(0)
+    weight = (torch.randn(num_lanes, 1024, 1024, generator=generator) / 32).requires_grad_()
+    bias = torch.randn(num_lanes, 1024, generator=generator).requires_grad_()
+    inputs = torch.randn(1 if shared else num_lanes, 8, 1024, generator=generator).requires_grad_(not shared)
+    above = torch.randn(num_lanes, 8, 1024, generator=generator)
+
+    def one(weight: torch.Tensor, bias: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = functional_call(wide, {"weight": weight, "bias": bias}, (inputs,))
+        return outputs
+
+    given = [weight, bias, *([] if shared else [inputs])]
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=rounded):
+        lanes = vmap(one, in_dims=(0, 0, None if shared else 0))(weight, bias, inputs[0] if shared else inputs)
+    found = torch.autograd.grad((lanes * above).sum(), given)
+    assert found[0].is_contiguous()
+    let_alone(wide, False)
+    for lane in range(num_lanes):
+        own = inputs[0 if shared else lane]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=rounded):
+            outputs = nn.functional.linear(own, weight[lane], bias[lane])
+        exact = torch.autograd.grad((outputs * above[lane]).sum(), given)
+        for ours, theirs in zip(found, exact, strict=True):
+            scale = theirs[lane].abs().max() if theirs.shape[0] == num_lanes else theirs.abs().max()
+            difference = (ours[lane] - theirs[lane]).abs().max() / scale
+            assert difference < (1e-2 if rounded else 1e-5)

@@ -27,6 +27,17 @@ def test_unknown_urls_are_refused_in_one_line(url: str, tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path)
+    create("sqlite:///~/studies.db").close()
+    assert (tmp_path / "home" / "studies.db").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    with pytest.raises(StorageError, match="no home folder is known for what follows the ~; write the whole path"):
+        connect("sqlite:///~nobody-has-this-name/studies.db")
+
+
 def test_connect_makes_nothing(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="holds no studies yet"):
         connect(f"sqlite:///{tmp_path / 'absent.db'}")

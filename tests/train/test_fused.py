@@ -22,9 +22,10 @@ from hpsearch.models import MODELS
 from hpsearch.models.build import build_model
 from hpsearch.recipe import Recipe
 from hpsearch.train import OPTIMIZERS, SCHEDULES
+from hpsearch.train import fused as fused_module
 from hpsearch.train.device_data import place
 from hpsearch.train.fused import CannotFuse, Fused
-from hpsearch.train.lane_optimizers import BUFFERS
+from hpsearch.train.lane_optimizers import BUFFERS, Numbers
 from hpsearch.train.program import EpochResult, Program
 from tests.train.data import small_data_set
 
@@ -299,3 +300,31 @@ def test_its_memory_is_free_as_soon_as_nobody_has_it(model: str) -> None:
         assert watched() is None
     finally:
         gc.enable()
+
+
+def test_validation_that_does_not_fit_takes_fewer_images_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *_ = recipes("2lp", "sgd", "constant", 16)
+    data = place(small_data_set(), "cpu")
+    monkeypatch.setattr(fused_module, "VALIDATION_BATCH", 7)
+    results, sizes = [], list[int]()
+    whole = fused_module.normalise
+
+    def scarce(images: Tensor, *others: Any) -> Tensor:
+        sizes.append(len(images))
+        if len(images) > 7:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(images, *others)
+
+    for normalise in (whole, scarce):
+        monkeypatch.setattr(fused_module, "normalise", normalise)
+        program = Fused(first, 12, data, 1)
+        fill(program, 0, first)
+        results.append([program.run_epoch()[0] for _ in range(2)])
+    for one, other in zip(*results, strict=True):
+        assert_same(one, other)
+    assert sizes == [20, 7, 7, 6, 7, 7, 6]  # it is tried once
+
+
+def test_numbers_of_a_recipe_may_be_whole() -> None:
+    numbers = Numbers.of([Recipe(model="2lp", epochs=1, weight_decay=0, clip_norm=1)], torch.device("cpu"))
+    assert {numbers.penalty.dtype, numbers.decay.dtype, numbers.clip_norm.dtype} == {torch.float32}

@@ -149,6 +149,7 @@ class Copying(nn.Module):
     """It copies a number from the CPU's memory, which no graph can contain."""
 
     own_randomness = False
+    static_graph = True
 
     def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
@@ -172,6 +173,23 @@ def test_a_step_that_cannot_be_recorded_trains_all_the_same(device: str, monkeyp
         for lane, recipe in enumerate(chosen):
             program.fill(lane, recipe, build_model(recipe, data.input_shape, data.num_classes, Copying))
     assert_equal(*both)
+    assert [bool(program.unrecorded) for program in both] == [False, True]
+
+
+class Growing(Copying):
+    """It does something else in every step, and does not say `static_graph`."""
+
+    static_graph = False
+
+
+def test_a_network_that_does_not_say_so_is_never_recorded(num_recorded: list[int]) -> None:
+    first, *_ = recipes("2lp", "sgd", "constant", 16)
+    chosen = replace(first, model="Growing", hidden_width=None, dropout=None)
+    data = place(small_data_set(70), "cpu")
+    program = Fused(chosen, None, data, 1, Growing, graphed=True)
+    program.fill(0, chosen, build_model(chosen, data.input_shape, data.num_classes, Growing))
+    program.run_epoch()
+    assert num_recorded == []
 
 
 def refuse(*_: object) -> None:

@@ -151,4 +151,4 @@ def test_programs_of_one_stream_see_images_that_are_made_once(monkeypatch: pytes
                 group.keep_epoch()
     assert results[0] == results[1]
     assert made == [data.num_images] * 2  # two epochs of two programs
-    assert [number for number, _ in data.augmented.values()] == [1]
+    assert [number for number, _ in data.augmented.epochs.values()] == [1]
