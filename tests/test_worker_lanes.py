@@ -115,6 +115,29 @@ def test_out_of_memory_halves_the_lanes_and_loses_nothing(
     assert not any(trial.constraints for trial in trials)
 
 
+def test_augmented_images_make_room_before_lanes_are_halved(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where the images of an epoch stay for all programs of a stream."""
+    train_epoch, held = Fused.train_epoch, list[int]()
+
+    def crowded(program: Fused) -> Any:
+        held.append(len(program.data.augmented.epochs))
+        if held[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return train_epoch(program)
+
+    monkeypatch.setattr(Fused, "train_epoch", crowded)
+    monkeypatch.setattr("hpsearch.train.stream._num_kept", lambda data: 4 * data.augmented.wanted)
+    monkeypatch.setattr("hpsearch.worker.Lanes", lambda data, constructor, **_: Lanes(data, constructor, fuse=True))
+    events = work(sqlite, tiny(), replace(settings, lanes=4))
+    assert [event.message for event in events if isinstance(event, WorkerWarned)] == []
+    assert sum(map(bool, held)) == 1
+    trials = load_study(sqlite, "tiny").optuna_study.trials
+    assert len(trials) == 6
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+
+
 def test_lanes_whose_epoch_raises_train_one_after_another(
     sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
