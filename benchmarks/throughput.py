@@ -232,7 +232,13 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=["lenet", "2lp"], choices=["lenet", "2lp"])
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[64, 256])
     parser.add_argument("--sides", help="letters of the sides to measure, such as acde; on a GPU, all")
-    parser.add_argument("--lanes", nargs="+", type=int, default=[*GPU_LANES], help="numbers of lanes, sides e and f")
+    parser.add_argument(
+        "--lanes",
+        nargs="+",
+        type=int,
+        default=[*GPU_LANES],
+        help="numbers of lanes; of these f takes the largest, and g two",
+    )
     parser.add_argument("--minutes", type=float, default=9.0, help="for all sides together")
     parser.add_argument("--seconds-per-side", type=float, default=3.0)
     parser.add_argument("--images", type=int, default=NUM_TRAIN, help="of an epoch; fewer to try the script")

@@ -15,6 +15,7 @@ from torch import Tensor
 SHARED_BYTES = 48 * 1024  # of memory that the threads of a block share, on every GPU
 
 Argument = Tensor | int | float | None  # a tensor in rows, or None, is a pointer
+REFUSALS = {f"CUDA_ERROR_INVALID_{what}" for what in ("VALUE", "IMAGE", "CONTEXT", "PTX", "SOURCE", "HANDLE")}
 NOTHING = b'extern "C" __global__ void nothing() {}'
 TYPES = {int: ctypes.c_int, float: ctypes.c_float}
 
@@ -28,6 +29,8 @@ def available(device: torch.device) -> bool:
         with torch.cuda.device(device):
             Kernels(_compile(NOTHING, "nothing.cu", {}, architecture(device)), device)("nothing", (1, 1, 1), 1)
             torch.cuda.synchronize(device)
+    except torch.OutOfMemoryError:
+        raise
     except (ImportError, RuntimeError, AssertionError):  # cuda.bindings, the compiler or a driver is missing
         return False
     return True
@@ -101,7 +104,7 @@ def _done(results: tuple[Any, ...]) -> Any:
     status = results[0]
     if status.name == "CUDA_ERROR_OUT_OF_MEMORY":
         raise torch.OutOfMemoryError("CUDA out of memory: the driver has none left for a kernel")
-    if int(status) and "INVALID" not in status.name:
+    if int(status) and status.name not in REFUSALS:
         raise torch.AcceleratorError(f"CUDA: {status.name}")
     return _checked(results)
 

@@ -378,7 +378,7 @@ class Training:
         return int(min(self.count.number - held + ending, left))
 
     def _make_room(self, keys: Sequence[int], error: Exception) -> Generator[Event, None, None]:
-        """A program did not fit into memory: half of the lanes go on, the other trials go back to the queue."""
+        """A program did not fit into memory: augmented images make room, or half of the trials go back to the queue."""
         freed = let_go(error, self.bench.data)
         yield from self._settle_all()
         keys = [key for key in keys if key in self.running]

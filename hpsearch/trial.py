@@ -32,7 +32,7 @@ from hpsearch.storage.ledger import REASON_KEY, TRACEBACK_KEY, End, Report
 from hpsearch.storage.studies import LoadedStudy
 from hpsearch.train import freezing
 from hpsearch.train.checkpoint import State, from_bytes, to_bytes
-from hpsearch.train.device_data import DeviceData, let_go
+from hpsearch.train.device_data import DeviceData, let_go, out_of_memory
 from hpsearch.train.metrics import predictions
 from hpsearch.train.program import EpochResult
 
@@ -266,11 +266,6 @@ def recorded(row: Mapping[str, Any]) -> EpochResult:
 def one_line(error: Exception) -> str:
     """An exception's message in one line of limited length."""
     return " ".join(str(error).split())[:500]
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether a device or the machine had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _strange(state: State, model: nn.Module) -> str:

@@ -108,6 +108,7 @@ def test_unknown_names(tmp_path, override, expected):
         ("digits:5-20", "'digits:5-20': after the colon comes a range of two or more classes"),
         ("digits:", "'digits:': after the colon comes a range"),
         ("cifar100:5", "'cifar100:5': cifar100 takes nothing after the colon"),
+        ("folder:", "'folder:': a colon and a path are missing"),
     ],
 )
 def test_what_cannot_follow_the_colon_of_a_data_set(tmp_path, name, expected):

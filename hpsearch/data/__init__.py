@@ -23,5 +23,6 @@ PLACES = {
 ARGUMENTS = {
     "cifar100": "hpsearch.data.images:refuse_argument",
     "digits": "hpsearch.data.digits:class_range",
+    "folder": "hpsearch.data.folder:need_path",
     "stl5": "hpsearch.data.images:refuse_argument",
 }

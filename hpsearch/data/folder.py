@@ -58,9 +58,14 @@ def stamp_of(folder: Path, files: Mapping[str, Sequence[Path]]) -> str:
     return digest.hexdigest()
 
 
-def _train_folder(source: Source) -> Path:
+def need_path(source: Source) -> None:
+    """Raise DataError if the name has no path."""
     if not source.argument:
-        raise DataError("data.name = 'folder': the colon and a path are missing; write folder:PATH.")
+        raise DataError(f"data.name = {source.name!r}: a colon and a path are missing; write folder:PATH.")
+
+
+def _train_folder(source: Source) -> Path:
+    need_path(source)
     folder = Path(os.path.expanduser(source.argument)) / "train"  # Path.expanduser raises if there is no such user
     if not folder.is_dir():
         raise DataError(

@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 from hpsearch.kernels import SHARED_BYTES, Kernels, architecture, available, compiled
 
 KERNEL, TAPS = 5, 25
-MOST_OUTPUTS = 16
-MOST_FILTERS = 9  # of a block that finds the gradient of weights, likewise
+MOST_OUTPUTS = 16  # of a layer; a thread sums up to eight, of four places each, in its registers
+MOST_FILTERS = 9  # of a block that finds the gradient of weights, whose threads sum five numbers of each
 BLOCKS = 2_500  # of that gradient, at least: many times what runs at once, so that the last ones make little difference
 WARP, MOST_THREADS = 32, 1024  # of a warp, and of a block
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 from hpsearch.models.lane_convolution import KERNEL, fits, squashed_convolution
 
 ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # A B^T by oneDNN; torch itself asks MKL
-WIDE = 2**20  # weights (4 MB) from which on a linear layer has its own ways on a CPU
+WIDE = 2**20  # weights (4 MB) from which on a linear layer has ways of its own
 FEW_FILTERS = 8  # of a convolution: half of those that oneDNN computes at once
 
 

@@ -3,6 +3,7 @@
 import gc
 import traceback
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Protocol
@@ -30,21 +31,39 @@ class Arrays(Protocol):
     def std(self) -> tuple[float, ...]: ...
 
 
+Blocks = list[tuple[Tensor, Tensor]]  # images float32 (N, C, H, W), labels (N,)
+
+
 class Augmented:
     """Epochs of augmented images that stay on the device; what `Stream.blocks` keeps, and looks up."""
 
     def __init__(self) -> None:
-        self.epochs: dict[Any, tuple[int, list[tuple[Tensor, Tensor]]]] = {}  # by stream: number, blocks
+        self.epochs: dict[Any, tuple[int, Blocks]] = {}  # by stream: number, blocks
         self.wanted = True  # until memory has run out
+        self._begun: Blocks = []  # of the epoch that is being made
 
     @property
     def num_bytes(self) -> int:
         """Of memory that they hold."""
-        return sum(images.nbytes for _, blocks in self.epochs.values() for images, _ in blocks)
+        kept = [blocks for _, blocks in self.epochs.values()]
+        return sum(images.nbytes for blocks in (*kept, self._begun) for images, _ in blocks)
+
+    def begin(self, most: int) -> Blocks:
+        """Where the blocks of one more epoch go; the oldest epochs make room, so that `most` stay with it."""
+        for oldest in list(self.epochs)[: max(0, len(self.epochs) - most + 1)]:
+            del self.epochs[oldest]
+        self._begun = []
+        return self._begun
+
+    def keep(self, key: Any, epoch: int) -> None:
+        """The epoch that was begun is complete."""
+        self.epochs[key], self._begun = (epoch, self._begun), []
 
     def give_up(self) -> bool:
         """Hold nothing from now on; whether there was something."""
-        held, self.epochs, self.wanted = bool(self.epochs), {}, False
+        held = self.num_bytes > 0
+        self._begun.clear()  # whoever makes it has this list, too
+        self.epochs, self.wanted = {}, False
         return held
 
 
@@ -115,14 +134,24 @@ def has_room(data: DeviceData) -> bool:
 def let_go(error: Exception, data: DeviceData) -> bool:
     """Free what a failed step holds on the device: the exception's frames keep its activations and gradients alive.
 
-    Augmented images make room too, for good; whether there were any.
+    If it failed for want of memory, augmented images make room too, for good; whether there were any.
     """
-    traceback.clear_frames(error.__traceback__)
-    held = data.augmented.give_up()
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
+    held = out_of_memory(error) and data.augmented.give_up()
     if data.device.type == "cuda":
         gc.collect()  # compiled and recorded programs are cycles
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # torch 2.11 cannot after a recording that failed
+            torch.cuda.empty_cache()
     return held
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether a device or the machine had no memory left."""
+    said = ("DefaultCPUAllocator", "ALLOC_FAILED")  # the latter by cuDNN and cuBLAS
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in said)
 
 
 def _tensor(array: Any, device: torch.device | str) -> Tensor:

@@ -1,8 +1,8 @@
 """K trials as one program: their parameters stacked along K, every step one forward and backward pass for all of them.
 
-Axes: K lanes, B batch, P all parameters of a lane in a row. What differs between lanes (rates, momenta, weight decay,
-clipping, dropout, step, position in the schedule) is a tensor along K; what changes the graph is the same for all of
-them, see `plan.py`. A lane computes what `Program` computes for its trial alone, up to rounding.
+Axes: K lanes, B batch, P all parameters of a lane in a row. What differs between lanes (optimizer, rates, momenta,
+weight decay, clipping, dropout, step, position in the schedule) is a tensor along K; what changes the graph is the same
+for all of them, see `plan.py`. A lane computes what `Program` computes for its trial alone, up to rounding.
 
 Source: "Model ensembling" and `torch.func.functional_call` in the documentation of torch.func.
 """
@@ -23,7 +23,7 @@ from hpsearch.models.build import Constructor, build_model
 from hpsearch.models.layers import let_share
 from hpsearch.recipe import Recipe, fold
 from hpsearch.train.augment import normalise
-from hpsearch.train.device_data import DeviceData, let_go
+from hpsearch.train.device_data import DeviceData, let_go, out_of_memory
 from hpsearch.train.dropout import SeededDropout, seed_of, seeded
 from hpsearch.train.graphs import CannotRecord, StepGraph
 from hpsearch.train.lane_optimizers import BUFFERS, Moments, Numbers, apply
@@ -41,7 +41,7 @@ class CannotFuse(Exception):
 
 def refusal(error: Exception) -> Exception:
     """What an error of many trials at once means: that they cannot be fused, or that there is no memory for so many."""
-    if "ALLOC_FAILED" in str(error):  # cuDNN and cuBLAS say it so
+    if out_of_memory(error):
         return torch.OutOfMemoryError(str(error))
     return CannotFuse(" ".join(str(error).split())[:300])
 
@@ -235,13 +235,20 @@ class Fused:
             self._step(*inputs)
             return
         if self._graph is None:
-            try:
-                self._graph = StepGraph(self._step, inputs, [*self._rows.tensors(), self._sums])
-            except CannotRecord as error:  # what it does step by step, it does all the same
-                self._graphed, self.unrecorded = False, str(error)
-                self._step(*inputs)
-                return
-        self._graph(*inputs)
+            self._graph = self._recorded(inputs)
+        (self._graph or self._step)(*inputs)
+
+    def _recorded(self, inputs: tuple[Tensor, ...]) -> StepGraph | None:
+        """The step as a graph; if it cannot be one, it does step by step what it does."""
+        try:
+            return StepGraph(self._step, inputs, [*self._rows.tensors(), self._sums])
+        except CannotRecord as error:
+            self.unrecorded = str(error)
+        except torch.OutOfMemoryError:
+            if self.data.augmented.num_bytes:  # which make room
+                raise
+        self._graphed = False
+        return None
 
     def _step(self, images: Tensor, labels: Tensor, rate: Tensor, momentum: Tensor, steps: Tensor) -> None:
         """One update of all lanes from images (B, C, H, W), labels (B,); rate, momentum and steps (K,)."""
@@ -267,7 +274,9 @@ class Fused:
         if self._num_validated > VALIDATION_BATCH:
             try:
                 return self._validate(self._num_validated)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
                 let_go(error, self.data)
         self._num_validated = VALIDATION_BATCH
         return self._validate(VALIDATION_BATCH)

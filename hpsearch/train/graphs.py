@@ -28,6 +28,7 @@ class StepGraph:
 
     Raises:
         CannotRecord: the function waits for the GPU or copies from the CPU's memory.
+        torch.OutOfMemoryError: there is no memory for a recording.
     """
 
     def __init__(self, function: Callable[..., None], inputs: Sequence[Tensor], state: Sequence[Tensor]) -> None:
@@ -58,7 +59,9 @@ def recorded(step: Callable[[], None], state: Sequence[Tensor]) -> Callable[[], 
             try:
                 with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                     step()
-            except RuntimeError as error:  # the steps before it raised nothing; without memory for it, they go on
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # the steps before it raised nothing
                 raise CannotRecord(" ".join(str(error).split())[:300]) from error
         finally:
             torch.cuda.set_stream(before)  # a recording that fails would leave it at the other one

@@ -40,17 +40,17 @@ class Stream:
         if kept_epoch == epoch:
             yield from blocks
             return
-        most, made = _num_kept(data), list[Block]()
+        if (most := _num_kept(data)) == 0:
+            yield from self._made(data, epoch, fresh=False)
+            return
         data.augmented.epochs.pop(key, None)
-        for block in self._made(data, epoch, fresh=most > 0):
-            if most:
-                made.append(block)
+        begun = data.augmented.begin(most)
+        for block in self._made(data, epoch, fresh=True):
+            if data.augmented.wanted:
+                begun.append(block)
             yield block
-        if most and data.augmented.wanted:
-            epochs = data.augmented.epochs
-            epochs[key] = (epoch, made)
-            for oldest in list(epochs)[:-most]:
-                del epochs[oldest]
+        if data.augmented.wanted:
+            data.augmented.keep(key, epoch)
 
     def _made(self, data: DeviceData, epoch: int, *, fresh: bool) -> Iterator[Block]:
         """As `blocks`; `fresh`: each has memory of its own."""

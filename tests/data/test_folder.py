@@ -117,7 +117,7 @@ def test_unreadable_files_are_named_ten_at_most(folder: Path) -> None:
 
 
 def test_a_folder_that_is_no_data_set_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="the colon and a path are missing"):
+    with pytest.raises(DataError, match="a colon and a path are missing"):
         read_train(Source("folder", "", None, tmp_path, 16))
     with pytest.raises(DataError, match=r"there is no folder .*nowhere/train"):
         read_train(source(tmp_path / "nowhere"))

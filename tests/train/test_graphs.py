@@ -176,6 +176,29 @@ def test_a_step_that_cannot_be_recorded_trains_all_the_same(device: str, monkeyp
     assert [bool(program.unrecorded) for program in both] == [False, True]
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_a_recording_without_memory(held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It steps without one; unless augmented images are held, which make room first."""
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(StepGraph, "__init__", full)
+    chosen = recipes("2lp", "sgd", "constant", 16)
+    both = pair(chosen[0], "cpu")
+    for program in both:
+        fill(program, 0, chosen[0])
+    if held:
+        data = both[1].data
+        data.augmented.begin(1).append((data.validation_images, data.validation_labels))
+        with pytest.raises(torch.OutOfMemoryError):
+            both[1].train_epoch()
+        data.augmented.give_up()
+    else:
+        assert_equal(*both)
+        assert not both[1].unrecorded
+
+
 class Growing(Copying):
     """It does something else in every step, and does not say `static_graph`."""
 

@@ -1,19 +1,23 @@
 """The plan: which trials share a program, and that sharing changes no trial."""
 
 import math
+import weakref
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from hpsearch.models.build import build_model
 from hpsearch.models.perceptron import TwoLayerPerceptron
 from hpsearch.recipe import Recipe
 from hpsearch.train import stream as stream_module
+from hpsearch.train.device_data import let_go
 from hpsearch.train.lanes import Lanes
 from hpsearch.train.plan import Graph, bucket
 from hpsearch.train.program import EpochResult, Program, place
+from hpsearch.train.stream import Stream
 from tests.train.data import small_data_set
 from tests.train.test_fused import assert_same
 
@@ -152,3 +156,42 @@ def test_programs_of_one_stream_see_images_that_are_made_once(monkeypatch: pytes
     assert results[0] == results[1]
     assert made == [data.num_images] * 2  # two epochs of two programs
     assert [number for number, _ in data.augmented.epochs.values()] == [1]
+
+
+def test_images_that_are_being_made_make_room_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "_num_kept", lambda data: 2 * data.augmented.wanted)
+    monkeypatch.setattr(stream_module, "BLOCK", 32)
+    data = place(small_data_set(), "cpu")
+    streams = [Stream("none", 16, seed) for seed in range(3)]
+    for stream in streams:
+        list(stream.blocks(data, 0))
+    assert [seed for _, seed, _ in data.augmented.epochs] == [1, 2]
+    begun = streams[0].blocks(data, 1)
+    next(begun)
+    assert [seed for _, seed, _ in data.augmented.epochs] == [2]  # two, with the one that is made
+    assert not let_go(ValueError("of a network"), data)
+    assert let_go(RuntimeError("CUDNN_STATUS_ALLOC_FAILED"), data)
+    assert data.augmented.num_bytes == 0
+    assert len(list(begun)) == 2  # of three blocks
+    assert data.augmented.epochs == {}
+    assert not let_go(torch.OutOfMemoryError("CUDA out of memory"), data)
+
+
+def test_what_a_cause_of_an_error_holds_is_let_go() -> None:
+    class Held:
+        pass
+
+    def fail() -> None:
+        held = Held()
+        watched.append(weakref.ref(held))
+        raise RuntimeError("CUDNN_STATUS_ALLOC_FAILED")
+
+    watched: list[weakref.ref[Held]] = []
+    try:
+        try:
+            fail()
+        except RuntimeError as error:
+            raise torch.OutOfMemoryError("CUDA out of memory") from error
+    except torch.OutOfMemoryError as error:
+        let_go(error, place(small_data_set(), "cpu"))
+        assert watched[0]() is None
