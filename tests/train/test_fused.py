@@ -167,9 +167,10 @@ def outside(fused: Fused, lane: int) -> Tensor:
     return torch.cat(values)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("model", ["lenet-bn", "3lp"])
-def test_a_lane_filled_in_mid_flight_equals_one_started_alone(model: str) -> None:
-    data = place(small_data_set(), "cpu")
+def test_a_lane_filled_in_mid_flight_equals_one_started_alone(model: str, device: str) -> None:
+    data = place(small_data_set(), device)
     first, second, third = recipes(model, "sgd", "onecycle", 16)
     fused = Fused(first, 12, data, 3)
     fill(fused, 0, replace(first, epochs=9))
@@ -189,8 +190,9 @@ def test_a_lane_filled_in_mid_flight_equals_one_started_alone(model: str) -> Non
         fill(fused, 1, replace(third, stream_offset=5))
 
 
-def test_a_trial_moves_between_lanes_programs_and_a_single_run() -> None:
-    data = place(small_data_set(), "cpu")
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_trial_moves_between_lanes_programs_and_a_single_run(device: str) -> None:
+    data = place(small_data_set(), device)
     first, second, third = recipes("lenet", "adam", "cosine", 16)
     whole = alone(third, data)
     one = Fused(first, 12, data, 2)
@@ -208,9 +210,11 @@ def test_a_trial_moves_between_lanes_programs_and_a_single_run() -> None:
     assert second != third
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("model", sorted(MODELS))
-def test_a_neighbour_that_diverges_changes_nothing(model: str) -> None:
-    data = place(small_data_set(), "cpu")
+def test_a_neighbour_that_diverges_changes_nothing(model: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    data = place(small_data_set(), device)
     first, second, third = recipes(model, "sgd", "constant", 16)
     calm, wild = Fused(first, 12, data, 3), Fused(first, 12, data, 3)
     for lane, recipe in enumerate((first, second, third)):
