@@ -40,6 +40,14 @@ def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimat
     return Estimate(num, mean, std, mean - half, mean + half)
 
 
+def shown(end: float, metric: str) -> float:
+    """An end of an interval: Student's t knows no bounds, so that of accuracies is shown at 0 or 1 if it lies beyond.
+
+    That takes away nothing that the true mean could be; what is recorded stays as it was computed.
+    """
+    return min(1.0, max(0.0, end)) if metric.endswith("accuracy") else end
+
+
 def paired_p(worse: Sequence[float], better: Sequence[float]) -> float:
     """One-sided p-value of Student's paired t-test against "`worse` is at least as good as `better`".
 

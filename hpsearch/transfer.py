@@ -63,6 +63,7 @@ class Arm:
     values: tuple[float, ...]
     over_seeds: Estimate
     over_scratch: Estimate | None
+    metric: str
 
 
 def plan(
@@ -119,7 +120,8 @@ def compare(studies: Sequence[LoadedStudy]) -> list[Arm]:
     """Every arm of these comparisons as far as its trials go, each against scratch in its own study."""
     arms = []
     for study in studies:
-        sign = 1.0 if study.spec.objective.direction == "maximize" else -1.0
+        objective = study.spec.objective
+        sign = 1.0 if objective.direction == "maximize" else -1.0
         rows = values(study.spec, study.optuna_study.get_trials(deepcopy=False))
         labels = [label for label, _ in study.spec.candidates]
         scratch = rows[labels.index(SCRATCH)] if SCRATCH in labels else []
@@ -127,7 +129,8 @@ def compare(studies: Sequence[LoadedStudy]) -> list[Arm]:
             own = [sign * value for value in row if _there(value)]
             pairs = [one - other for one, other in zip(row, scratch, strict=False) if _there(one) and _there(other)]
             lead = estimate(pairs) if pairs and label != SCRATCH else None
-            arms.append(Arm(study.name, study.spec.data.image_size, label, tuple(own), estimate(own), lead))
+            size = study.spec.data.image_size
+            arms.append(Arm(study.name, size, label, tuple(own), estimate(own), lead, objective.metric))
     return arms
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from hpsearch.cli.confirm import interval
 from hpsearch.statistics import FIRST_LOOK, estimate, paired_p, race, share
 
 NAN = math.nan
@@ -18,6 +19,17 @@ def test_estimate_is_scipys_interval() -> None:
     assert (found.low, found.high) == pytest.approx((low, high), rel=1e-12)
     assert found.std == pytest.approx(np.std(values, ddof=1), rel=1e-12)
     assert found.num == 9
+
+
+def test_an_interval_of_accuracies_is_shown_within_what_they_can_be() -> None:
+    """Student's t knows no bounds."""
+    found = estimate([0.9, 1.0])
+    assert found.low < 0.5
+    assert found.high > 1.5
+    assert interval(found, "validation_accuracy") == f"{found.low:.3f} to 1.000"
+    assert interval(found, "validation_loss") == f"{found.low:.3f} to {found.high:.3f}"
+    assert interval(estimate([-0.4, 0.4])) == "-5.082 to 5.082"  # differences
+    assert interval(estimate([0.0, 0.4]), "accuracy").startswith("0.000 to ")
 
 
 def test_too_few_seeds_have_no_interval() -> None:

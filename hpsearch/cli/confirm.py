@@ -80,7 +80,7 @@ def show(found: "Confirmation") -> None:
                 one.label,
                 str(one.over_seeds.num),
                 spread(one.over_seeds),
-                interval(one.over_seeds),
+                interval(one.over_seeds, found.metric),
                 number(one.origin.value),
                 "-" if one.luck is None else f"{one.luck.mean:+.4f}",
                 one.verdict,
@@ -110,8 +110,11 @@ def spread(found: "Estimate") -> str:
     return number(found.mean) if math.isnan(found.std) else f"{found.mean:.4f} ± {found.std:.4f}"
 
 
-def interval(found: "Estimate") -> str:
-    return "-" if math.isnan(found.low) else f"{found.low:.3f} to {found.high:.3f}"
+def interval(found: "Estimate", metric: str = "") -> str:
+    """That of a mean of the metric, or of differences."""
+    from hpsearch.statistics import shown  # numpy is slow to import
+
+    return "-" if math.isnan(found.low) else f"{shown(found.low, metric):.3f} to {shown(found.high, metric):.3f}"
 
 
 def plain(value: object) -> object:

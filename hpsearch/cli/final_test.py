@@ -70,7 +70,7 @@ def _show(record: dict[str, Any]) -> None:
         [
             result["label"],
             str(len(result["seeds"])),
-            *(_over_seeds(result[key]) for key in ("accuracy", "macro_f1", "calibration_error", "log_loss")),
+            *(_over_seeds(result[key], key) for key in ("accuracy", "macro_f1", "calibration_error", "log_loss")),
         ]
         for result in record["results"]
     ]
@@ -78,7 +78,7 @@ def _show(record: dict[str, Any]) -> None:
     result = record["result"]
     if "superclasses" in result:
         found = result["superclasses"]
-        click.echo(f"{len(found['names'])} superclasses: accuracy {_over_seeds(found['accuracy'])}")
+        click.echo(f"{len(found['names'])} superclasses: accuracy {_over_seeds(found['accuracy'], 'accuracy')}")
     order = sorted(zip(result["recall"], result["precision"], record["classes"], strict=True))
     shown = order if len(order) <= 10 else [*order[:5], *order[-5:]]
     print_table(
@@ -88,6 +88,9 @@ def _show(record: dict[str, Any]) -> None:
     click.echo("confusion matrix and reliability: --json, or `hpsearch report`")
 
 
-def _over_seeds(found: dict[str, Any]) -> str:
-    interval = "" if found["low"] is None else f" ({found['low']:.4f} to {found['high']:.4f})"
-    return f"{found['mean']:.4f}{interval}"
+def _over_seeds(found: dict[str, Any], metric: str) -> str:
+    from hpsearch.statistics import shown  # numpy is slow to import
+
+    if found["low"] is None:
+        return f"{found['mean']:.4f}"
+    return f"{found['mean']:.4f} ({shown(found['low'], metric):.4f} to {shown(found['high'], metric):.4f})"

@@ -91,7 +91,7 @@ def show_arms(arms: "list[Arm]") -> None:
             f"{arm.image_size} px, {arm.label}",
             str(len(arm.values)),
             spread(arm.over_seeds),
-            interval(arm.over_seeds),
+            interval(arm.over_seeds, arm.metric),
             "-" if arm.over_scratch is None else f"{arm.over_scratch.mean:+.3f} ({interval(arm.over_scratch)})",
         ]
         for arm in arms

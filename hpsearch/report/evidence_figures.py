@@ -21,7 +21,7 @@ from hpsearch.report.drawing import (
 )
 from hpsearch.report.gather import Gathered
 from hpsearch.report.search_figures import CURVE_COLUMNS, curve_rows
-from hpsearch.statistics import Estimate, estimate
+from hpsearch.statistics import Estimate, estimate, shown
 
 WORST = 12  # classes that a side-by-side figure of many classes shows at each end
 
@@ -337,19 +337,11 @@ def _plus_minus(found: Estimate | None) -> str:
 def _plus_minus_of(found: Mapping[str, Any], metric: str) -> str:
     if found["low"] is None:
         return f"{found['mean']:.4f}"
-    low, high = (_shown(found[end], metric) for end in ("low", "high"))
+    low, high = (shown(found[end], metric) for end in ("low", "high"))
     return f"{found['mean']:.4f} ({low:.4f} to {high:.4f})"
 
 
 def _end(found: Estimate, end: str, metric: str) -> float:
     """One end of an interval as it is drawn; the mean itself, where one seed gives none."""
     value: float = getattr(found, end)
-    return found.mean if math.isnan(value) else _shown(value, metric)
-
-
-def _shown(end: float, metric: str) -> float:
-    """An end of an interval: Student's t knows no bounds, so that of accuracies is shown at 0 or 1 if it lies beyond.
-
-    That takes away nothing that the true mean could be; the CSV has the interval as it was computed.
-    """
-    return min(1.0, max(0.0, end)) if metric.endswith("accuracy") else end
+    return found.mean if math.isnan(value) else shown(value, metric)

@@ -10,7 +10,7 @@ from typing import IO, Any
 from hpsearch import confirm
 from hpsearch.confirm import Confirmation
 from hpsearch.export_schema import FILES, SUMS
-from hpsearch.statistics import Estimate
+from hpsearch.statistics import Estimate, shown
 from hpsearch.storage.openings import openings
 from hpsearch.storage.studies import LoadedStudy
 from hpsearch.web.queries import Listed
@@ -62,15 +62,10 @@ def final_test_of(study: LoadedStudy) -> str:
 
 
 def interval(found: Estimate, name: str) -> str:
-    """An interval in words, a dash where one seed gives none.
-
-    Student's t knows no bounds: an interval of accuracies that reaches beyond 0 or 100 % is shown as ending there,
-    which takes away nothing that the true mean could be. What is recorded stays as it was computed.
-    """
-    ends = (found.low, found.high)
-    if name.endswith("accuracy"):
-        ends = (max(0.0, found.low), min(1.0, found.high))
-    return DASH if math.isnan(found.low) else " to ".join(metric(end, name) for end in ends)
+    """An interval in words, a dash where one seed gives none."""
+    if math.isnan(found.low):
+        return DASH
+    return " to ".join(metric(shown(end, name), name) for end in (found.low, found.high))
 
 
 def export_folder(home: Path, study: LoadedStudy) -> Path:
