@@ -9,6 +9,7 @@ from typing import Any
 
 from hpsearch import spec
 from hpsearch.data import DATASETS
+from hpsearch.data.names import check_argument
 from hpsearch.errors import DataError, StudyFileError, UsageError
 from hpsearch.models import MODELS
 from hpsearch.search import PRUNERS, SAMPLERS
@@ -99,8 +100,6 @@ def check_names(study: StudySpec | Mapping[str, Any]) -> list[str]:
 
 
 def _problem_after_the_colon(name: str) -> list[str]:
-    from hpsearch.data.load import check_argument  # numpy is slow to import
-
     try:
         check_argument(name)
     except DataError as error:

@@ -18,11 +18,3 @@ STAMPS = {
 PLACES = {
     "cifar100": "hpsearch.data.cifar100:find",
 }
-
-# a function (Source) that raises DataError if what stands after the colon cannot be meant; nothing is read for it
-ARGUMENTS = {
-    "cifar100": "hpsearch.data.images:refuse_argument",
-    "digits": "hpsearch.data.digits:class_range",
-    "folder": "hpsearch.data.folder:need_path",
-    "stl5": "hpsearch.data.images:refuse_argument",
-}

@@ -1,13 +1,11 @@
 """digits: scikit-learn's 1,797 bundled handwritten digits; needs no network. `digits:0-4` takes classes 0 to 4 only."""
 
-import re
-
 import numpy as np
 from numpy.typing import NDArray
 
 from hpsearch.data.images import Images, RawImages, Source, resized
+from hpsearch.data.names import class_range
 from hpsearch.data.split import SEALED_SEED, split_rows
-from hpsearch.errors import DataError
 
 WHITE = 16  # the largest value of a pixel in scikit-learn's files
 SEALED_SHARE = 0.2  # set aside as test split, since there is no official one; nothing here returns it
@@ -29,16 +27,3 @@ def read_train(source: Source) -> RawImages:
 def pixels(values: NDArray[np.float64]) -> Images:
     """scikit-learn's values (N, 8, 8), from 0 to WHITE, as (N, 1, 8, 8)."""
     return np.rint(values * (255 / WHITE)).astype(np.uint8)[:, None]
-
-
-def class_range(source: Source) -> tuple[int, int]:
-    """First and last class of `digits` (0, 9) or `digits:a-b` (a, b)."""
-    if ":" not in source.name:
-        return 0, 9
-    match = re.fullmatch(r"([0-9])-([0-9])", source.argument)
-    if not match or int(match[1]) >= int(match[2]):
-        raise DataError(
-            f"data.name = {source.name!r}: after the colon comes a range of two or more classes from 0 to 9; "
-            "write for example digits:0-4."
-        )
-    return int(match[1]), int(match[2])

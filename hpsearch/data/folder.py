@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from hpsearch.data.images import Images, RawImages, Source
+from hpsearch.data.names import need_path
 from hpsearch.errors import DataError, UsageError
 
 DECODER = b"\x002"  # changes with what files are decoded to, so that caches are made anew
@@ -56,12 +57,6 @@ def stamp_of(folder: Path, files: Mapping[str, Sequence[Path]]) -> str:
             state = path.stat() if path.exists() else path.lstat()  # of a broken link
             digest.update(os.fsencode(f"\0{class_name}\0{path.name}\0{state.st_size}\0{state.st_mtime_ns}"))
     return digest.hexdigest()
-
-
-def need_path(source: Source) -> None:
-    """Raise DataError if the name has no path."""
-    if not source.argument:
-        raise DataError(f"data.name = {source.name!r}: a colon and a path are missing; write folder:PATH.")
 
 
 def _train_folder(source: Source) -> Path:

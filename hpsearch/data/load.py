@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from hpsearch.data import ARGUMENTS, DATASETS, PLACES, STAMPS
+from hpsearch.data import DATASETS, PLACES, STAMPS
 from hpsearch.data.images import Images, Labels, RawImages, Source, split_name
 from hpsearch.data.split import VALIDATION_SEED, VALIDATION_SHARE, split_rows
 from hpsearch.errors import DataError
@@ -67,13 +67,6 @@ def load(name: str, *, data_dir: Path | None, cache_dir: Path, image_size: int =
             return cached or _build(place, name, _checked(read(source), name))
     except OSError as error:
         raise DataError(_write_problem(name, cache_dir, error)) from error
-
-
-def check_argument(name: str) -> None:
-    """Raise DataError if what follows the colon in the name of a data set cannot be meant."""
-    base, argument = split_name(name)
-    if base in ARGUMENTS:
-        _attribute(ARGUMENTS[base])(Source(name, argument, None, Path(), 0))
 
 
 def at_hand(name: str, *, data_dir: Path | None, cache_dir: Path, image_size: int = 32) -> str:

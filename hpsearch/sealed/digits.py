@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from hpsearch.data.digits import SEALED_SHARE, class_range, pixels
+from hpsearch.data.digits import SEALED_SHARE, pixels
 from hpsearch.data.images import Source, resized
+from hpsearch.data.names import class_range
 from hpsearch.data.split import SEALED_SEED, split_rows
 from hpsearch.sealed.images import SealedImages
 
