@@ -66,7 +66,6 @@ class Sleeping:
 
     def __init__(self, epoch_seconds: float) -> None:
         self._seconds, self._epochs = epoch_seconds, dict[int, int]()
-        self.refusals: dict[str, str] = {}
 
     @property
     def keys(self) -> Iterator[int]:
@@ -85,6 +84,10 @@ class Sleeping:
     def _result(self, key: int, epoch: int) -> EpochResult:
         value = quality(key, epoch)
         return EpochResult(epoch, 1.0 - value, value, 1.0 - value, value, 0.1, 1.0, 1_000.0, diverged=False)
+
+    def complaints(self) -> set[str]:
+        """There are none."""
+        return set()
 
     def groups(self) -> Iterator["Sleeping"]:
         """This one, if it has trials."""

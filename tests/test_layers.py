@@ -21,6 +21,7 @@ LAYERS = {
     "statistics": 0,
     "interrupt": 0,
     "mounts": 0,
+    "kernels": 0,
     "settings": 1,
     "sections": 1,
     "relations": 1,
@@ -85,7 +86,7 @@ JOIN = (
     "cli",
 )
 MAY_IMPORT_OPTUNA = ("storage", "search", "confirm", "web", *JOIN)
-MAY_IMPORT_TORCH = ("models", "data", "train", "weights", *JOIN)
+MAY_IMPORT_TORCH = ("kernels", "models", "data", "train", "weights", *JOIN)
 
 
 def modules() -> list[str]:

@@ -82,7 +82,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
 
 
 def test_what_the_wheel_holds(wheel: Path) -> None:
-    """All studies, pages, modules, the mark of a typed package; no tests, no data, nothing of the checkout besides."""
+    """Studies, pages, modules, kernels, the mark of a typed package; no tests, no data, nothing else of the checkout."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     version = PROJECT["version"]
@@ -90,12 +90,14 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
     assert {name.split("/")[0] for name in names} == {"hpsearch", f"hpsearch-{version}.dist-info"}
     inside = {name for name in names if name.startswith("hpsearch/")}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hpsearch").rglob("*.py")}
+    kernels = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hpsearch").rglob("*.cu")}
+    assert "hpsearch/train/update.cu" in kernels
     studies = {f"hpsearch/_studies/{path.name}" for path in (ROOT / "studies").glob("*.toml")}
     assert "hpsearch/_studies/quickstart.toml" in studies
     folders = [ROOT / "hpsearch" / "web" / name for name in ("static", "templates")]
     pages = {path.relative_to(ROOT).as_posix() for folder in folders for path in folder.rglob("*") if path.is_file()}
     assert "hpsearch/web/templates/study.html" in pages
-    assert inside == modules | studies | pages | {"hpsearch/py.typed", "hpsearch/report/page.html"}
+    assert inside == modules | kernels | studies | pages | {"hpsearch/py.typed", "hpsearch/report/page.html"}
 
 
 def test_the_metadata(wheel: Path) -> None:
