@@ -82,7 +82,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
 
 
 def test_what_the_wheel_holds(wheel: Path) -> None:
-    """Studies, pages, modules, kernels, the mark of a typed package; no tests, no data, nothing else of the checkout."""
+    """Studies, pages, modules, kernels, the mark of a typed package; no tests, no data, no more of the checkout."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     version = PROJECT["version"]
