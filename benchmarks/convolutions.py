@@ -120,12 +120,15 @@ def separate(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.stack([alone(*lane) for lane in lanes])
 
 
-def vmapped(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """What lanes do: `grouped`, the bias added afterwards, and copies of maps and images from one order to another."""
+def vmapped(images: Tensor, weight: Tensor, bias: Tensor, layer: Callable[..., Tensor] = alone) -> Tensor:
+    """Of torch's layer: `grouped`, the bias added afterwards, and copies of maps and images from one order to another.
+
+    With `squashed_convolution` it is what lanes on a GPU do: the kernels of hpsearch/models/convolution.cu.
+    """
     if len(images) == 1:
-        shared: Tensor = vmap(alone, in_dims=(None, 0, 0))(images[0], weight, bias)
+        shared: Tensor = vmap(layer, in_dims=(None, 0, 0))(images[0], weight, bias)
         return shared
-    own: Tensor = vmap(alone)(images, weight, bias)
+    own: Tensor = vmap(layer)(images, weight, bias)
     return own
 
 
@@ -159,15 +162,6 @@ def triton(precision: str, images: Tensor, weight: Tensor, bias: Tensor) -> Tens
     return outputs.view(len(outputs), *bias.shape, *outputs.shape[3:]).transpose(0, 1)
 
 
-def own_kernels(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """What lanes on a GPU run: the kernels of hpsearch/models/convolution.cu."""
-    if len(images) == 1:
-        shared: Tensor = vmap(squashed_convolution, in_dims=(None, 0, 0))(images[0], weight, bias)
-        return shared
-    own: Tensor = vmap(squashed_convolution)(images, weight, bias)
-    return own
-
-
 SEPARATE = Side("separate", separate, "KBCHW")
 
 
@@ -181,7 +175,7 @@ def all_sides(*, with_triton: bool, with_cuda: bool = False, tf32: bool = False)
         Side("unfold", unfolded, "KCBHW"),
     ]
     if with_cuda:
-        sides.append(Side("own kernels", own_kernels, "KBCHW"))
+        sides.append(Side("own kernels", partial(vmapped, layer=squashed_convolution), "KBCHW"))
     if with_triton:
         sides.append(Side("triton", partial(triton, "tf32" if tf32 else "ieee"), "BKCHW"))
     return sides

@@ -3,8 +3,8 @@
 #
 # Run, in the repository's folder, with the Python that has torch for the GPU:
 #     benchmarks/gpu.sh DATA RESULTS [PART ...]      DATA holds cifar-100-python; RESULTS is made
-# Parts, with minutes on an H200 as far as they are known: tests (1), throughput (9), lenet and 2lp (searches of $TRIALS
-# trials, 2 and more), convolutions (1), tf32 (1), precision (several). Without any: all, in this order.
+# Parts: tests, throughput (nine minutes at most), lenet and 2lp (searches of $TRIALS trials), convolutions, tf32,
+# precision. Without any: all, in this order.
 set -eu
 data=$1 results=$2
 shift 2

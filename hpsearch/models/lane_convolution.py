@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from hpsearch.kernels import SHARED_BYTES, Kernels, architecture, available, compiled
 
-KERNEL, TAPS = 5, 25
+KERNEL, TAPS, TAPS_ALIGNED, ADDED = 5, 25, 28, 1650  # as in convolution.cu
 MOST_OUTPUTS = 16  # of a layer; a thread sums up to eight, of four places each, in its registers
 MOST_FILTERS = 9  # of a block that finds the gradient of weights, whose threads sum five numbers of each
 BLOCKS = 2_500  # of that gradient, at least: many times what runs at once, so that the last ones make little difference
@@ -69,10 +69,10 @@ class Sizes:
         forward = sizes["FORWARD_SLOTS"] * self.channels * pixels
         slots = WARP // map_rows
         maps = slots * sizes["TILE_OUTPUTS"] * map_rows * (map_columns + 1)
-        weight = max(maps, 1650) + slots * sizes["TILE_CHANNELS"] * self.rows * (self.columns + 1)
+        weight = max(maps, ADDED) + slots * sizes["TILE_CHANNELS"] * self.rows * (self.columns + 1)
         margin = 2 * (KERNEL - 1)
         image = sizes["IMAGE_SLOTS"] * sizes["IMAGE_OUTPUTS"] * (map_rows + margin) * (map_columns + margin)
-        filters = 28 * self.channels
+        filters = TAPS_ALIGNED * self.channels
         most = max(forward + filters * self.outputs, weight, image + filters * sizes["IMAGE_OUTPUTS"])
         return 4 * most <= SHARED_BYTES
 

@@ -57,9 +57,8 @@ class Stream:
         generator = torch.Generator().manual_seed(fold(self.seed, epoch))
         order = send(torch.randperm(data.num_images, generator=generator), data.device)
         parts = torch.split(order, block_size(self.batch_size))
-        space = torch.empty(
-            0 if fresh else len(parts[0]), *data.input_shape, device=data.device
-        )  # faster than fresh memory
+        size = 0 if fresh else len(parts[0])  # where blocks need not stay, one space for all is faster
+        space = torch.empty(size, *data.input_shape, device=data.device)
         for number, rows in enumerate(parts):
             seed = fold(self.seed, epoch, number)
             draws = draw(self.augmentation, len(rows), seed, data.device)
