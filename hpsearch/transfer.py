@@ -5,17 +5,17 @@ same seeds, data order and epochs. Workers train it like any other study.
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from torch import Tensor
 
 from hpsearch import catalogue, confirm, weights
 from hpsearch import spec as study_file
+from hpsearch.arms import KIND, SCRATCH
 from hpsearch.data.load import DataSet, load
 from hpsearch.errors import UsageError
 from hpsearch.export import build, read
@@ -24,17 +24,13 @@ from hpsearch.models.build import build_model
 from hpsearch.models.takeover import Fate, Start, fates
 from hpsearch.names import derived
 from hpsearch.recipe import Recipe
-from hpsearch.search.racing import values
 from hpsearch.settings import Settings
 from hpsearch.spec import StudySpec
-from hpsearch.statistics import Estimate, estimate
 from hpsearch.storage.checkpoints import open_checkpoints
 from hpsearch.storage.open import Database
 from hpsearch.storage.studies import LoadedStudy, create_study, load_study, study_names
 from hpsearch.train.freezing import layers
 
-KIND = "transfer"
-SCRATCH = "scratch"
 DEFAULT_SEEDS = 5
 THAW_SHARE = 4  # "thawed" trains the head alone for a quarter of the epochs
 THAW_RATE = 0.1  # and then the rest with a tenth of the rate
@@ -51,19 +47,6 @@ class Plan:
     classes: tuple[str, ...]
     num_seeds: int | None  # as asked for: what nobody asked for is as in the study, if it is there already
     epochs: int | None
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to train on the target: its values over the seeds, and its lead over training from scratch."""
-
-    study: str
-    image_size: int
-    label: str
-    values: tuple[float, ...]
-    over_seeds: Estimate
-    over_scratch: Estimate | None
-    metric: str
 
 
 def plan(
@@ -114,29 +97,6 @@ def create(database: Database, plans: Sequence[Plan], settings: Settings) -> lis
             link = {"kind": KIND, "export": digest, "layers": [asdict(fate) for fate in one.layers]}
             create_study(database, spec, spec.name, attributes={confirm.LINK_KEY: json.dumps(link)})
     return [load_study(database, spec.name) for spec in specs]
-
-
-def compare(studies: Sequence[LoadedStudy]) -> list[Arm]:
-    """Every arm of these comparisons as far as its trials go, each against scratch in its own study."""
-    arms = []
-    for study in studies:
-        objective = study.spec.objective
-        sign = 1.0 if objective.direction == "maximize" else -1.0
-        rows = values(study.spec, study.optuna_study.get_trials(deepcopy=False))
-        labels = [label for label, _ in study.spec.candidates]
-        scratch = rows[labels.index(SCRATCH)] if SCRATCH in labels else []
-        for label, row in zip(labels, rows, strict=True):
-            own = [sign * value for value in row if _there(value)]
-            pairs = [one - other for one, other in zip(row, scratch, strict=False) if _there(one) and _there(other)]
-            lead = estimate(pairs) if pairs and label != SCRATCH else None
-            size = study.spec.data.image_size
-            arms.append(Arm(study.name, size, label, tuple(own), estimate(own), lead, objective.metric))
-    return arms
-
-
-def _there(value: float | None) -> TypeGuard[float]:
-    """Whether a seed has given a value; some trials diverge or fail, others have not ended."""
-    return value is not None and not math.isnan(value)
 
 
 def _suit(metrics: Metrics, target: DataSet, where: str | Path) -> None:

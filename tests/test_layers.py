@@ -61,6 +61,7 @@ LAYERS = {
     "verify": 3,
     "scores": 0,
     "transfer": 3,
+    "arms": 3,
     "report": 3,
     "web": 3,
     "launch": 3,
@@ -82,10 +83,9 @@ JOIN = (
     "exported",
     "verify",
     "transfer",
-    "report",
     "cli",
 )
-MAY_IMPORT_OPTUNA = ("storage", "search", "confirm", "web", *JOIN)
+MAY_IMPORT_OPTUNA = ("storage", "search", "confirm", "arms", "report", "web", *JOIN)
 MAY_IMPORT_TORCH = ("kernels", "models", "data", "train", "weights", *JOIN)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import hpsearch
 from hpsearch import transfer
+from hpsearch.arms import compare
 from hpsearch.cli.main import main
 from hpsearch.errors import HpsearchError, UsageError
 from hpsearch.export import export, pinned, read
@@ -60,7 +61,7 @@ def test_what_one_machine_trains_another_exports(tmp_path: Path, server: S3Serve
         plans = [transfer.plan(where, "digits:5-9", None, 2, 1, other)]
         (study,) = transfer.create(database, plans, other)
         Chain(database, third).work(study.name)  # begins with weights that another machine pinned
-        assert len(transfer.compare([load_study(database, study.name)])[0].values) == 2
+        assert len(compare([load_study(database, study.name)])[0].values) == 2
         held = pinned(replace(study.spec, model=study.spec.model.model_copy(update={"export": where})), other)
         assert held.model.export == study.spec.model.export
 

@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from hpsearch import confirm, transfer
+from hpsearch.arms import compare
 from hpsearch.errors import DataError, UsageError
 from hpsearch.export import export, read
 from hpsearch.final_test import final_test
@@ -39,7 +40,7 @@ def test_the_comparison(folder: Path, tmp_path: Path) -> None:
         chain = Chain(database, settings)
         for study in studies:
             chain.work(study.name)
-        arms = transfer.compare(studies)
+        arms = compare(studies)
         assert [arm.label for arm in arms[:4]] == [
             "transfer",
             "transfer, head only",
@@ -125,7 +126,7 @@ def test_the_lead_is_paired_by_seed_where_a_trial_of_scratch_has_failed(folder: 
             for value in values:
                 state = TrialState.FAIL if value is None else TrialState.COMPLETE
                 study.optuna_study.add_trial(optuna.trial.create_trial(state=state, value=value))
-        arms = transfer.compare([study])
+        arms = compare([study])
         assert [arm.values for arm in arms[2:]] == [(0.4, 0.8, 0.5), (0.3, 0.4)]
         lead = arms[0].over_scratch
         assert lead is not None

@@ -12,8 +12,8 @@ from hpsearch.cli.tables import print_table
 from hpsearch.sections import MOST_PIXELS
 
 if TYPE_CHECKING:
+    from hpsearch.arms import Arm
     from hpsearch.models.takeover import Fate
-    from hpsearch.transfer import Arm
 
 
 @click.command()
@@ -49,6 +49,7 @@ def transfer(
     layers keep their shapes. Later calls show the comparison.
     """
     from hpsearch import transfer as transferring
+    from hpsearch.arms import compare
     from hpsearch.confirm import link_of
     from hpsearch.models.takeover import Fate
     from hpsearch.storage import openings
@@ -59,7 +60,7 @@ def transfer(
     plans = [transferring.plan(export, data, size, seeds, epochs, settings) for size in dict.fromkeys(sizes or [None])]
     database = click.get_current_context().with_resource(create(settings.storage_url))
     studies = transferring.create(database, plans, settings)
-    arms = transferring.compare(studies)
+    arms = compare(studies)
     layers = {study.name: [Fate(**fate) for fate in link_of(study)["layers"]] for study in studies}
     if as_json:
         found = {name: [asdict(fate) for fate in rows] for name, rows in layers.items()}

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from sqlalchemy import Row
+
 from hpsearch.report.drawing import (
     COLOURS,
     Cell,
@@ -318,8 +320,8 @@ def _curve(series: Sequence[Sequence[float | None]]) -> tuple[list[int], list[fl
     return list(known), [statistics.fmean(column) for column in known.values()], spreads
 
 
-def _over(rows: Sequence[Mapping[str, Any]], name: str) -> Estimate | None:
-    values = [row[name] for row in rows if row[name] is not None]
+def _over(rows: Sequence[Row[Any]], name: str) -> Estimate | None:
+    values = [value for row in rows if (value := getattr(row, name)) is not None]
     return estimate(values) if values else None
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import select
+from sqlalchemy import Row, select
 
 from hpsearch import confirm
+from hpsearch.arms import KIND, Arm, compare
 from hpsearch.confirm import Confirmation
 from hpsearch.search.importance import Bootstrapped, bootstrap
 from hpsearch.search.pruners import make_pruner, rungs
@@ -18,12 +19,11 @@ from hpsearch.storage.open import Database
 from hpsearch.storage.openings import openings
 from hpsearch.storage.studies import RECIPE_KEY, Progress, load_study, progress
 from hpsearch.storage.tables import EPOCHS, TRIALS
-from hpsearch.transfer import KIND, Arm, compare
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial: `epochs` holds a row of metrics for each; `candidate` and `searched` where the study has such."""
+    """One trial: `epochs` holds the metrics of each, in rows; `candidate` and `searched` where the study has such."""
 
     number: int
     state: str
@@ -31,11 +31,11 @@ class Trial:
     recipe: Mapping[str, Any]
     searched: Mapping[str, Any]
     candidate: int
-    epochs: tuple[Mapping[str, Any], ...]
+    epochs: tuple[Row[Any], ...]
 
     def series(self, metric: str) -> tuple[list[int], list[float | None]]:
         """Epochs, and the metric at each."""
-        return [row["epoch"] for row in self.epochs], [row[metric] for row in self.epochs]
+        return [row.epoch for row in self.epochs], [getattr(row, metric) for row in self.epochs]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _importances(study: optuna.Study, spec: StudySpec) -> Bootstrapped:
     return bootstrap(study) if spec.space else Bootstrapped("PED-ANOVA", 0, {})
 
 
-def _trial(spec: StudySpec, trial: FrozenTrial, rows: Sequence[Mapping[str, Any]]) -> Trial:
+def _trial(spec: StudySpec, trial: FrozenTrial, rows: Sequence[Row[Any]]) -> Trial:
     recipe = trial.user_attrs.get(RECIPE_KEY, {})
     drawn = [name for name, parameter in spec.space.items() if recorded_name(name, parameter) in trial.params]
     searched = {name: recipe[name] for name in drawn if recipe.get(name) is not None}
@@ -125,12 +125,12 @@ def _trial(spec: StudySpec, trial: FrozenTrial, rows: Sequence[Mapping[str, Any]
     return Trial(trial.number, trial.state.name, value, recipe, searched, spec.place(trial.number)[0], tuple(rows))
 
 
-def _epochs(database: Database, study_id: int) -> dict[int, list[Mapping[str, Any]]]:
+def _epochs(database: Database, study_id: int) -> dict[int, list[Row[Any]]]:
     """Trial id -> its recorded epochs, in one statement."""
     statement = select(EPOCHS).join(TRIALS, TRIALS.c.trial_id == EPOCHS.c.trial_id)
     statement = statement.where(TRIALS.c.study_id == study_id).order_by(EPOCHS.c.trial_id, EPOCHS.c.epoch)
-    found: dict[int, list[Mapping[str, Any]]] = {}
+    found: dict[int, list[Row[Any]]] = {}
     with database.engine.connect() as connection:
         for row in connection.execute(statement):
-            found.setdefault(row.trial_id, []).append(dict(row._mapping))
+            found.setdefault(row.trial_id, []).append(row)  # a study may have a million: as a dict each takes thrice
     return found

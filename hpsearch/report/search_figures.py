@@ -266,7 +266,7 @@ CURVE_COLUMNS = (
 
 
 def curve_rows(label: str, trial: Trial) -> list[list[Cell]]:
-    return [[label, trial.number, *(row[name] for name in CURVE_COLUMNS[2:])] for row in trial.epochs]
+    return [[label, trial.number, *(getattr(row, name) for name in CURVE_COLUMNS[2:])] for row in trial.epochs]
 
 
 SCALE = ((70, 110, 220), (40, 160, 150), (235, 130, 20))  # blue, teal, orange: seen on white and on black

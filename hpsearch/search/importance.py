@@ -10,6 +10,8 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from hpsearch.search.view import ViewStorage
+
 MIN_COMPLETE = 10  # below it the top tenth is a single trial
 
 
@@ -69,9 +71,9 @@ def bootstrap(study: optuna.Study, num_samples: int = 50, seed: int = 0) -> Boot
     generator = random.Random(seed)  # noqa: S311 -- no secret
     drawn: dict[str, list[float]] = {name: [] for name in found.shares}
     for _ in range(num_samples if found.shares else 0):
-        sample = optuna.create_study(direction=study.direction)
-        sample.add_trials(generator.choices(complete, k=len(complete)))
-        again = importances(sample).shares
+        trials = dict(enumerate(generator.choices(complete, k=len(complete))))
+        storage = ViewStorage({number: _numbered(trial, number) for number, trial in trials.items()})
+        again = importances(optuna.create_study(storage=storage, direction=study.direction)).shares
         for name, values in drawn.items():
             values.append(again.get(name, 0.0))
     shares = {name: Share(share, *_percentiles(drawn[name])) for name, share in found.shares.items()}
@@ -87,6 +89,13 @@ def _inside(trial: FrozenTrial) -> FrozenTrial:
         for kind in [trial.distributions[name]]
     }
     return moved
+
+
+def _numbered(trial: FrozenTrial, number: int) -> FrozenTrial:
+    """The trial as another one: PED-ANOVA tells them apart by their ids."""
+    other = copy.copy(trial)
+    other.number = other._trial_id = number
+    return other
 
 
 def _percentiles(values: list[float]) -> tuple[float, float]:

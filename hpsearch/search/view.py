@@ -32,7 +32,7 @@ class View:
         self._trials: dict[int, FrozenTrial] = {}  # by id, in the order of their numbers
         self._open: set[int] = set()  # ids of those that had not ended
         self._distributions: dict[str, BaseDistribution] = {}
-        self._storage = _ViewStorage(self._trials)
+        self._storage = ViewStorage(self._trials)
         direction = study.spec.objective.direction
         self.study = optuna.create_study(storage=self._storage, study_name=study.name, direction=direction)
 
@@ -99,7 +99,7 @@ class View:
         resumed = [row.trial_id for row in rows if _may_have_gone_back(row)]
         params: dict[int, snapshot.Params] = {}
         attributes: dict[int, dict[str, Any]] = {}
-        objectives: dict[int, float] = {}
+        objectives: dict[int, list[float]] = {}
         for ids in snapshot.batches(bare):
             params |= snapshot.params(connection, bulk.among(connection, TRIALS.c.trial_id, ids), self._distributions)
         for ids in snapshot.batches(row.trial_id for row in rows if self._needs_attributes(row)):
@@ -128,7 +128,7 @@ class View:
         self._trials[row.trial_id] = trial
         self._open.add(row.trial_id)
 
-    def _end(self, row: Any, objectives: dict[int, float]) -> None:
+    def _end(self, row: Any, objectives: dict[int, list[float]]) -> None:
         trial = self._trials[row.trial_id]
         trial.state, trial.datetime_start, trial.datetime_complete = (
             row.state,
@@ -136,7 +136,7 @@ class View:
             row.datetime_complete,
         )
         if row.trial_id in objectives:
-            trial.values = [objectives[row.trial_id]]
+            trial.values = objectives[row.trial_id]
 
     def _take_values(self, connection: Connection, of: Any, after: int, steps: frozenset[int] | None) -> None:
         for trial_id, step, value in snapshot.values(connection, of, after, steps):
@@ -167,8 +167,8 @@ class Drafts:
         self.system_attrs: dict[str, Any] = {}
 
 
-class _ViewStorage(InMemoryStorage):
-    """What Optuna's studies, samplers and pruners see of the view; nothing that they write reaches the database."""
+class ViewStorage(InMemoryStorage):
+    """What Optuna's studies, samplers and pruners see of trials by id; nothing that they write reaches the database."""
 
     def __init__(self, trials: dict[int, FrozenTrial]) -> None:
         super().__init__()

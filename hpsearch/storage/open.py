@@ -14,7 +14,7 @@ import sqlalchemy
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from filelock import FileLock
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.storages._rdb import models
 from sqlalchemy import Connection, Engine, MetaData
@@ -23,6 +23,7 @@ from sqlalchemy.engine import URL, make_url
 from hpsearch.errors import StorageEmpty, StorageError
 from hpsearch.settings import redact
 from hpsearch.storage import tables
+from hpsearch.storage.trials import BulkStorage
 
 # What a call raises while the database is away; transactions have been rolled back.
 FAULTS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
@@ -214,7 +215,7 @@ def _parse(url: str) -> URL:
 
 def _open(url: URL) -> Database:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = RDBStorage(
+    storage = BulkStorage(
         url.render_as_string(hide_password=False),
         engine_kwargs=_engine_options(url),
         skip_compatibility_check=True,

@@ -10,7 +10,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy import ColumnElement, Connection, and_, or_, select
+from sqlalchemy import ColumnElement, Connection, Table, and_, or_, select
 
 from hpsearch.storage import bulk
 from hpsearch.storage.tables import (
@@ -34,14 +34,22 @@ _TRIAL = (TRIALS.c.trial_id, TRIALS.c.number, TRIALS.c.state, TRIALS.c.datetime_
 def open_trials(connection: Connection, study_id: int, first_number: int) -> Sequence[Any]:
     """Trials that have not ended, and all from `first_number` on, by number; with their leases' `token` and `epoch`."""
     wanted = or_(TRIALS.c.number >= first_number, TRIALS.c.state.in_(UNFINISHED))
-    return _trials(connection, and_(TRIALS.c.study_id == study_id, wanted))
+    return rows(connection, and_(TRIALS.c.study_id == study_id, wanted))
 
 
 def trials(connection: Connection, trial_ids: Iterable[int]) -> list[Any]:
     """These trials, as `open_trials` gives them."""
     return [
-        row for ids in batches(trial_ids) for row in _trials(connection, bulk.among(connection, TRIALS.c.trial_id, ids))
+        row for ids in batches(trial_ids) for row in rows(connection, bulk.among(connection, TRIALS.c.trial_id, ids))
     ]
+
+
+def rows(connection: Connection, of: ColumnElement[bool]) -> Sequence[Any]:
+    """The trials that meet the condition, as `open_trials` gives them."""
+    statement = select(*_TRIAL, LEASES.c.token, LEASES.c.epoch).outerjoin(
+        LEASES, LEASES.c.trial_id == TRIALS.c.trial_id
+    )
+    return connection.execute(statement.where(of).order_by(TRIALS.c.number)).all()
 
 
 def params(connection: Connection, of: ColumnElement[bool], known: dict[str, BaseDistribution]) -> dict[int, Params]:
@@ -58,24 +66,29 @@ def params(connection: Connection, of: ColumnElement[bool], known: dict[str, Bas
     return found
 
 
-def objectives(connection: Connection, of: ColumnElement[bool]) -> dict[int, float]:
-    """The final values of the trials that meet the condition and have one."""
+def objectives(connection: Connection, of: ColumnElement[bool]) -> dict[int, list[float]]:
+    """The final values of the trials that meet the condition and have some: hpsearch's have one."""
     columns = (VALUES.c.trial_id, VALUES.c.value, VALUES.c.value_type)
     statement = select(*columns).join(TRIALS, TRIALS.c.trial_id == VALUES.c.trial_id).where(of)
     back = models.TrialValueModel.stored_repr_to_value
-    return {trial_id: back(value, kind) for trial_id, value, kind in connection.execute(statement)}
+    found: dict[int, list[float]] = {}
+    for trial_id, value, kind in connection.execute(statement.order_by(VALUES.c.objective)):
+        found.setdefault(trial_id, []).append(back(value, kind))
+    return found
 
 
 def values(
-    connection: Connection, of: ColumnElement[bool], after: int = 0, steps: Iterable[int] | None = None
+    connection: Connection, of: ColumnElement[bool], after: int | None = None, steps: Iterable[int] | None = None
 ) -> Iterator[tuple[int, int, float]]:
-    """(trial id, epoch, value) of the trials that meet the condition, from the epoch after `after` on.
+    """(trial id, epoch, value) of the trials that meet the condition, if given from the epoch after `after` on.
 
     If `steps` are given, only those epochs and the last one of each trial.
     """
     table = INTERMEDIATE_VALUES.c
     columns = (table.trial_id, table.step, table.intermediate_value, table.intermediate_value_type)
-    statement = select(*columns).join(TRIALS, TRIALS.c.trial_id == table.trial_id).where(of, table.step > after)
+    statement = select(*columns).join(TRIALS, TRIALS.c.trial_id == table.trial_id).where(of)
+    if after is not None:
+        statement = statement.where(table.step > after)
     if steps is not None:
         statement = statement.outerjoin(LEASES, LEASES.c.trial_id == table.trial_id)
         statement = statement.where(or_(table.step.in_(sorted(steps)), table.step == LEASES.c.epoch))
@@ -86,19 +99,25 @@ def values(
 
 def sampler_attributes(connection: Connection, of: ColumnElement[bool]) -> dict[int, dict[str, Any]]:
     """The system attributes that samplers look at: fixed parameters, constraints, and the generation of CMA-ES."""
-    columns = (SYSTEM_ATTRIBUTES.c.trial_id, SYSTEM_ATTRIBUTES.c.key, SYSTEM_ATTRIBUTES.c.value_json)
     key = SYSTEM_ATTRIBUTES.c.key
     wanted = or_(key.in_(("fixed_params", "cma:generation")), key.startswith("constraints"))
-    statement = select(*columns).join(TRIALS, TRIALS.c.trial_id == SYSTEM_ATTRIBUTES.c.trial_id).where(of, wanted)
-    return _attributes(connection.execute(statement))
+    return attributes(connection, SYSTEM_ATTRIBUTES, and_(of, wanted))
 
 
 def user_attribute(connection: Connection, key: str, of: ColumnElement[bool]) -> dict[int, Any]:
     """One user attribute of the trials that meet the condition and have it."""
-    columns = (USER_ATTRIBUTES.c.trial_id, USER_ATTRIBUTES.c.key, USER_ATTRIBUTES.c.value_json)
-    statement = select(*columns).join(TRIALS, TRIALS.c.trial_id == USER_ATTRIBUTES.c.trial_id)
-    found = _attributes(connection.execute(statement.where(of, USER_ATTRIBUTES.c.key == key)))
-    return {trial_id: attributes[key] for trial_id, attributes in found.items()}
+    found = attributes(connection, USER_ATTRIBUTES, and_(of, USER_ATTRIBUTES.c.key == key))
+    return {trial_id: own[key] for trial_id, own in found.items()}
+
+
+def attributes(connection: Connection, table: Table, of: ColumnElement[bool]) -> dict[int, dict[str, Any]]:
+    """The attributes of trials, in one of Optuna's two tables for them, that meet the condition."""
+    columns = (table.c.trial_id, table.c.key, table.c.value_json)
+    statement = select(*columns).join(TRIALS, TRIALS.c.trial_id == table.c.trial_id).where(of)
+    found: dict[int, dict[str, Any]] = {}
+    for trial_id, key, text in connection.execute(statement):
+        found.setdefault(trial_id, {})[key] = json.loads(text)
+    return found
 
 
 def batches(trial_ids: Iterable[int]) -> Iterator[list[int]]:
@@ -106,17 +125,3 @@ def batches(trial_ids: Iterable[int]) -> Iterator[list[int]]:
     ids = list(trial_ids)
     for start in range(0, len(ids), MAX_IDS):
         yield ids[start : start + MAX_IDS]
-
-
-def _trials(connection: Connection, of: ColumnElement[bool]) -> Sequence[Any]:
-    statement = select(*_TRIAL, LEASES.c.token, LEASES.c.epoch).outerjoin(
-        LEASES, LEASES.c.trial_id == TRIALS.c.trial_id
-    )
-    return connection.execute(statement.where(of).order_by(TRIALS.c.number)).all()
-
-
-def _attributes(rows: Iterable[Any]) -> dict[int, dict[str, Any]]:
-    found: dict[int, dict[str, Any]] = {}
-    for trial_id, key, text in rows:
-        found.setdefault(trial_id, {})[key] = json.loads(text)
-    return found

@@ -131,7 +131,7 @@ def curves(
     found: dict[int, tuple[dict[int, float], dict[int, float | None]]] = {}
     for ids in snapshot.batches(trial_ids):
         found |= {trial_id: ({}, {}) for trial_id in ids}
-        for trial_id, step, value in snapshot.values(connection, TRIALS.c.trial_id.in_(ids), after=-(2**31)):
+        for trial_id, step, value in snapshot.values(connection, TRIALS.c.trial_id.in_(ids)):
             found[trial_id][0][step] = value
         columns = select(EPOCHS.c.trial_id, EPOCHS.c.epoch, EPOCHS.c[metric]).where(EPOCHS.c.trial_id.in_(ids))
         for trial_id, epoch, measured in connection.execute(columns):
@@ -162,7 +162,7 @@ class _Columns:
             "epochs": self._epochs.get(trial_id, Span()),
             "agree": trial_id not in self._disagreeing,
             "last_value": self._last.get(trial_id, math.nan),
-            "objective": self._objectives.get(trial_id),
+            "objective": next(iter(self._objectives.get(trial_id, ())), None),
             "params": self._params.get(trial_id, {}),
             "has_recipe": trial_id in self._recipes,
             "recipe": _recipe(self._recipes.get(trial_id)),
