@@ -9,7 +9,6 @@ each command is a process of its own; memory is the most that it had.
 import argparse
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,10 +19,15 @@ from pathlib import Path
 import optuna
 import sqlalchemy
 
-from benchmarks.population import NAME, lenet, populated
+from benchmarks.population import NAME
 from benchmarks.scale import commit, processor
 from tests.postgres import running_server
 
+MAKE = """
+import sys
+from benchmarks.population import lenet, populated
+populated(sys.argv[1], lenet(*sys.argv[3:]), int(sys.argv[2]))[0].close()
+"""
 OPTUNA = "import hpsearch.storage.open as o, optuna; o.BulkStorage = optuna.storages.RDBStorage"
 SIDES = {"Optuna's": OPTUNA, "hpsearch's": ""}
 READ = f"""
@@ -37,7 +41,10 @@ COMMAND = "import sys; from hpsearch.cli.main import main; main(sys.argv[2:] + [
 
 
 def measured(program: str, *arguments: str) -> tuple[float, float]:
-    """Seconds and the most MB of a process that runs this program."""
+    """Seconds and the most MB of a process that runs this program.
+
+    This process stays small: the memory of a parent counts as the most that its child had.
+    """
     started = time.perf_counter()
     command = [sys.executable, "-c", program, *arguments]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
@@ -45,11 +52,7 @@ def measured(program: str, *arguments: str) -> tuple[float, float]:
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(arguments)}: exit code {process.returncode}")
-    return time.perf_counter() - started, peak(used)
-
-
-def peak(used: resource.struct_rusage) -> float:
-    return used.ru_maxrss / 1024
+    return time.perf_counter() - started, used.ru_maxrss / 1024
 
 
 def compared(what: str, program: str, *arguments: str) -> None:
@@ -74,11 +77,11 @@ def main() -> None:
     print(
         f"| | {' | '.join(f'{side} reading' for side in SIDES)} | times as fast, as small |\n| --- | --- | --- | --- |"
     )
-    spec = lenet(f"training.epochs={arguments.epochs}", "pruner={name='none'}", "sampler={name='tpe'}")
+    spec = (f"training.epochs={arguments.epochs}", "pruner={name='none'}", "sampler={name='tpe'}")
     with tempfile.TemporaryDirectory() as folder, running_server(fsync=True) as server:
         lite = f"sqlite:///{folder}/many.db"
         for kind, url in (("SQLite", lite), ("PostgreSQL", server.new_database())):
-            populated(url, spec, arguments.trials)[0].close()
+            measured(MAKE, url, str(arguments.trials), *spec)
             compared(f"all trials, {kind}", READ, url)
         for command in (("best", NAME), ("trials", NAME), ("report", NAME, "-o", str(Path(folder) / "report.html"))):
             compared(f"`hpsearch {command[0]}`, SQLite", COMMAND, lite, *command)
