@@ -75,9 +75,16 @@ def final_test(
         _result(one, [probabilities(net, sealed.images, dataset) for net in nets], sealed)
         for one, nets in zip(tested, networks, strict=True)
     ]
-    record |= {"num_images": len(sealed.labels), "result": found[0], "results": found}
+    record |= {"num_images": len(sealed.labels), "test_fingerprint": sealed.fingerprint}
+    record |= {"other_images": _exchanged(record, before), "result": found[0], "results": found}
     _complete(database, study, number, record, settings, say)
     return record
+
+
+def _exchanged(record: dict[str, Any], before: list[dict[str, Any]]) -> str | None:
+    """When the test split was opened last and held other images, if it did."""
+    known = [one for one in before if "test_fingerprint" in one]
+    return known[-1]["time"] if known and known[-1]["test_fingerprint"] != record["test_fingerprint"] else None
 
 
 def _complete(

@@ -22,6 +22,9 @@ from hpsearch.relations import PEAK_SCHEDULER, highest
 from hpsearch.sections import SECTIONS, Budget, Data, Model, Objective, Pruner, Sampler
 from hpsearch.space import Float, Parameter, Value, asked, order, recorded_name, to_table
 
+STORED = "the study in the storage"
+RESTORE = "restore a backup of the storage, or create the study under another name"
+
 
 @dataclass(frozen=True)
 class StudySpec:
@@ -108,14 +111,19 @@ class StudySpec:
 
     @staticmethod
     def from_json(text: str) -> "StudySpec":
-        """The study that `to_json` wrote. Raises StudyFileError if the rules have changed since."""
-        tables = json.loads(text)
-        # What was accepted once and had no effect.
-        if tables.get("sampler", {}).get("name") == "grid":
-            tables["sampler"].pop("seed", None)
-        if tables.get("space"):
-            tables.get("training", {}).pop("stream_offset", None)
-        return build(tables, "the study in the storage")
+        """The study that `to_json` wrote. Raises StudyFileError if it is damaged, or rules have changed since."""
+        try:
+            tables = json.loads(text)
+            # What was accepted once and had no effect.
+            if tables.get("sampler", {}).get("name") == "grid":
+                tables["sampler"].pop("seed", None)
+            if tables.get("space"):
+                tables.get("training", {}).pop("stream_offset", None)
+        except AttributeError as error:
+            raise StudyFileError([f"{STORED}: is damaged (it is no JSON object of tables); {RESTORE}"]) from error
+        except (RecursionError, TypeError, ValueError) as error:
+            raise StudyFileError([f"{STORED}: is damaged ({error}); {RESTORE}"]) from error
+        return build(tables, STORED)
 
 
 def parse(text: str, source: str) -> StudySpec:

@@ -8,15 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from sklearn.metrics import f1_score, log_loss, precision_score, recall_score
 from sqlalchemy.exc import OperationalError
 
+from hpsearch.cli.final_test import final_test as command
 from hpsearch.data.images import Source
 from hpsearch.errors import DataError, HpsearchError, StorageError, UsageError
 from hpsearch.final_test import final_test
 from hpsearch.interrupt import Interruption
+from hpsearch.report.gather import gather
+from hpsearch.report.page import study_figures
 from hpsearch.scores import BINS, coarse, scores, summed
-from hpsearch.sealed.images import open_seal
+from hpsearch.sealed.images import SealedImages, open_seal
 from hpsearch.spec import parse
 from hpsearch.storage import budget, fleet, openings
 from hpsearch.storage.open import Database, create
@@ -113,6 +117,8 @@ def test_it_is_recorded_and_a_second_look_needs_a_reason(tested: tuple[Chain, di
     assert [one["again"] for one in records] == [None, "a reviewer asked"]
     assert records[0]["result"] == records[1]["result"]
     assert records[0]["time"] <= records[1]["time"]
+    assert records[0]["test_fingerprint"] == records[1]["test_fingerprint"]
+    assert [one["other_images"] for one in records] == [None, None]
 
 
 def test_of_two_who_open_at_once_one_is_refused(storage_url: str) -> None:
@@ -209,6 +215,28 @@ def test_a_study_over_seeds_is_tested_when_it_has_ended(sqlite: Database, tmp_pa
     record = final_test(sqlite, study, made.settings, "a reason that nobody asked for", silent)
     assert len(record["result"]["seeds"]) == 2
     assert record["again"] is None  # it is the first
+
+
+def test_a_test_split_that_was_exchanged_is_told(
+    sqlite: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plain(sqlite, tmp_path, 1)
+    made.work("plain")
+    study = load_study(sqlite, "plain")
+    first = final_test(sqlite, study, made.settings, None, silent)
+
+    def relabelled(source: Source, classes: tuple[str, ...]) -> SealedImages:
+        there = open_seal(source, classes)
+        return replace(there, labels=there.labels[[1, 0, *range(2, len(there.labels))]])
+
+    monkeypatch.setattr("hpsearch.final_test.open_seal", relabelled)
+    second = final_test(sqlite, study, made.settings, "labels were mended", silent)
+    assert second["other_images"] == first["time"]
+    assert second["test_fingerprint"] != first["test_fingerprint"]
+    shown = [figure.caption for figure in study_figures(gather(sqlite, "plain"), made.settings)]
+    assert any(f"other images than at the opening on {first['time']}" in caption for caption in shown)
+    done = CliRunner().invoke(command, ["plain", "--show", "--storage", str(sqlite.engine.url)])
+    assert done.output.count("other test images") == 1
 
 
 def test_after_one_that_was_withdrawn_it_can_be_opened_again(sqlite: Database, tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ def _show(record: dict[str, Any]) -> None:
     click.echo(f"test split of {record['data']}, {record.get('num_images', '?')} images, opened {record['time']}")
     if record["again"]:
         click.echo(f"opened again, because: {record['again']}")
+    if record.get("other_images"):
+        click.echo(f"other test images than at the opening on {record['other_images']}: do not compare the two")
     if "results" not in record:
         click.echo("no result was recorded: the process ended while it was open")
         return

@@ -224,14 +224,15 @@ def _finite(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _summary(database: "Database", name: str) -> dict[str, Any]:
-    from hpsearch.errors import StorageError, UsageError
+    from hpsearch.errors import StorageError, StudyFileError
     from hpsearch.storage.studies import load_study, progress, study_names
 
     try:
         loaded = load_study(database, name)
-    except UsageError as error:  # a StudyFileError: the rules of study files have changed since
-        state = "not made by hpsearch" if isinstance(error, StorageError) else "made by another version"
-        return {"study": name, "state": state} | dict.fromkeys(UNKNOWN)
+    except StorageError:
+        return {"study": name, "state": "not made by hpsearch"} | dict.fromkeys(UNKNOWN)
+    except StudyFileError as error:
+        return {"study": name, "state": "unreadable"} | dict.fromkeys(UNKNOWN) | {"problem": f"study {name}: {error}"}
     try:
         now = progress(database, loaded)
     except StorageError as error:

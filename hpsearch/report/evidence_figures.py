@@ -189,6 +189,8 @@ def tested(study: Gathered, record: Mapping[str, Any]) -> Iterator[Figure]:
     """What one opening of the test split gave."""
     classes: list[str] = record["classes"]
     again = f" Opened again, because: {record['again']}." if record["again"] else ""
+    if other := record.get("other_images"):
+        again += f" These are other images than at the opening on {other}."
     when = f"Test split of {record['data']}, {record['num_images']} images, opened {record['time']}.{again}"
     stamp = record["time"].replace(":", "").replace("+0000", "").lower()
     result = record["result"]

@@ -1,5 +1,6 @@
 """Open the seal of a data set: its test images, in the form in which the training images are."""
 
+import hashlib
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -25,6 +26,14 @@ class SealedImages:
     images: Images
     labels: Labels
     superclasses: Superclasses | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """A SHA-256 over the images' shape, the images and their labels, in their order."""
+        found = hashlib.sha256(str(self.images.shape).encode())
+        found.update(np.ascontiguousarray(self.images))
+        found.update(np.ascontiguousarray(self.labels, dtype=np.int64))
+        return found.hexdigest()
 
 
 def open_seal(source: Source, classes: tuple[str, ...]) -> SealedImages:

@@ -15,8 +15,8 @@ from sqlalchemy import func, select, true
 from sqlalchemy.exc import IntegrityError, NoResultFound
 from sqlalchemy.orm import Session
 
-from hpsearch.errors import StorageError
-from hpsearch.spec import StudySpec
+from hpsearch.errors import StorageError, StudyFileError
+from hpsearch.spec import RESTORE, STORED, StudySpec
 from hpsearch.storage import budget, leases
 from hpsearch.storage.open import Database
 from hpsearch.storage.tables import CONTROL, STUDIES, TRIALS
@@ -143,6 +143,7 @@ def load_study(database: Database, name: str) -> LoadedStudy:
 
     Raises:
         StorageError: there is none, or it was not created by hpsearch.
+        StudyFileError: its record is damaged, or was made by rules that have changed since.
     """
     try:
         study = optuna.load_study(
@@ -158,7 +159,10 @@ def load_study(database: Database, name: str) -> LoadedStudy:
         raise StorageError(
             f"study {name!r} is not in this storage: {hint} create it with `hpsearch create-study`"
         ) from error
-    attributes = study.user_attrs
+    try:
+        attributes = study.user_attrs
+    except ValueError as error:  # no JSON
+        raise StudyFileError([f"{STORED}: its attributes are damaged ({error}); {RESTORE}"]) from error
     if SPEC_KEY not in attributes:
         raise StorageError(f"study {name!r} was not created by hpsearch: create one with `hpsearch create-study`")
     spec = StudySpec.from_json(attributes[SPEC_KEY])

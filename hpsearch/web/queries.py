@@ -61,7 +61,7 @@ class Listed(NamedTuple):
     @property
     def maker(self) -> str:
         """Who made it, if it cannot be loaded."""
-        return "made by another version of hpsearch" if self.created else "not made by hpsearch"
+        return "made by another version of hpsearch, or damaged" if self.created else "not made by hpsearch"
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,11 @@ from typing import Any
 
 import optuna
 import pytest
+from sqlalchemy import update
 
 from hpsearch.storage.open import connect, create
 from hpsearch.storage.studies import SPEC_KEY, load_study
+from hpsearch.storage.tables import STUDY_USER_ATTRIBUTES
 from tests.cli import inside
 from tests.cli.running import command, environment, hpsearch, start
 from tests.postgres import PostgresServer, free_port
@@ -189,17 +191,22 @@ def test_a_narrow_terminal_cuts_nothing_off(folder: Path) -> None:
 
 
 def test_a_study_that_cannot_be_read_hides_no_other(folder: Path) -> None:
-    for name in ("older", "tiny"):
+    for name in ("older", "list", "cut", "tiny"):
         inside.hpsearch(folder, "create-study", "tiny.toml", "--study-name", name)
     with connect(f"sqlite:///{folder}/storage/hpsearch.db") as database:
         older = load_study(database, "older").optuna_study
         older.set_user_attr(SPEC_KEY, older.user_attrs[SPEC_KEY].replace('"trials": 6', '"trials": 0'))
+        load_study(database, "list").optuna_study.set_user_attr(SPEC_KEY, "[]")
+        cut = load_study(database, "cut").study_id
+        with database.engine.begin() as connection:
+            table = STUDY_USER_ATTRIBUTES
+            of_cut = (table.c.study_id == cut) & (table.c.key == SPEC_KEY)
+            connection.execute(update(table).where(of_cut).values(value_json='"{'))
     listed = json.loads(inside.hpsearch(folder, "list", "--json").stdout)["studies"]
-    assert {one["study"]: one["state"] for one in listed} == {
-        "older": "made by another version",
-        "tiny": "waiting for workers",
-    }
-    assert "budget.trials = 0" in inside.one_line(folder, "status", "older")
+    found = {"older": "unreadable", "list": "unreadable", "cut": "unreadable", "tiny": "waiting for workers"}
+    assert {one["study"]: one["state"] for one in listed} == found
+    for name, why in (("older", "budget.trials = 0"), ("list", "no JSON object"), ("cut", "attributes are damaged")):
+        assert why in inside.one_line(folder, "status", name)
 
 
 def test_a_worker_passes_over_studies_that_are_not_hpsearchs(folder: Path) -> None:

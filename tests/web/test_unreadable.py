@@ -4,14 +4,14 @@ from pathlib import Path
 
 import optuna
 import pytest
-from sqlalchemy import delete
+from sqlalchemy import delete, update
 
 from benchmarks.filling import made_up
 from hpsearch.cli.main import main
 from hpsearch.settings import Settings
 from hpsearch.storage.open import Database, connect, create
 from hpsearch.storage.studies import CREATED_KEY, SPEC_KEY, LoadedStudy, load_study, study_names
-from hpsearch.storage.tables import CONTROL
+from hpsearch.storage.tables import CONTROL, STUDY_USER_ATTRIBUTES
 from hpsearch.web import study_pages
 from hpsearch.web.source import Source
 from tests.web.serving import HOST, Opener, local, settings_for
@@ -86,10 +86,18 @@ def test_a_study_keeps_its_name_in_optuna_dashboard(client: Opener, settings: Se
         assert study_names(database) == ["odd", "sound", "other"]
 
 
-@pytest.mark.parametrize(("old", "new"), [('"trials": 4', '"trials": 0'), ('"asha"', '"of-tomorrow"')])
-def test_a_study_of_another_version(client: Opener, settings: Settings, old: str, new: str) -> None:
+@pytest.mark.parametrize(
+    ("old", "new"), [('"trials": 4', '"trials": 0'), ('"asha"', '"of-tomorrow"'), ("{", "["), ("", None)]
+)
+def test_a_study_of_another_version_or_damaged(client: Opener, settings: Settings, old: str, new: str | None) -> None:
     with create(settings.storage_url) as database:
-        rewrite(database, old, new)
+        if new is None:
+            table = STUDY_USER_ATTRIBUTES
+            cut = update(table).where(table.c.study_id == 1, table.c.key == SPEC_KEY).values(value_json='"{')
+            with database.engine.begin() as connection:
+                connection.execute(cut)
+        else:
+            rewrite(database, old, new)
         optuna.create_study(storage=database.storage, study_name="foreign")
     asker = client(settings, local())
     for path, status in (("/", 200), ("/study/1", 200), ("/study/1/best", 404)):
@@ -97,7 +105,8 @@ def test_a_study_of_another_version(client: Opener, settings: Settings, old: str
         assert (page.status_code, "made by another version of hpsearch" in page.text) == (status, True)
     assert "not made by hpsearch" in asker.get("/hpsearch/study/3", headers=SAME).text
     assert asker.get("/hpsearch/metrics", headers=SAME).status_code == 200
-    assert asker.get("/api/studies/1", headers=SAME).status_code == 200
+    if new is not None:  # what is no JSON, Optuna itself cannot read
+        assert asker.get("/api/studies/1", headers=SAME).status_code == 200
 
 
 def test_the_trials_of_a_deleted_study_are_nobodys_evidence(settings: Settings) -> None:
