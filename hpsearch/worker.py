@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from hpsearch import catalogue, crashes, weights
 from hpsearch.data.load import load
 from hpsearch.ends import Ends
-from hpsearch.errors import DataError, HpsearchError, StorageAway, UsageError
+from hpsearch.errors import DataError, DownloadError, HpsearchError, StorageAway, UsageError
 from hpsearch.events import LOST_STATE, Event, StudyOpened, TrialEnded, TrialStarted, WorkerLeft, WorkerWarned
 from hpsearch.interrupt import Interrupted, Interruption
 from hpsearch.patience import Patience
@@ -41,6 +41,7 @@ from hpsearch.trial import Bench
 OWNER = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"  # of the leases that this process holds
 IDLE_POLL_SECONDS = 1.0  # between looks for a study with trials left; grows while there is none
 IDLE_GROWTH, MAX_IDLE_GROWTH = 1.3, 5.0  # by so much from one look to the next, and in all
+DOWNLOAD_SECONDS = 600.0  # until a data set that could not be fetched is tried again, while there are other studies
 FAILURES_BEFORE_LEAVING = 3  # trials in a row that end by an exception: then the fault is not the trial's
 
 
@@ -200,8 +201,11 @@ def _serve(
     patience = Patience(database, settings, interruption)
     paused = False  # as it was said
     unusable: dict[str, UsageError] = {}  # studies that this worker cannot train: there may be others
+    later: dict[str, float] = {}  # when to try them again, if that may help
     while not interruption.requested and left != 0:
         name, called = study_name, time.monotonic()
+        for again in [one for one, at in later.items() if at <= called]:
+            del unusable[again], later[again]
         try:
             name, nothing = _next_study(database, study_name, unusable)
             begun = False
@@ -226,7 +230,9 @@ def _serve(
             if study_name or name is None or name in unusable:
                 raise
             unusable[name] = error
-            yield WorkerWarned(f"study {name} is passed over: {error}")
+            if isinstance(error, DownloadError):
+                later[name] = time.monotonic() + DOWNLOAD_SECONDS
+            yield WorkerWarned(f"study {name} is passed over{' for a while' if name in later else ''}: {error}")
         except FAULTS as error:
             if warning := patience.begins(error, called):
                 yield warning

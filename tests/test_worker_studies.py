@@ -8,7 +8,8 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy import update
 
-from hpsearch.errors import HpsearchError, UsageError
+from hpsearch.data.load import DataSet, load
+from hpsearch.errors import DownloadError, HpsearchError, UsageError
 from hpsearch.events import EpochDone, StudyOpened, WorkerLeft, WorkerWarned
 from hpsearch.interrupt import Interruption
 from hpsearch.settings import Settings
@@ -96,6 +97,33 @@ def test_a_worker_passes_over_a_study_that_it_cannot_train(
         events.extend(serve(sqlite, None, settings, Interruption(), Limits()))
     assert states(sqlite) == [TrialState.COMPLETE] * 2
     assert any(isinstance(event, WorkerWarned) and "study a is passed over" in event.message for event in events)
+
+
+@pytest.mark.parametrize("patience", [0.0, 600.0])
+def test_a_study_whose_data_cannot_be_fetched_is_tried_again(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
+    """But not at once, and others come first."""
+    for name in ("a", "tiny"):
+        create_study(sqlite, spec(1, 1), name)
+    answers = [DownloadError("no network")]
+
+    def fetched(*arguments: Any, **named: Any) -> DataSet:
+        if answers:
+            raise answers.pop()
+        return load(*arguments, **named)
+
+    monkeypatch.setattr("hpsearch.worker.load", fetched)
+    monkeypatch.setattr("hpsearch.worker.DOWNLOAD_SECONDS", patience)
+    events: list[object] = []
+    try:
+        events.extend(serve(sqlite, None, settings, Interruption(), Limits(max_idle_seconds=0.0)))
+    except DownloadError:  # nothing else is left
+        assert patience
+    said = [event.message for event in events if isinstance(event, WorkerWarned)]
+    assert "study a is passed over for a while: no network" in said
+    done = [sum(state == TrialState.COMPLETE for state in states(sqlite, name)) for name in ("a", "tiny")]
+    assert done == [0 if patience else 1, 1]
 
 
 def test_a_paused_study_is_waited_for_no_longer_than_asked(sqlite: Database, settings: Settings) -> None:

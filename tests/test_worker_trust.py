@@ -62,8 +62,8 @@ def once(monkeypatch: pytest.MonkeyPatch, name: str, *, before: Callable[[], Non
     monkeypatch.setattr(f"hpsearch.storage.ledger.{name}", call)
 
 
-def states(database: Database) -> list[TrialState]:
-    return [trial.state for trial in load_study(database, "tiny").optuna_study.get_trials(deepcopy=False)]
+def states(database: Database, name: str = "tiny") -> list[TrialState]:
+    return [trial.state for trial in load_study(database, name).optuna_study.get_trials(deepcopy=False)]
 
 
 def nothing() -> None:
