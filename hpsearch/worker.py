@@ -4,6 +4,7 @@ With `trial.py` the place where the search and the training half meet.
 """
 
 import contextlib
+import math
 import os
 import random
 import secrets
@@ -200,14 +201,11 @@ def _serve(
     left, idle = limits.max_trials, _Idle(database, settings, limits)
     patience = Patience(database, settings, interruption)
     paused = False  # as it was said
-    unusable: dict[str, UsageError] = {}  # studies that this worker cannot train: there may be others
-    later: dict[str, float] = {}  # when to try them again, if that may help
+    unusable = _Unusable()
     while not interruption.requested and left != 0:
         name, called = study_name, time.monotonic()
-        for again in [one for one, at in later.items() if at <= called]:
-            del unusable[again], later[again]
         try:
-            name, nothing = _next_study(database, study_name, unusable)
+            name, nothing = _next_study(database, study_name, unusable.names())
             begun = False
             for event in run(database, name, settings, interruption, left) if name is not None else ():
                 yield event
@@ -221,18 +219,14 @@ def _serve(
                     yield WorkerWarned(f"study {which}: it is paused; it goes on after `hpsearch resume {which}`")
                 paused = nothing.paused is not None
                 if not idle.goes_on(nothing):
-                    if unusable:
-                        raise next(iter(unusable.values()))
+                    unusable.say()
                     yield WorkerLeft(nothing.sentence)
                     break
                 continue
         except UsageError as error:
-            if study_name or name is None or name in unusable:
+            if study_name or name is None or name in unusable.names():
                 raise
-            unusable[name] = error
-            if isinstance(error, DownloadError):
-                later[name] = time.monotonic() + DOWNLOAD_SECONDS
-            yield WorkerWarned(f"study {name} is passed over{' for a while' if name in later else ''}: {error}")
+            yield unusable.add(name, error)
         except FAULTS as error:
             if warning := patience.begins(error, called):
                 yield warning
@@ -243,6 +237,28 @@ def _serve(
         yield WorkerLeft("interrupted" if asked else f"{limits.max_trials} trials done, as asked", interrupted=asked)
     with contextlib.suppress(*FAULTS):
         fleet.leave(database, myself(settings))
+
+
+class _Unusable:
+    """Studies that a worker cannot train; those whose data set cannot be fetched just now, for a while."""
+
+    def __init__(self) -> None:
+        self._errors: dict[str, tuple[UsageError, float]] = {}  # and until when
+
+    def names(self) -> list[str]:
+        """Of those that are passed over now, the first one first."""
+        return [name for name, (_, until) in self._errors.items() if time.monotonic() < until]
+
+    def add(self, name: str, error: UsageError) -> WorkerWarned:
+        """Pass the study over from now on."""
+        passing = isinstance(error, DownloadError)
+        self._errors[name] = error, time.monotonic() + DOWNLOAD_SECONDS if passing else math.inf
+        return WorkerWarned(f"study {name} is passed over{' for a while' if passing else ''}: {error}")
+
+    def say(self) -> None:
+        """Raise why the first of them is passed over now, if there is one."""
+        for name in self.names():
+            raise self._errors[name][0]
 
 
 @dataclass(frozen=True)
