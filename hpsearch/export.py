@@ -16,10 +16,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 from safetensors.torch import load as load_tensors
@@ -33,6 +35,7 @@ from hpsearch.data.load import DataSet
 from hpsearch.errors import HpsearchError, UsageError
 from hpsearch.export_schema import CARD, CONFIG, FILES, METRICS, MODEL, SCHEMA_VERSION, SUMS, Metrics
 from hpsearch.model_card import card, config
+from hpsearch.models import MODELS
 from hpsearch.models.build import HYPERPARAMETERS, build_model
 from hpsearch.pictures import Folder, Shelf
 from hpsearch.recipe import Recipe
@@ -346,13 +349,24 @@ def build(metrics: Metrics, tensors: Mapping[str, Tensor], where: str | Path) ->
     prepared = metrics.preprocessing
     shape = (prepared.channels, prepared.image_size, prepared.image_size)
     constructor = catalogue.load("hpsearch.models", metrics.model.name)
+    make = partial(build_model, recipe, shape, len(metrics.model.classes), constructor)
     try:
-        model = build_model(recipe, shape, len(metrics.model.classes), constructor)
+        if metrics.model.name in MODELS:  # sizes that a file states may fill no memory, unless its weights do
+            with torch.device("meta"):
+                _compare(make(), tensors, metrics, where)
+        model = make()
     except (RuntimeError, MemoryError, OverflowError) as error:  # torch: no such sizes, or no room for them
         reason = str(error).partition("\n")[0]
         raise UsageError(
             f"{where}/{METRICS}: {metrics.model.name} cannot be built in these sizes ({reason}); export again"
         ) from error
+    _compare(model, tensors, metrics, where)
+    model.load_state_dict(dict(tensors))
+    return model.eval()
+
+
+def _compare(model: nn.Module, tensors: Mapping[str, Tensor], metrics: Metrics, where: str | Path) -> None:
+    """Raise UsageError unless the weights have the network's names and shapes."""
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if own != given:
@@ -360,8 +374,6 @@ def build(metrics: Metrics, tensors: Mapping[str, Tensor], where: str | Path) ->
         raise UsageError(
             f"{where}/{MODEL}: {', '.join(differ)} do not fit the model {metrics.model.name}; export again"
         )
-    model.load_state_dict(dict(tensors))
-    return model.eval()
 
 
 def recipe_in(metrics: Metrics, where: str | Path) -> Recipe:

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hpsearch.errors import HpsearchError, UsageError
 from hpsearch.export import export
 from hpsearch.export_schema import FILES, SUMS
 from hpsearch.model_card import card
+from hpsearch.models.build import build_model
 from hpsearch.verify import verify
 from tests.chain import SMALL, Chain, silent
 
@@ -128,6 +130,22 @@ def test_weights_of_another_network_are_refused(copy: Path, chain: Chain) -> Non
     again_summed(copy, "model.safetensors", lambda _: save({"output.weight": torch.zeros(5, 84)}))
     with pytest.raises(UsageError, match="do not fit the model lenet"):
         verify(copy, chain.settings)
+
+
+def test_sizes_that_the_files_state_fill_no_memory(copy: Path, chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+
+    def watched(*arguments: Any) -> torch.nn.Module:
+        model = build_model(*arguments)
+        built.extend({parameter.device.type for parameter in model.parameters()})
+        return model
+
+    monkeypatch.setattr("hpsearch.export.build_model", watched)
+    again_summed(copy, "config.toml", lambda content: content.replace(b"image_size = 16", b"image_size = 4096"))
+    again_summed(copy, "metrics.json", edited("preprocessing", image_size=4096))  # the first layer would take 8 GB
+    with pytest.raises(UsageError, match="do not fit the model lenet"):
+        verify(copy, chain.settings)
+    assert built == ["meta"]
 
 
 @pytest.mark.parametrize("opened", [True, False, None])
