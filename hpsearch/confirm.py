@@ -21,10 +21,18 @@ from hpsearch.recipe import Recipe
 from hpsearch.search.racing import standing, values
 from hpsearch.search.samplers import corner
 from hpsearch.sections import Metric, Objective
-from hpsearch.spec import StudySpec
+from hpsearch.spec import RESTORE, StudySpec
 from hpsearch.statistics import Estimate, Race, estimate
 from hpsearch.storage.open import Database
-from hpsearch.storage.studies import DATA_KEY, RECIPE_KEY, LoadedStudy, create_study, load_study, ranked, study_names
+from hpsearch.storage.studies import (
+    DATA_KEY,
+    LoadedStudy,
+    create_study,
+    load_study,
+    ranked,
+    recorded_recipe,
+    study_names,
+)
 
 LINK_KEY = "hpsearch:link"  # study attribute: which study this one belongs to, and where its candidates come from
 CONFIRM = "confirm"
@@ -116,7 +124,7 @@ def create(database: Database, study: LoadedStudy, top: int, num_seeds: int) -> 
     candidates = _candidates(study, best, top)
     if len(candidates) < 2:
         raise UsageError(f"study {study.name}: has one configuration only, so there is nothing to compare; train more")
-    used = {trial.user_attrs.get(RECIPE_KEY, {}).get("seed") for trial in study.optuna_study.get_trials(deepcopy=False)}
+    used = {recorded_recipe(trial.user_attrs).get("seed") for trial in study.optuna_study.get_trials(deepcopy=False)}
     seeds = list(islice((seed for seed in count() if seed not in used), num_seeds))
     name = name_of(study.name)  # which is not that of the file where --study-name gave another
     confirming = _spec(study, candidates, seeds)
@@ -153,9 +161,14 @@ def confirms(other: LoadedStudy, study: LoadedStudy) -> bool:
 
 
 def link_of(study: LoadedStudy) -> dict[str, Any]:
-    """What a study belongs to; empty for one that stands alone."""
+    """What a study belongs to; empty for one that stands alone. Raises StorageError if the record is damaged."""
     text = study.optuna_study.user_attrs.get(LINK_KEY)
-    link: dict[str, Any] = json.loads(text) if text else {}
+    try:
+        link = json.loads(text) if text else {}
+    except (TypeError, ValueError):
+        link = None
+    if not isinstance(link, dict):
+        raise StorageError(f"study {study.name}: the record of what it belongs to is damaged; {RESTORE}")
     return link
 
 
@@ -223,9 +236,9 @@ def _candidates(study: LoadedStudy, best: Sequence[FrozenTrial], top: int) -> li
     found: dict[str, tuple[Origin, dict[str, Any]]] = {}
     first = [trial for trial in study.optuna_study.get_trials(deepcopy=False) if trial.number == 0]
     for trial in [*best, *first]:
-        if RECIPE_KEY not in trial.user_attrs:
+        if not (recipe := recorded_recipe(trial.user_attrs)):
             continue
-        values = configuration(Recipe(**trial.user_attrs[RECIPE_KEY]))
+        values = configuration(Recipe(**recipe))
         key = json.dumps(values, sort_keys=True)
         if key not in found and (len(found) < top or trial.number == 0):
             label = f"trial {trial.number}" + (" (first)" if trial.number == 0 else "")

@@ -9,6 +9,7 @@ SHA256SUMS           of the other four; `sha256sum -c SHA256SUMS`
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -187,8 +188,9 @@ def _search(study: LoadedStudy) -> dict[str, Any] | None:
     num = {state: sum(trial.state == state for trial in trials) for state in TrialState}
     ended = num[TrialState.COMPLETE] + num[TrialState.PRUNED] + num[TrialState.FAIL]
     found = bootstrap(study.optuna_study)
-    values = [trial.value for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
-    best = (max if study.spec.objective.direction == "maximize" else min)(values, default=None)
+    values = [trial.value for trial in trials if trial.state == TrialState.COMPLETE]
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    best = (max if study.spec.objective.direction == "maximize" else min)(finite, default=None)
     return {
         "study": study.name,
         "trials": ended,

@@ -9,6 +9,7 @@ from hpsearch.export_schema import Estimate, Metrics
 from hpsearch.names import derived
 from hpsearch.recipe import Recipe
 from hpsearch.spec import StudySpec
+from hpsearch.statistics import shown
 
 NOT_TRAINING = ("model", "seed")  # fields of a recipe that stand elsewhere in a study file
 UNTESTED = {  # by whether the test split was opened
@@ -109,7 +110,7 @@ def _evidence(m: Metrics, opened: bool | None) -> list[tuple[str, str]]:
         rows.append(("confirmed over seeds", "no: the value of one trial of a search, which is partly luck"))
     else:
         c = m.confirmation
-        rows.append((f"{m.metric} over {c.value.num} new seeds", _interval(c.value)))
+        rows.append((f"{m.metric} over {c.value.num} new seeds", _interval(c.value, m.metric)))
         if c.luck is not None and c.search_value is not None:
             rows.append(("reported by the search", f"{c.search_value:.4f}; luck {c.luck.mean:+.4f}"))
         if c.not_told_apart:  # it was compared with others
@@ -122,9 +123,10 @@ def _evidence(m: Metrics, opened: bool | None) -> list[tuple[str, str]]:
         rows.append(("test split", UNTESTED[opened]))
     else:
         once = "once" if m.test.openings == 1 else f"{m.test.openings} times; this is the first result"
-        rows.append((f"test accuracy ({m.test.label})", f"{_interval(m.test.accuracy)}; opened {once}, {m.test.time}"))
-        rows.append(("test macro F1", _interval(m.test.macro_f1)))
-        rows.append(("expected calibration error", _interval(m.test.calibration_error)))
+        accuracy = _interval(m.test.accuracy, "accuracy")
+        rows.append((f"test accuracy ({m.test.label})", f"{accuracy}; opened {once}, {m.test.time}"))
+        rows.append(("test macro F1", _interval(m.test.macro_f1, "macro_f1")))
+        rows.append(("expected calibration error", _interval(m.test.calibration_error, "calibration_error")))
     if m.search is not None:
         s = m.search
         rows.append(("search", f"{s.trials} trials, {s.pruned} pruned ({s.pruned_share:.0%}), {s.failed} failed"))
@@ -145,10 +147,11 @@ def _importances(m: Metrics) -> list[str]:
     return [f"## {title}", "", "| hyperparameter | share | interval |", "| --- | --- | --- |", *rows, ""]
 
 
-def _interval(found: Estimate) -> str:
+def _interval(found: Estimate, metric: str) -> str:
     if found.low is None or found.high is None:
         return f"{found.mean:.4f}"
-    return f"{found.mean:.4f} (95 % interval {found.low:.4f} to {found.high:.4f}, {found.num} seeds)"
+    low, high = (shown(end, metric) for end in (found.low, found.high))
+    return f"{found.mean:.4f} (95 % interval {low:.4f} to {high:.4f}, {found.num} seeds)"
 
 
 def _cell(text: str) -> str:

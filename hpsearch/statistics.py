@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+# How the names of metrics end, and the most that these can be; none is negative. Differences have no bounds.
+HIGHEST = {"accuracy": 1.0, "macro_f1": 1.0, "calibration_error": 1.0, "brier": 2.0, "loss": math.inf}
+
 CONFIDENCE = 0.95  # of every interval, and of a race to keep the best
 FIRST_LOOK = 3  # seeds before a race decides for the first time: two differences say too little about their spread
 
@@ -41,11 +44,12 @@ def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimat
 
 
 def shown(end: float, metric: str) -> float:
-    """An end of an interval: Student's t knows no bounds, so that of accuracies is shown at 0 or 1 if it lies beyond.
+    """An end of an interval: Student's t knows no bounds, so that it is shown at the metric's own if it lies beyond.
 
     That takes away nothing that the true mean could be; what is recorded stays as it was computed.
     """
-    return min(1.0, max(0.0, end)) if metric.endswith("accuracy") else end
+    highest = next((high for name, high in HIGHEST.items() if metric.endswith(name)), None)
+    return end if highest is None else min(highest, max(0.0, end))
 
 
 def paired_p(worse: Sequence[float], better: Sequence[float]) -> float:

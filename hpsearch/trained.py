@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial
 from torch import nn
 
 from hpsearch import catalogue, confirm, weights
+from hpsearch.arms import KIND as TRANSFER
 from hpsearch.artifacts import key_of
 from hpsearch.data.load import DataSet, load
 from hpsearch.errors import HpsearchError, UsageError
@@ -25,7 +26,7 @@ from hpsearch.spec import StudySpec
 from hpsearch.storage.checkpoints import open_checkpoints
 from hpsearch.storage.open import Database
 from hpsearch.storage.pinned import check_data
-from hpsearch.storage.studies import RECIPE_KEY, LoadedStudy, progress, ranked
+from hpsearch.storage.studies import RECIPE_KEY, LoadedStudy, progress, ranked, recorded_recipe
 from hpsearch.train.program import Program, place
 
 Say = Callable[[str], None]
@@ -65,10 +66,11 @@ def choose(
     Raises:
         UsageError: nothing can be chosen yet; it says what to do.
     """
+    link = confirm.link_of(study)
     if study.spec.space:
         confirming = confirm.find(database, study)
     else:
-        confirming = study if confirm.link_of(study).get("kind") == confirm.CONFIRM else None
+        confirming = study if link.get("kind") == confirm.CONFIRM else None
     if confirming is not None:
         result = confirm.result(confirming)
         if result.lost:
@@ -90,13 +92,19 @@ def choose(
                 f"study {study.name}: {now.finished} of its {now.max_trials} trials have ended; "
                 f"run `hpsearch worker {study.name}` first"
             )
+        if confirmed and study.spec.candidates and link.get("kind") != TRANSFER and confirm.result(study).lost:
+            raise UsageError(
+                f"study {study.name}: no candidate is left, as of each a trial diverged or failed; "
+                f"see `hpsearch trials {study.name}`"
+            )
         return _over_seeds(study)
     if confirmed:
         raise UsageError(
             f"study {study.name}: its best trial is not confirmed, and the best of many is partly luck; "
             f"run `hpsearch confirm {study.name}` first"
         )
-    found = [Chosen(f"trial {trial.number}", study, (trial,), False) for trial in ranked(study)]
+    trained = [trial for trial in ranked(study) if recorded_recipe(trial.user_attrs)]  # Optuna can add others
+    found = [Chosen(f"trial {trial.number}", study, (trial,), False) for trial in trained]
     if not found:
         raise UsageError(f"study {study.name}: no trial has completed yet; run `hpsearch worker {study.name}` first")
     return found

@@ -60,6 +60,9 @@ def verify(where: str | Path, settings: Settings) -> list[str]:
         if files[CARD].decode(errors="replace") not in [card(metrics, opened=opened) for opened in UNTESTED]:
             raise UsageError(f"{where}/{CARD}: says something else than {METRICS}; do not believe it, and export again")
         done.append(f"{CARD}: says what {METRICS} states")
+    else:
+        other = f"hpsearch {metrics.hpsearch_version} is said to have written it"
+        done.append(f"{CARD}: not compared with {METRICS}, as {other}; do not rely on it")
     num = len(dataset.validation_labels)
     done.append(f"validation accuracy: {accuracy:.4f}, loss {loss:.4f} on {num} images, as stated")
     return done

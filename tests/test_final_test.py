@@ -202,6 +202,14 @@ def plain(database: Database, home: Path, num_seeds: int) -> Chain:
     return Chain(database, make_settings(home))
 
 
+def test_what_was_opened_is_shown_for_both_studies(tested: tuple[Chain, dict]) -> None:
+    """Of the search, and of the one that confirms it."""
+    chain, record = tested
+    for name in ("small", "small-confirm"):
+        done = CliRunner().invoke(command, [name, "--show", "--storage", str(chain.database.engine.url)])
+        assert f"opened {record['time']}" in done.output
+
+
 def test_a_study_over_seeds_is_tested_when_it_has_ended(sqlite: Database, tmp_path: Path) -> None:
     made = plain(sqlite, tmp_path, 3)
     list(run(sqlite, "plain", made.settings, Interruption(), 2))

@@ -99,6 +99,33 @@ def test_a_confirmation_that_has_not_ended_is_not_exported_under_its_own_name(
         export(sqlite, lost, 1, tmp_path / "out", chain.settings, silent)
 
 
+def test_of_candidates_that_are_all_lost_none_is_tested(sqlite: Database, settings: Settings) -> None:
+    create_study(
+        sqlite, parse(PLAIN + '[[candidate]]\nlabel = "A"\n[[candidate]]\nlabel = "B"\nhidden_width = 8\n', "p"), "p"
+    )
+    study = load_study(sqlite, "p")
+    for state in ("FAIL", "COMPLETE", "COMPLETE", "FAIL"):
+        value = 0.5 if state == "COMPLETE" else None
+        study.optuna_study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState[state], value=value))
+    with pytest.raises(UsageError, match="no candidate is left"):
+        final_test(sqlite, study, settings, None, silent)
+    assert openings.openings(sqlite, study) == []
+
+
+def test_trials_that_others_have_added_are_not_exported(chain: Chain, sqlite: Database, tmp_path: Path) -> None:
+    create_study(sqlite, chain.search.spec, "small")
+    study = load_study(sqlite, "small")
+    study.optuna_study.add_trial(optuna.trial.create_trial(value=float("inf")))
+    with pytest.raises(UsageError, match="no trial has completed yet"):
+        choose(sqlite, study, confirmed=False)
+    own = chain.search.optuna_study.trials[1]
+    recorded = {"hpsearch:recipe": own.user_attrs["hpsearch:recipe"]}
+    study.optuna_study.add_trial(optuna.trial.create_trial(value=own.value, user_attrs=recorded))
+    metrics = export(sqlite, study, 1, tmp_path / "out", chain.settings, silent)
+    assert metrics.search is not None
+    assert (metrics.weights.trial, metrics.search.best_value) == (2, own.value)
+
+
 def test_a_search_that_went_on_after_it_was_confirmed_is_told_of(chain: Chain, sqlite: Database) -> None:
     said: list[str] = []
     create_study(sqlite, parse(SMALL, "small.toml"), "small")

@@ -32,6 +32,7 @@ def final_test(
     That it was opened is recorded with the study. Of a transfer study, all candidates are tested together.
     """
     from hpsearch import final_test as testing
+    from hpsearch.confirm import searched
     from hpsearch.errors import UsageError
     from hpsearch.storage.openings import openings
     from hpsearch.storage.studies import load_study
@@ -43,10 +44,11 @@ def final_test(
     if show and again is not None:
         raise UsageError("--again opens the test split and --show does not: leave out one of them")
     if show:
-        records = openings(database, loaded)
+        opened = searched(database, loaded)  # for both, if this one confirms it
+        records = openings(database, opened)
         if not records:
             raise UsageError(
-                f"study {study}: its test split has not been opened; `hpsearch final-test {study}` does it"
+                f"study {study}: its test split has not been opened; `hpsearch final-test {opened.name}` does it"
             )
     else:
         settings = settings_from(storage, None, data_dir)

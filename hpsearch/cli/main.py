@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import click
 
-from hpsearch.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, HpsearchError, exit_code
+from hpsearch.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, HpsearchError, UsageError, exit_code
 
 # name -> (where the click command is, the line that `hpsearch --help` shows). Literal, so that help imports nothing.
 COMMANDS = {
@@ -89,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit the process with its code."""
     _write_what_can_be_written()
     try:
+        _check_text(sys.argv[1:] if arguments is None else arguments)
         code = cli.main(args=arguments, prog_name="hpsearch", standalone_mode=False)
         if sys.stdout is not None:  # None: the shell has closed it, `>&-`
             sys.stdout.flush()
@@ -128,6 +129,15 @@ def _write_what_can_be_written() -> None:
     for output in (sys.stdout, sys.stderr):
         if isinstance(output, io.TextIOWrapper):  # None: the shell has closed it
             output.reconfigure(errors="replace")
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    """Raise UsageError if something given is no UTF-8: it could be recorded, and then neither shown nor written."""
+    given = [(repr(text), text) for text in arguments]
+    given += [(name, text) for name, text in os.environ.items() if name.startswith("HPSEARCH_")]  # secrets among them
+    for name, text in given:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):  # how Python spells bytes that are no text
+            raise UsageError(f"{name}: is not UTF-8; write it in UTF-8, and rename files whose names are not")
 
 
 def _say_usage(error: click.UsageError) -> None:

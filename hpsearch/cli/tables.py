@@ -33,9 +33,9 @@ def trial_row(loaded: "LoadedStudy", trial: "FrozenTrial") -> dict[str, Any]:
     """
     from hpsearch.space import recorded_name
     from hpsearch.storage.ledger import REASON_KEY, TRACEBACK_KEY
-    from hpsearch.storage.studies import RECIPE_KEY
+    from hpsearch.storage.studies import recorded_recipe
 
-    recipe = trial.user_attrs.get(RECIPE_KEY, {})
+    recipe = recorded_recipe(trial.user_attrs)
     space = loaded.spec.space.items()
     searched = [name for name, parameter in space if recorded_name(name, parameter) in trial.params]
     return {

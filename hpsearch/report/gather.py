@@ -17,7 +17,7 @@ from hpsearch.space import recorded_name
 from hpsearch.spec import StudySpec
 from hpsearch.storage.open import Database
 from hpsearch.storage.openings import openings
-from hpsearch.storage.studies import RECIPE_KEY, Progress, load_study, progress
+from hpsearch.storage.studies import Progress, load_study, progress, recorded_recipe
 from hpsearch.storage.tables import EPOCHS, TRIALS
 
 
@@ -118,7 +118,7 @@ def _importances(study: optuna.Study, spec: StudySpec) -> Bootstrapped:
 
 
 def _trial(spec: StudySpec, trial: FrozenTrial, rows: Sequence[Row[Any]]) -> Trial:
-    recipe = trial.user_attrs.get(RECIPE_KEY, {})
+    recipe = recorded_recipe(trial.user_attrs)
     drawn = [name for name, parameter in spec.space.items() if recorded_name(name, parameter) in trial.params]
     searched = {name: recipe[name] for name in drawn if recipe.get(name) is not None}
     value = trial.value if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None

@@ -140,13 +140,13 @@ def filling(url: str, metadata: Sequence[MetaData]) -> Iterator[Connection]:
     Raises:
         StorageError: the URL has no known form, or the database cannot be reached or written.
     """
-    parsed, file = _parse(url), file_of(url)
-    new = file is not None and not file.exists()
+    parsed, file, new = _parse(url), file_of(url), False
     with ExitStack() as stack:
         engine = stack.enter_context(_passing_engine(parsed))
         with _readable_errors(parsed):
             if file is not None:  # else the lock is that of the transaction itself
                 stack.enter_context(_file_lock(file))
+                new = not file.exists()  # now that nobody else makes it
             connection = stack.enter_context(engine.connect())
             if file is not None:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")

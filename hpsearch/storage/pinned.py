@@ -4,10 +4,12 @@ Values that were reached on other images cannot be compared, and a final test of
 """
 
 import json
+from typing import Any
 
 from sqlalchemy import Connection, exists, select, update
 
-from hpsearch.errors import DataError
+from hpsearch.errors import DataError, StorageError
+from hpsearch.spec import RESTORE
 from hpsearch.storage import bulk, locks
 from hpsearch.storage.open import Database
 from hpsearch.storage.studies import DATA_KEY, LoadedStudy
@@ -21,7 +23,7 @@ def pin_data(database: Database, study: LoadedStudy, fingerprint: str) -> None:
 
     Raises:
         DataError: one has, or the study confirms another one that was trained on other images.
-        StorageError: the study has been deleted.
+        StorageError: the study has been deleted, or the record is damaged.
     """
     row = {
         "study_id": study.study_id,
@@ -32,7 +34,7 @@ def pin_data(database: Database, study: LoadedStudy, fingerprint: str) -> None:
     with database.engine.begin() as connection:
         bulk.insert_missing(connection, STUDY_USER_ATTRIBUTES, [row])
         text = connection.scalars(select(STUDY_USER_ATTRIBUTES.c.value_json).where(mine)).one()
-        if text != row["value_json"] and json.loads(text)["of"] == study.name:
+        if text != row["value_json"] and _pin(study, json.loads(text))["of"] == study.name:
             locks.lock_study(connection, study.study_id)  # nobody takes the first trial meanwhile
             if not _begun(connection, study):
                 text = row["value_json"]
@@ -45,6 +47,7 @@ def check_data(study: LoadedStudy, fingerprint: str) -> None:
 
     Raises:
         DataError: it is not.
+        StorageError: the record is damaged.
     """
     if DATA_KEY in study.optuna_study.user_attrs:
         _compare(study, study.optuna_study.user_attrs[DATA_KEY], fingerprint)
@@ -55,7 +58,15 @@ def _begun(connection: Connection, study: LoadedStudy) -> bool:
     return bool(connection.scalar(select(exists().where(leased))))
 
 
-def _compare(study: LoadedStudy, pin: dict[str, str], here: str) -> None:
+def _pin(study: LoadedStudy, recorded: Any) -> dict[str, str]:
+    """What is recorded. Raises StorageError if it is damaged."""
+    if not isinstance(recorded, dict) or not all(isinstance(recorded.get(key), str) for key in ("fingerprint", "of")):
+        raise StorageError(f"study {study.name}: the record of the images it trains on is damaged; {RESTORE}")
+    return recorded
+
+
+def _compare(study: LoadedStudy, recorded: Any, here: str) -> None:
+    pin = _pin(study, recorded)
     if pin["fingerprint"] != here:
         raise DataError(
             f"study {study.name}: {study.spec.data.name} here has other images (fingerprint {here[:12]}…) than those "

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import optuna
 from optuna.storages._rdb import models
@@ -253,6 +254,12 @@ def ranked(study: LoadedStudy) -> list[FrozenTrial]:
     complete = study.optuna_study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     sign = -1.0 if study.spec.objective.direction == "maximize" else 1.0
     return sorted(complete, key=lambda trial: (sign * (trial.value if trial.value is not None else 0.0), trial.number))
+
+
+def recorded_recipe(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trial trained with, by its user attributes; empty if that is not recorded, or damaged."""
+    recipe = attributes.get(RECIPE_KEY)
+    return recipe if isinstance(recipe, dict) else {}
 
 
 def _waiting_trial(number: int, params: Mapping[str, object]) -> models.TrialModel:

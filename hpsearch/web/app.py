@@ -98,7 +98,7 @@ class Pages:
         """The study's export as a ZIP archive, if `hpsearch export` has put one where the page says."""
         _, study = self.ours(study_id)
         folder = evidence.export_folder(self.source.home, study)
-        if evidence.export_size(folder) is None:
+        if evidence.export_size(folder, study) is None:
             abort(404, f"There is no export of {study.name} yet; the page Best names the command that writes one.")
         return send_file(
             evidence.packed(folder), "application/zip", as_attachment=True, download_name=f"{study.name}.zip"

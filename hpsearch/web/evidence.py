@@ -1,15 +1,17 @@
 """What a study's best configuration rests on besides the search: confirmation over seeds, final tests, an export."""
 
+import json
 import math
 import zipfile
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any
 
 from hpsearch import confirm
 from hpsearch.confirm import Confirmation
-from hpsearch.export_schema import FILES, SUMS
+from hpsearch.export_schema import FILES, METRICS, SUMS
 from hpsearch.statistics import Estimate, shown
 from hpsearch.storage.openings import openings
 from hpsearch.storage.studies import LoadedStudy
@@ -27,8 +29,9 @@ class Tested:
     time: str
     data: str
     again: str | None
+    other_images: str | None
     label: str
-    accuracy: Estimate
+    accuracy: Estimate | None  # None: the process ended while the split was open
 
 
 def confirmation(source: Source, listed: list[Listed], study: LoadedStudy) -> Confirmation | None:
@@ -41,17 +44,18 @@ def confirmation(source: Source, listed: list[Listed], study: LoadedStudy) -> Co
 
 
 def tested(source: Source, study: LoadedStudy) -> list[Tested]:
-    """Every result on the test split, the first opening first."""
+    """Every result on the test split, of the study that this one confirms if it does; the first opening first."""
     return [
         Tested(
             time=record["time"],
             data=record["data"],
             again=record["again"],
+            other_images=record.get("other_images"),
             label=one["label"],
-            accuracy=_estimate(len(one["seeds"]), one["accuracy"]),
+            accuracy=_estimate(len(one["seeds"]), one["accuracy"]) if "accuracy" in one else None,
         )
-        for record in openings(source.database, study)
-        for one in record.get("results", [])  # none if the process ended while the split was open
+        for record in openings(source.database, confirm.searched(source.database, study))
+        for one in record.get("results", [{"label": "no result"}])
     ]
 
 
@@ -73,14 +77,21 @@ def export_folder(home: Path, study: LoadedStudy) -> Path:
     return home / "exports" / study.name
 
 
-def export_size(folder: Path) -> int | None:
-    """Bytes of the export in a folder; None if there is none, or something that is no plain file stands in it."""
+def export_size(folder: Path, study: LoadedStudy) -> int | None:
+    """Bytes of the study's export in a folder.
+
+    None if there is none, if it is older than the study, and therefore of another one that had its name, or if
+    something that is no plain file stands in it.
+    """
     files = [folder / name for name in (*FILES, SUMS)]
     try:
         if any(path.is_symlink() or not path.is_file() for path in files) or folder.is_symlink():
             return None
+        made = datetime.fromisoformat(json.loads((folder / METRICS).read_bytes())["created"])
+        if made + timedelta(seconds=1) < datetime.fromisoformat(study.created):  # which knows its fraction of a second
+            return None
         return sum(path.stat().st_size for path in files)
-    except OSError:
+    except (OSError, KeyError, TypeError, ValueError):
         return None
 
 

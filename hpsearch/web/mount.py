@@ -11,7 +11,7 @@ import optuna_dashboard
 from optuna.trial import TrialState
 from sqlalchemy import Connection, func, select
 
-from hpsearch.storage.open import connect
+from hpsearch.storage.open import FAULTS, connect
 from hpsearch.storage.studies import CREATED_KEY
 from hpsearch.storage.tables import PARAMS, STUDIES, STUDY_USER_ATTRIBUTES, TRIALS
 from hpsearch.web.ended import EndedTrials
@@ -23,6 +23,7 @@ MAX_RANK_POINTS = 500_000  # about 60 bytes each in the answer
 NO_TRIALS = 10**9  # the first trial that optuna-dashboard writes itself
 AFTER = re.compile(r"[0-9]{1,9}")  # the application answers whatever else is asked for
 PLOT = re.compile(r"/api/studies/(\d+)/plot/(contour|rank)")
+NO_STUDY = re.compile(r"/(api/studies|csv)/\d{10}")  # more than a database's integer holds
 STUDY = re.compile(r"/api/studies/(\d+)")
 RENAME = re.compile(r"/api/studies/(\d+)/rename")
 PAGE = re.compile(r"/dashboard(/.*)?")
@@ -43,7 +44,15 @@ class OptunaDashboard:
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one request."""
+        try:
+            return self._respond(environ, start_response)
+        except FAULTS:  # what a driver says can hold user names and addresses
+            return _reason(start_response, "503 Service Unavailable", "The storage does not answer; try again soon.")
+
+    def _respond(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"].rstrip("/")
+        if NO_STUDY.match(path):
+            return _reason(start_response, "404 Not Found", "There is no study of that number.")
         if path.startswith(("/api/", "/csv/")):
             self._renew()
             if (sentence := self._too_costly(path) or self._not_renamed(path)) is not None:

@@ -13,7 +13,7 @@ from hpsearch.pictures import ARTIFACT_KEY
 from hpsearch.space import Space, recorded_name
 from hpsearch.storage import leases, snapshot
 from hpsearch.storage.ledger import REASON_KEY, TRACEBACK_KEY
-from hpsearch.storage.studies import CREATED_KEY, RECIPE_KEY
+from hpsearch.storage.studies import CREATED_KEY, RECIPE_KEY, recorded_recipe
 from hpsearch.storage.tables import (
     CONTROL,
     EPOCHS,
@@ -152,7 +152,8 @@ def recipes(connection: Connection, trial_ids: Iterable[int], space: Space) -> d
     """
     found: dict[int, dict[str, Any]] = {}
     for ids in snapshot.batches(trial_ids):
-        known = snapshot.user_attribute(connection, RECIPE_KEY, TRIALS.c.trial_id.in_(ids))
+        attributes = snapshot.user_attribute(connection, RECIPE_KEY, TRIALS.c.trial_id.in_(ids))
+        known = {trial_id: recorded_recipe({RECIPE_KEY: recipe}) for trial_id, recipe in attributes.items()}
         pairs = select(PARAMS.c.trial_id, PARAMS.c.param_name).where(PARAMS.c.trial_id.in_(ids))
         drawn = {tuple(pair) for pair in connection.execute(pairs)}
         for trial_id, recipe in known.items():

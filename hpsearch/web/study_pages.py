@@ -161,7 +161,7 @@ def best_of(source: Source, listed: Listed, study: LoadedStudy) -> Context:
         "tested": evidence.tested(source, study),
         "final_test_of": evidence.final_test_of(study),
         "export_folder": shlex.quote(str(folder)),
-        "export_size": evidence.export_size(folder),
+        "export_size": evidence.export_size(folder, study),
     }
 
 

@@ -56,7 +56,7 @@ def one_trial(
     """Trial: the values of its parts, and its figures; None if there is no such trial."""
     with source.database.engine.connect() as connection:
         trials = queries.trials(connection, listed.study_id)
-        trial = trials[number] if number < len(trials) else None
+        trial = next((one for one in trials if one.number == number), None)
         if trial is None:
             return None
         best = next(iter(figures.ranked(trials, study.spec.objective.direction == "maximize")), None)

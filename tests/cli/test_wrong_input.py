@@ -77,6 +77,16 @@ def test_names_that_no_command_and_no_folder_could_have(name: str, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    """They could be recorded, and no page or file could then be written."""
+    for arguments in (("create-study", "quickstart", "--set", "description=\udcff"), ("status", "\udcff")):
+        assert "\\udcff': is not UTF-8" in inside.one_line(tmp_path, *arguments)
+    line = inside.one_line(tmp_path, "dashboard", HPSEARCH_DASHBOARD_TOKEN="a secret token \udcff")
+    assert "HPSEARCH_DASHBOARD_TOKEN: is not UTF-8" in line
+    assert "secret token" not in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_worker_that_cannot_work(tmp_path: Path) -> None:
     hpsearch(tmp_path, "create-study", "baseline-lenet")
     empty = str(tmp_path / "empty")

@@ -3,17 +3,20 @@
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import sqlalchemy
+from filelock import FileLock
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy import MetaData, func, inspect, select, text
+from sqlalchemy import MetaData, create_engine, func, inspect, select, text
 
 from hpsearch.errors import HpsearchError
 from hpsearch.interrupt import Interruption
@@ -22,7 +25,7 @@ from hpsearch.settings import Settings
 from hpsearch.storage import copy as copying
 from hpsearch.storage import fleet, fsck, ledger, tables
 from hpsearch.storage.copy import TABLES, Copied, Step, copy
-from hpsearch.storage.open import Database, connect, create
+from hpsearch.storage.open import Database, connect, create, filling
 from hpsearch.storage.studies import create_study, load_study, progress, study_names
 from hpsearch.worker import Limits, serve
 from tests.cli.running import hpsearch, start
@@ -292,6 +295,26 @@ def test_a_new_file_is_deleted_after_a_failure(
     with pytest.raises(ZeroDivisionError):
         copied(sandbox.url, f"sqlite:///{tmp_path / 'new' / 'copy.db'}")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["copy.db.lock"]
+
+
+def test_a_file_that_another_one_has_made_meanwhile_is_nobodys_to_delete(tmp_path: Path) -> None:
+    file, waiting = tmp_path / "copy.db", threading.Event()
+
+    def fail() -> None:
+        waiting.set()
+        with suppress(ZeroDivisionError), filling(f"sqlite:///{file}", [MetaData()]):
+            _ = 1 / 0
+
+    second = threading.Thread(target=fail)
+    with FileLock(f"{file}.lock"):  # the first one is at work
+        second.start()
+        waiting.wait()
+        time.sleep(0.2)
+        with create_engine(f"sqlite:///{file}").begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE ours (number INTEGER)")
+    second.join()
+    with create_engine(f"sqlite:///{file}").connect() as connection:
+        assert inspect(connection).has_table("ours")
 
 
 def test_rows_that_belong_to_nothing(sandbox: Sandbox, destination: str) -> None:

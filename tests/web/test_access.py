@@ -1,6 +1,8 @@
 """Who gets in: tokens and where they are needed, names of this server, and how long wrong guesses wait."""
 
+import http.client
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -8,7 +10,8 @@ from hpsearch.cli.main import main
 from hpsearch.errors import UsageError
 from hpsearch.settings import Settings
 from hpsearch.web.access import Access, Sessions, choose_token
-from tests.web.serving import TOKEN
+from hpsearch.web.server import listen
+from tests.web.serving import TOKEN, serving
 
 
 def test_the_throttle_forgets(settings: Settings) -> None:
@@ -38,6 +41,30 @@ def test_an_address_waits_for_its_own_failures() -> None:
     for other in range(100):  # the limit in all
         sessions.is_token("wrong", f"10.0.0.{other}")
     assert sessions.wait_seconds("9.9.9.9") == 60
+
+
+@pytest.mark.parametrize("public_url", [None, "https://hpsearch.example"])
+def test_behind_a_proxy_its_clients_wait_for_their_own_failures(settings: Settings, public_url: str | None) -> None:
+    with serving(settings, token=TOKEN, public_url=public_url) as address:
+
+        def sign_in(token: str, client: str) -> int:
+            connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=10)
+            headers = {"X-Forwarded-For": f"9.9.9.9, {client}", "Content-Type": "application/x-www-form-urlencoded"}
+            form = urlencode({"token": token})
+            connection.request("POST", "/hpsearch/sign-in", form, {**headers, "Origin": address})
+            status = connection.getresponse().status
+            connection.close()
+            return status
+
+        assert [sign_in("wrong", "1.2.3.4") for _ in range(6)] == [403] * 5 + [429]
+        assert sign_in(TOKEN, "1.2.3.4") == 429
+        assert sign_in(TOKEN, "5.6.7.8") == (303 if public_url else 429)  # else everybody could say who he is
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example"])
+def test_hosts_that_are_none(host: str) -> None:
+    with pytest.raises(UsageError, match="is no name of a machine"):
+        listen(host, 0)
 
 
 def test_every_loopback_address_answers_to_itself() -> None:

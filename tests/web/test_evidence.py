@@ -4,6 +4,8 @@ import io
 import math
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,9 @@ from hpsearch.export_schema import FILES, SUMS
 from hpsearch.final_test import final_test
 from hpsearch.settings import Settings
 from hpsearch.statistics import Estimate
+from hpsearch.storage import openings
 from hpsearch.storage.open import create
-from hpsearch.web.evidence import export_folder, interval
+from hpsearch.web.evidence import export_folder, export_size, interval
 from hpsearch.web.words import DASH, metric
 from tests.chain import Chain, make, silent
 from tests.web.serving import HOST, Opener, local, settings_for
@@ -58,7 +61,7 @@ def test_best_shows_what_it_rests_on(finished: tuple[Chain, Settings], client: O
     assert "Download the export" in shown
     of_candidates = page(client(settings, local()), f"study/{chain.confirmation.study_id}/best")
     assert "all candidates" in of_candidates
-    assert "hpsearch final-test small\n" in of_candidates  # its own has no seal
+    assert "hpsearch final-test small --show\n" in of_candidates  # its own has no seal, and that one was opened
     assert "Download the export" not in of_candidates
 
 
@@ -72,8 +75,31 @@ def test_studies_shows_the_confirmed_interval(finished: tuple[Chain, Settings], 
 def test_an_interval_of_accuracies_is_shown_within_their_bounds() -> None:
     found = Estimate(3, 0.99, 0.01, -0.01, 1.02)
     assert interval(found, METRIC) == "0.00 % to 100.00 %"
-    assert interval(found, "validation_loss") == "-0.0100 to 1.0200"
+    assert interval(found, "validation_loss") == "0.0000 to 1.0200"
     assert interval(Estimate(1, 0.9, math.nan, math.nan, math.nan), METRIC) == DASH
+
+
+def test_best_tells_of_every_opening(finished: tuple[Chain, Settings], client: Opener) -> None:
+    chain, settings = finished
+    (first,) = openings.openings(chain.database, chain.search)
+    again = {**first, "again": "labels were mended", "other_images": first["time"]}
+    without = {key: value for key, value in again.items() if key not in ("result", "results", "other_images")}
+    openings.begin(chain.database, chain.search, 1, again)
+    openings.begin(chain.database, chain.search, 2, without)
+    shown = page(client(settings, local()), f"study/{chain.search.study_id}/best")
+    assert shown.count("again: labels were mended") == 2
+    assert shown.count(f"other images than on {first['time']}") == 1
+    assert shown.count("no result") == 1
+    for number in (1, 2):
+        openings.withdraw(chain.database, chain.search, number)
+
+
+def test_the_export_of_an_earlier_study_of_that_name_is_not_offered(finished: tuple[Chain, Settings]) -> None:
+    chain, settings = finished
+    folder = export_folder(settings.home, chain.search)
+    assert export_size(folder, chain.search)
+    later = datetime.now(UTC) + timedelta(seconds=5)
+    assert export_size(folder, replace(chain.search, created=later.isoformat())) is None
 
 
 def test_the_download_is_the_export_and_nothing_else(finished: tuple[Chain, Settings], client: Opener) -> None:

@@ -4,14 +4,25 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.storages._rdb import models
 from sqlalchemy import delete, update
+from sqlalchemy.exc import OperationalError
 
 from benchmarks.filling import made_up
 from hpsearch.cli.main import main
+from hpsearch.confirm import LINK_KEY
 from hpsearch.settings import Settings
 from hpsearch.storage.open import Database, connect, create
-from hpsearch.storage.studies import CREATED_KEY, SPEC_KEY, LoadedStudy, load_study, study_names
-from hpsearch.storage.tables import CONTROL, STUDY_USER_ATTRIBUTES
+from hpsearch.storage.studies import (
+    CREATED_KEY,
+    RECIPE_KEY,
+    SPEC_KEY,
+    LoadedStudy,
+    create_study,
+    load_study,
+    study_names,
+)
+from hpsearch.storage.tables import CONTROL, STUDY_USER_ATTRIBUTES, USER_ATTRIBUTES
 from hpsearch.web import study_pages
 from hpsearch.web.source import Source
 from tests.web.serving import HOST, Opener, local, settings_for
@@ -107,6 +118,54 @@ def test_a_study_of_another_version_or_damaged(client: Opener, settings: Setting
     assert asker.get("/hpsearch/metrics", headers=SAME).status_code == 200
     if new is not None:  # what is no JSON, Optuna itself cannot read
         assert asker.get("/api/studies/1", headers=SAME).status_code == 200
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[]", 5])
+def test_a_damaged_link_hides_no_other_study(client: Opener, settings: Settings, text: object) -> None:
+    with create(settings.storage_url) as database:
+        create_study(database, load_study(database, "odd").spec, "odd-confirm")
+        load_study(database, "odd-confirm").optuna_study.set_user_attr(LINK_KEY, text)
+        (row,) = [row for row in study_pages.all_studies(Source(database, settings))["rows"] if "problem" in row]
+        assert "the record of what it belongs to is damaged" in row["problem"]
+    asker = client(settings, local())
+    assert "sound" in asker.get("/hpsearch/", headers=SAME).text
+    assert asker.get("/hpsearch/study/1/best", headers=SAME).status_code == 409
+
+
+def test_other_damage_takes_down_no_page(client: Opener, settings: Settings) -> None:
+    """A budget of nothing, a recipe that is none, and a trial that was deleted."""
+    with create(settings.storage_url) as database, database.engine.begin() as connection:
+        connection.execute(update(CONTROL).where(CONTROL.c.study_id == 1).values(max_trials=0))
+        table = USER_ATTRIBUTES
+        connection.execute(
+            update(table).where(table.c.key == RECIPE_KEY, table.c.trial_id == 3).values(value_json='"x"')
+        )
+        connection.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
+        for table in models.BaseModel.metadata.sorted_tables[::-1]:
+            if "trial_id" in table.c:
+                connection.execute(delete(table).where(table.c.trial_id == 2))
+    asker = client(settings, local())
+    for path in ("", "study/1", "study/1?live=1", "study/1/best", "study/1/trials", "study/1/trial/2", "workers"):
+        assert asker.get(f"/hpsearch/{path}", headers=SAME).status_code == 200, path
+    assert asker.get("/hpsearch/study/1/trial/1", headers=SAME).status_code == 404
+    assert "<h1>Trial 3</h1>" in asker.get("/hpsearch/study/1/trial/3", headers=SAME).text
+    for command in (["trials", "odd"], ["best", "odd"], ["report", "odd", "-o", str(settings.home / "page.html")]):
+        with pytest.raises(SystemExit) as left:
+            main([*command, "--storage", settings.storage_url])
+        assert left.value.code == 0
+
+
+def test_optuna_dashboard_says_when_the_storage_is_away(
+    client: Opener, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asker = client(settings, local())
+    for path in ("/api/studies/99999999999999999999/plot/contour", "/api/studies/99999999999", "/csv/99999999999"):
+        assert asker.get(path, headers=SAME).status_code == 404
+    away = OperationalError("SELECT 1", {}, Exception("secret-host is down"))
+    monkeypatch.setattr("hpsearch.web.mount._identities", lambda _connection: (_ for _ in ()).throw(away))
+    for path in ("/api/studies", "/api/studies/1"):
+        answer = asker.get(path, headers=SAME)
+        assert (answer.status_code, "secret-host" in answer.text) == (503, False)
 
 
 def test_the_trials_of_a_deleted_study_are_nobodys_evidence(settings: Settings) -> None:
