@@ -85,9 +85,9 @@ class Sleeping:
         value = quality(key, epoch)
         return EpochResult(epoch, 1.0 - value, value, 1.0 - value, value, 0.1, 1.0, 1_000.0, diverged=False)
 
-    def complaints(self) -> set[str]:
+    def complaints(self) -> list[str]:
         """There are none."""
-        return set()
+        return []
 
     def groups(self) -> Iterator["Sleeping"]:
         """This one, if it has trials."""

@@ -7,7 +7,7 @@ that are ready (`stock.py`); that they have ended is recorded, and the stock fil
 
 import math
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence, Set
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -48,12 +48,10 @@ class Training:
         self.running: dict[int, Run] = {}  # by trial id
         self.stock, self.ends = Stock(bench.session), Ends()
         self._reporter = Reporter(bench.session)
-        self._speed = 0.0  # images per second of the last epoch
-        self._num_groups = 1  # of the last round
+        self._speed, self._spent_seconds = 0.0, 0.0  # images per second of the last epoch, seconds of this round
         self._next: dict[Stream, int] = {}  # the epochs of streams with which the next round begins
         self._round_seconds = math.inf  # of all groups, about; not known before the first
         self._lease_seconds = bench.settings.lease_seconds  # or longer, if epochs are long
-        self._refused: set[str] = set()
 
     def fill(self) -> Generator[Event, None, bool]:
         """Begin trials in lanes that are free, from the stock as long as there are some; whether there were any.
@@ -90,8 +88,8 @@ class Training:
             raise HpsearchError(f"the device failed: {one_line(error)}") from error
         except torch.OutOfMemoryError as error:
             return (yield from self._make_room(list(self.running), error))
-        yield from self._say_refusals()
-        self._num_groups = len(groups)
+        yield from map(WorkerWarned, self.lanes.complaints())
+        self._spent_seconds = 0.0
         self._next = {stream: position + 1 for stream, position in self.lanes.positions().items()}
         for group in groups:
             if self.running.keys().isdisjoint(group.keys):
@@ -101,6 +99,7 @@ class Training:
                 yield from self._settle_all()
                 yield from self.give_back(f"the study is {wanted}")  # perhaps resumed since
                 return
+        self._round_seconds = self._spent_seconds or self._round_seconds
         self.count.end_round(has_room(self.bench.data))
 
     def give_back(self, reason: str, ids: Sequence[int] | None = None) -> Generator[Event, None, None]:
@@ -173,8 +172,11 @@ class Training:
         except (OSError, HpsearchError) as error:
             yield WorkerWarned(f"trial {run.number} begins again, without its checkpoints: {error}")
         run.epoch = int(state["epoch"]) if state is not None else 0
+        pruned: Set[int] = set()
         for one in unreported:
             kept = bool((yield from self._patiently(partial(session.record, [one], self._lease_seconds))))
+            verdict = yield from self._patiently(partial(session.decide, [one], {trial_id} if kept else set()))
+            pruned = verdict.pruned
         if run.lease.epoch > run.epoch:
             kept = yield from self._patiently(lambda: session.cut_back(run.lease, run.epoch))
         if not kept:
@@ -184,7 +186,7 @@ class Training:
         if run.epoch:
             yield TrialResumed(run.number, run.epoch, run.recipe.epochs)
             rows = yield from self._patiently(lambda: session.epochs(trial_id))
-            outcome = run.outcome(recorded(rows[-1]), pruned=False) if rows else None  # none: just cut back by others
+            outcome = run.outcome(recorded(rows[-1]), trial_id in pruned) if rows else None  # none: cut back
             if outcome is not None:  # it had ended, and only not been told
                 yield from self._finish({trial_id: outcome})
 
@@ -210,8 +212,9 @@ class Training:
         seconds = min(time.monotonic() - started, limit)
         batch = Batch(dict(results), seconds / max(1, len(results)))
         if batch.trained:
-            self._round_seconds = seconds * self._num_groups
-            self._lease_seconds = max(self.bench.settings.lease_seconds, EPOCHS_PER_LEASE * self._round_seconds)
+            self._spent_seconds += seconds
+            whole = self._spent_seconds if first else max(self._spent_seconds, self._round_seconds)
+            self._lease_seconds = max(self.bench.settings.lease_seconds, EPOCHS_PER_LEASE * whole)
         self._reporter.batches.append(batch)
         for key in results.keys() - self.running.keys():
             self._drop(key)  # lost since the round began
@@ -384,17 +387,13 @@ class Training:
         keys = [key for key in keys if key in self.running]
         if freed:
             self.lanes.restart(keys, self.bench.model)
-        elif len(keys) == 1:
+        elif keys and len(self.running) == 1:
             yield from self._finish({keys[0]: self.running[keys[0]].broken(error)})
         elif keys:
-            number = self.count.halve()
+            number = self.count.halve(len(self.running))
             yield WorkerWarned(f"out of memory with {len(self.running)} lanes; going on with {number}")
             self.stock.give_back()
-            keep = max(1, min(number, len(keys) // 2))
-            yield from self.give_back("there was no memory for it", keys[keep:])
-            self.lanes.restart(keys[:keep], self.bench.model)
-
-    def _say_refusals(self) -> Generator[Event, None, None]:
-        for sentence in self.lanes.complaints() - self._refused:
-            self._refused.add(sentence)
-            yield WorkerWarned(sentence)
+            others = [key for key in self.running if key not in keys]
+            kept = [*keys[: max(1, min(number, len(keys) // 2))], *others][: max(1, number)]
+            yield from self.give_back("there was no memory for it", [key for key in self.running if key not in kept])
+            self.lanes.restart([key for key in kept if key in keys], self.bench.model)

@@ -73,7 +73,10 @@ def run(
     """
     study = load_study(database, study_name)
     device = choose_device(settings.device)
-    bench = _prepare(database, study, settings, device, interruption)
+    try:
+        bench = _prepare(database, study, settings, device, interruption)
+    except Interrupted:
+        return
     now = progress(database, study)
     yield StudyOpened(
         study.name,
@@ -252,6 +255,7 @@ class _Unusable:
     def add(self, name: str, error: UsageError) -> WorkerWarned:
         """Pass the study over from now on."""
         passing = isinstance(error, DownloadError)
+        error.__traceback__ = error.__cause__ = error.__context__ = None  # whose frames hold the study's images
         self._errors[name] = error, time.monotonic() + DOWNLOAD_SECONDS if passing else math.inf
         return WorkerWarned(f"study {name} is passed over{' for a while' if passing else ''}: {error}")
 
@@ -359,12 +363,13 @@ def _prepare(
     if mistakes := catalogue.check_names(spec):
         raise UsageError(f"study {study.name}: {'; '.join(mistakes)}")
     constructor = catalogue.load("hpsearch.models", spec.model.name)
-    dataset = load(
-        spec.data.name,
-        data_dir=settings.data_dir,
-        cache_dir=settings.home / "datasets",
-        image_size=spec.data.image_size,
-    )
+    with interruption.allowed():  # a download takes long
+        dataset = load(
+            spec.data.name,
+            data_dir=settings.data_dir,
+            cache_dir=settings.home / "datasets",
+            image_size=spec.data.image_size,
+        )
     pin_data(database, study, dataset.fingerprint)
     kept = open_checkpoints(settings.weights)
     bench = Bench(

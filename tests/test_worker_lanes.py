@@ -1,5 +1,6 @@
 """A worker with lanes: real searches on the digits, many trials at once."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,7 @@ from hpsearch.models.build import build_model, built_in
 from hpsearch.recipe import Recipe
 from hpsearch.settings import Settings
 from hpsearch.spec import parse
+from hpsearch.storage import leases
 from hpsearch.storage.open import Database
 from hpsearch.storage.studies import RECIPE_KEY, create_study, load_study
 from hpsearch.train.device_data import place
@@ -113,6 +115,56 @@ def test_out_of_memory_halves_the_lanes_and_loses_nothing(
     assert len(trials) == 6
     assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
     assert not any(trial.constraints for trial in trials)
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_a_trial_that_is_alone_in_its_program_takes_no_blame_for_others(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, fuse: bool
+) -> None:
+    """Of several programs it may be the one that finds no memory left."""
+    made: list[Lanes] = []
+
+    def crowded() -> None:
+        if sum(len(group.keys) for group in made[0]._fused) + len(made[0]._single) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def lanes(data: Any, constructor: Any, **_: Any) -> Lanes:
+        made.append(Lanes(data, constructor, fuse=fuse))
+        return made[0]
+
+    train_epoch, train_block = Fused.train_epoch, Program.train_block
+    monkeypatch.setattr(Fused, "train_epoch", lambda one: crowded() or train_epoch(one))
+    monkeypatch.setattr(Program, "train_block", lambda one, *block: crowded() or train_block(one, *block))
+    monkeypatch.setattr("hpsearch.worker.Lanes", lanes)
+    spec = tiny(TINY.partition("[[first]]")[0].replace("[pruner]", "batch_size = [16, 64]\n[pruner]"))
+    events = work(sqlite, spec, replace(settings, lanes=4))
+    assert any(isinstance(event, WorkerWarned) and "going on with 2" in event.message for event in events)
+    trials = load_study(sqlite, "tiny").optuna_study.trials
+    assert len(trials) == 6
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert not any(trial.constraints for trial in trials)
+
+
+def test_leases_outlast_a_round_of_several_programs(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of which takes longer than a lease."""
+    train_epoch, expired = Fused.train_epoch, list[int]()
+
+    def slow(program: Fused) -> Any:
+        if program.stream.batch_size == 16:
+            time.sleep(2.5)
+            with sqlite.engine.connect() as connection:
+                expired.append(leases.count_expired(connection, 1))
+        return train_epoch(program)
+
+    monkeypatch.setattr(Fused, "train_epoch", slow)
+    monkeypatch.setattr("hpsearch.worker.Lanes", lambda data, constructor, **_: Lanes(data, constructor, fuse=True))
+    text = TINY.partition("[[first]]")[0].replace('"asha"', '"none"')
+    spec = tiny(text.replace("[pruner]", "batch_size = [16, 64]\n[pruner]"), epochs="epochs = 2")
+    events = work(sqlite, spec, replace(settings, lanes=6, lease_seconds=2.0))
+    assert expired == [0, 0]
+    assert {event.state for event in events if isinstance(event, TrialEnded)} == {"COMPLETE"}
 
 
 def test_augmented_images_make_room_before_lanes_are_halved(

@@ -1,5 +1,6 @@
 """What a worker does with studies that are deleted, locked, or not for it to train."""
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,21 @@ def test_a_worker_passes_over_a_study_that_it_cannot_train(
         events.extend(serve(sqlite, None, settings, Interruption(), Limits()))
     assert states(sqlite) == [TrialState.COMPLETE] * 2
     assert any(isinstance(event, WorkerWarned) and "study a is passed over" in event.message for event in events)
+
+
+def test_ctrl_c_ends_a_download(sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_study(sqlite, spec(1, 1), "tiny")
+
+    def asked(*_arguments: Any, **_named: Any) -> DataSet:
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("it goes on")
+
+    monkeypatch.setattr("hpsearch.worker.load", asked)
+    interruption = Interruption()
+    with interruption.listening():
+        (left,) = serve(sqlite, "tiny", settings, interruption, Limits())
+    assert isinstance(left, WorkerLeft)
+    assert left.interrupted
 
 
 @pytest.mark.parametrize("patience", [0.0, 600.0])

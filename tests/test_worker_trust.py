@@ -14,9 +14,11 @@ from sqlalchemy.exc import OperationalError
 from hpsearch.errors import HpsearchError, StorageAway
 from hpsearch.events import EpochDone, TrialEnded, TrialResumed, TrialStarted, WorkerLeft
 from hpsearch.interrupt import Interrupted, Interruption
+from hpsearch.search.session import Session, Verdict
 from hpsearch.settings import Settings
 from hpsearch.spec import StudySpec, parse
 from hpsearch.storage import ledger
+from hpsearch.storage.ledger import Report
 from hpsearch.storage.open import Database
 from hpsearch.storage.studies import create_study, load_study, progress
 from hpsearch.storage.tables import LEASES
@@ -142,6 +144,33 @@ def test_a_diverged_last_epoch_that_was_not_told_is_pruned(
     events = list(run(sqlite, "tiny", settings, Interruption()))
     assert any(isinstance(event, TrialResumed) for event in events)
     assert states(sqlite) == [TrialState.PRUNED]
+
+
+def test_a_rung_that_could_not_be_recorded_is_decided_later(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The storage goes away when the epoch of a rung is to be recorded; the checkpoint holds it."""
+    create_study(sqlite, spec(3, 1), "tiny")
+
+    def away(*_: Any) -> Any:
+        raise OperationalError("X", {}, Exception("connection lost"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hpsearch.storage.ledger.report", away)
+        with pytest.raises(StorageAway):
+            list(run(sqlite, "tiny", replace(settings, storage_wait_seconds=0.05), Interruption()))
+    expire(sqlite)
+    decided: list[int] = []
+
+    def out(_session: Session, reports: list[Report], kept: set[int]) -> Verdict:
+        decided.extend(one.epoch for one in reports)
+        return Verdict(frozenset(), frozenset(kept))
+
+    monkeypatch.setattr(Session, "decide", out)
+    list(run(sqlite, "tiny", settings, Interruption()))
+    (trial,) = load_study(sqlite, "tiny").optuna_study.trials
+    assert trial.state == TrialState.PRUNED
+    assert decided == list(trial.intermediate_values)  # and none was trained after them
 
 
 def test_a_trial_that_was_lost_does_not_count(

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from hpsearch.data.images import Images, RawImages, Source
 from hpsearch.data.names import need_path
 from hpsearch.errors import DataError, UsageError
+from hpsearch.interrupt import Interrupted
 
 DECODER = b"\x002"  # changes with what files are decoded to, so that caches are made anew
 NUM_NAMED = 10  # unreadable files named in one message; the rest is counted
@@ -104,6 +105,8 @@ def _decode_into(out: Images, path: Path) -> str:
             image.draft("RGB", (2 * width, 2 * height))  # JPEG: decode no larger than needed
             rgb = upright(image).convert("RGB")
         small = rgb.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    except Interrupted:
+        raise
     except UsageError as error:
         return str(error)
     except Exception as error:  # decoders of damaged files raise nearly anything

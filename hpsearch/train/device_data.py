@@ -3,7 +3,8 @@
 import gc
 import traceback
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Protocol
@@ -40,29 +41,38 @@ class Augmented:
     def __init__(self) -> None:
         self.epochs: dict[Any, tuple[int, Blocks]] = {}  # by stream: number, blocks
         self.wanted = True  # until memory has run out
-        self._begun: Blocks = []  # of the epoch that is being made
+        self._making: list[Blocks] = []  # of epochs that are being made, side by side
 
     @property
     def num_bytes(self) -> int:
         """Of memory that they hold."""
         kept = [blocks for _, blocks in self.epochs.values()]
-        return sum(images.nbytes for blocks in (*kept, self._begun) for images, _ in blocks)
+        return sum(images.nbytes for blocks in (*kept, *self._making) for images, _ in blocks)
 
-    def begin(self, most: int) -> Blocks:
-        """Where the blocks of one more epoch go; the oldest epochs make room, so that `most` stay with it."""
-        for oldest in list(self.epochs)[: max(0, len(self.epochs) - most + 1)]:
+    @contextmanager
+    def making(self, most: int) -> Iterator[Blocks | None]:
+        """Where the blocks of one more epoch go; the oldest epochs make room, so that `most` stay with it.
+
+        None while so many others are being made that there is no room.
+        """
+        room = most - len(self._making)
+        if room <= 0:
+            yield None
+            return
+        for oldest in list(self.epochs)[: max(0, len(self.epochs) - room + 1)]:
             del self.epochs[oldest]
-        self._begun = []
-        return self._begun
-
-    def keep(self, key: Any, epoch: int) -> None:
-        """The epoch that was begun is complete."""
-        self.epochs[key], self._begun = (epoch, self._begun), []
+        begun: Blocks = []
+        self._making.append(begun)
+        try:
+            yield begun
+        finally:
+            self._making = [blocks for blocks in self._making if blocks is not begun]
 
     def give_up(self) -> bool:
         """Hold nothing from now on; whether there was something."""
         held = self.num_bytes > 0
-        self._begun.clear()  # whoever makes it has this list, too
+        for begun in self._making:
+            begun.clear()  # whoever makes it has this list, too
         self.epochs, self.wanted = {}, False
         return held
 

@@ -22,6 +22,7 @@ class SeededDropout(nn.Module):
     rate: Tensor
     seed: Tensor
     step: Tensor
+    inplace = False
 
     def __init__(self, rate: float, layer: int) -> None:
         super().__init__()
@@ -30,6 +31,11 @@ class SeededDropout(nn.Module):
         self.register_buffer("rate", torch.tensor(rate), persistent=False)
         self.register_buffer("seed", torch.zeros((), dtype=torch.int32), persistent=False)
         self.register_buffer("step", torch.zeros((), dtype=torch.int32), persistent=False)
+
+    @property
+    def p(self) -> float:
+        """The rate, as nn.Dropout has it; many lanes, which differ in it, have no such number."""
+        return float(self.rate)
 
     def begin(self, step: Tensor | int) -> None:
         """The next uses of the layer belong to this step."""

@@ -126,6 +126,8 @@ class Fused:
         stacked = {name: torch.stack([tensor.detach()] * num_lanes) for name, tensor in others.items()}
         self._rows = Rows(flat, Moments.of(flat), stacked)
         self._persistent = [name for name in self._module.state_dict() if name not in self._parameters]
+        if tied := [name for name in self._persistent if name not in stacked]:
+            raise CannotFuse(f"{', '.join(tied)} are other names of parameters that it has already")
         self._numbers = Numbers.of([template] * num_lanes, data.device)
         self._num_validated = VALIDATED // num_lanes
         self._sums = torch.zeros(3, num_lanes, device=data.device)  # loss * images, hits, norms
@@ -299,11 +301,14 @@ class Fused:
         loss, accuracy = (totals / len(self.data.validation_labels)).cpu().tolist()
         return loss, accuracy
 
-    def _forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (K, B, k)."""
+    def _forward(self, images: Tensor, assigned: set[str] | None = None) -> Tensor:
+        """(B, C, H, W) -> (K, B, k); the names of the tensors that the network replaced by others go to `assigned`."""
 
         def one(parameters: dict[str, Tensor], others: dict[str, Tensor]) -> Tensor:
-            logits: Tensor = functional_call(self._module, (parameters, others), (images,))
+            given = {**parameters, **others}
+            logits: Tensor = functional_call(self._module, given, (images,))
+            if assigned is not None:
+                assigned.update(name for name, tensor in {**parameters, **others}.items() if given[name] is not tensor)
             return logits
 
         logits: Tensor = vmap(one)(self._parameters, self._rows.others)
@@ -366,13 +371,19 @@ class Fused:
         shape, device = self.data.input_shape, self.data.device
         nothing = torch.zeros(self.num_lanes, device=device)
         images, labels = torch.zeros(2, *shape, device=device), torch.zeros(2, dtype=torch.long, device=device)
+        assigned: set[str] = set()
         try:
             self._module.train()
+            with torch.no_grad():
+                self._forward(images, assigned)
             self._step(images, labels, nothing, nothing, nothing.int())
         except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
             if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
                 raise
             raise refusal(error) from error
+        if assigned:  # the new values would be lost
+            names = ", ".join(sorted(assigned))
+            raise CannotFuse(f"it assigns {names} in its forward pass; change a buffer in place, as copy_ does")
         for lane in range(self.num_lanes):
             self._clear(lane)
 

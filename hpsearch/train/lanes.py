@@ -71,6 +71,7 @@ class Lanes:
         self._waiting: dict[int, Waiting] = {}
         self.refusals: dict[str, str] = {}
         self.unrecorded: dict[str, str] = {}
+        self._said: set[str] = set()
 
     def positions(self) -> dict[Stream, int]:
         """Which epoch comes next of the streams that trials are on: a new one that begins there can join them."""
@@ -108,16 +109,19 @@ class Lanes:
             self.drop(key)
             self.add(key, recipe, model(recipe), state)
 
-    def complaints(self) -> set[str]:
-        """A sentence for each architecture that trains more slowly than it might."""
+    def complaints(self) -> list[str]:
+        """A sentence for each architecture that trains more slowly than it might; those that were not asked for yet."""
         fused = {
             f"model {model} cannot be fused, its trials train one after another: {reason}"
             for model, reason in self.refusals.items()
         }
-        return fused | {
+        recorded = {
             f"steps of model {model} cannot be a CUDA graph and take longer: {reason}"
             for model, reason in self.unrecorded.items()
         }
+        new = sorted((fused | recorded) - self._said)
+        self._said.update(new)
+        return new
 
     def groups(self) -> Iterator[Group]:
         """All groups, for one round; each epoch is trained when the caller asks for it."""

@@ -35,7 +35,7 @@ class Sums:
         sizes = send(torch.tensor([float(len(batch)) for batch in labels]), losses[0].device)
         sum_of_norms = torch.stack([torch.as_tensor(norm) for norm in norms]).sum()
         hits = (torch.cat(logits).argmax(1) == torch.cat(labels)).sum()
-        self._totals += torch.stack([torch.stack(losses) @ sizes, hits, sum_of_norms])
+        self._totals += torch.stack([torch.stack(losses).float() @ sizes, hits, sum_of_norms])
         self._steps.clear()
 
     def means(self) -> tuple[float, float, float]:

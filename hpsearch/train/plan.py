@@ -118,9 +118,9 @@ class LaneCount:
         else:
             self.number = num_active * 2
 
-    def halve(self) -> int:
-        """There was no memory for so many; the new number."""
-        self._settle(max(1, self.number // 2))
+    def halve(self, num_lanes: int) -> int:
+        """There was no memory for so many lanes; the new number."""
+        self._settle(max(1, min(self.number, num_lanes) // 2))
         return self.number
 
     def _settle(self, number: int) -> None:

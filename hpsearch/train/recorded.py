@@ -46,7 +46,10 @@ def record(key: Hashable, model: nn.Module, derive: Derive, images: Tensor, labe
 
     def step(images: Tensor, labels: Tensor, *values: Tensor) -> Derived:
         given = dict(zip(tensors, values, strict=True))
-        return derive(lambda some: functional_call(model, given, (some,)), given, images, labels)
+        derived = derive(lambda some: functional_call(model, given, (some,)), given, images, labels)
+        if any(given[name] is not value for name, value in zip(tensors, values, strict=True)):
+            raise ValueError("a forward pass that replaces a buffer cannot be recorded: the new one would be lost")
+        return derived
 
     if key not in _recordings:
         copies = [tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in tensors.values()]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hpsearch.interrupt import Interrupted
 from hpsearch.models import MODELS
-from hpsearch.train.device_data import let_go
+from hpsearch.train.device_data import let_go, out_of_memory
 from hpsearch.train.plan import Stream
 from hpsearch.train.program import EpochResult, Program, State
 
@@ -102,6 +102,8 @@ class SideBySide:
         except (Interrupted, torch.AcceleratorError):  # the whole process is meant
             raise
         except Exception as error:
+            if out_of_memory(error):  # which others may hold
+                raise torch.OutOfMemoryError(str(error)) from error
             let_go(error, self._programs[key].data)  # others train after it
             self._results[key] = error
 
@@ -134,10 +136,11 @@ class _Threads:
     def begin(self, tasks: Sequence[Callable[[], None]]) -> None:
         """Hand out the tasks; with one thread, do them."""
         for task in tasks:
-            self._tasks.put(task)
-        if not self._threads:
-            self._tasks.put(None)
-            self._run(self._cores)
+            if self._threads:
+                self._tasks.put(task)
+                continue
+            task()  # an exception, such as Ctrl-C's, leaves out the others
+            self._done.put(None)
         for thread in self._threads:
             if thread.ident is None:
                 thread.start()

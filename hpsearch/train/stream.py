@@ -44,13 +44,13 @@ class Stream:
             yield from self._made(data, epoch, fresh=False)
             return
         data.augmented.epochs.pop(key, None)
-        begun = data.augmented.begin(most)
-        for block in self._made(data, epoch, fresh=True):
-            if data.augmented.wanted:
-                begun.append(block)
-            yield block
-        if data.augmented.wanted:
-            data.augmented.keep(key, epoch)
+        with data.augmented.making(most) as begun:
+            for block in self._made(data, epoch, fresh=begun is not None):
+                if begun is not None and data.augmented.wanted:
+                    begun.append(block)
+                yield block
+        if begun is not None and data.augmented.wanted:
+            data.augmented.epochs[key] = epoch, begun
 
     def _made(self, data: DeviceData, epoch: int, *, fresh: bool) -> Iterator[Block]:
         """As `blocks`; `fresh`: each has memory of its own."""

@@ -277,7 +277,60 @@ class OwnDropout(nn.Module):
         return functional.dropout(self.layer(images.flatten(1)), 0.5, self.training)
 
 
-@pytest.mark.parametrize(("network", "reason"), [(Branching, "data-dependent|item"), (OwnDropout, "random")])
+class Moving(OwnDropout):
+    """A network that keeps a running mean as many do: in another tensor each time."""
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__(input_shape, num_classes)
+        self.register_buffer("centre", torch.zeros(math.prod(input_shape)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        flat = images.flatten(1)
+        self.centre = 0.9 * self.centre + 0.1 * flat.mean(0)
+        return self.layer(flat - self.centre)  # type: ignore[no-any-return]
+
+
+class Tied(OwnDropout):
+    """A network one of whose weights has two places."""
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__(input_shape, num_classes)
+        self.again = nn.Linear(math.prod(input_shape), num_classes)
+        self.again.weight = self.layer.weight
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layer(images.flatten(1)) + self.again(images.flatten(1))  # type: ignore[no-any-return]
+
+
+class ReadsRate(OwnDropout):
+    """A network that looks up the rate of its dropout, as those with attention do."""
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__(input_shape, num_classes)
+        self.drop = nn.Dropout(0.25)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layer(images.flatten(1)) * (1 - self.drop.p)  # type: ignore[no-any-return]
+
+
+def test_a_network_may_read_the_rate_of_its_dropout() -> None:
+    data = place(small_data_set(), "cpu")
+    recipe = Recipe(model="own", epochs=1)
+    model = ReadsRate(data.input_shape, data.num_classes)
+    assert not Program(recipe, model, data).run_epoch().diverged
+    assert model.drop.p == 0.25
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (Branching, "data-dependent|item"),
+        (OwnDropout, "random"),
+        (Moving, "assigns centre in its forward pass"),
+        (Tied, "again.weight are other names"),
+        (ReadsRate, "item"),
+    ],
+)
 def test_a_network_that_cannot_be_fused_says_why(network: type[nn.Module], reason: str) -> None:
     data = place(small_data_set(), "cpu")
     with pytest.raises(CannotFuse, match=reason):

@@ -190,7 +190,7 @@ def test_a_recording_without_memory(held: bool, monkeypatch: pytest.MonkeyPatch)
         fill(program, 0, chosen[0])
     if held:
         data = both[1].data
-        data.augmented.begin(1).append((data.validation_images, data.validation_labels))
+        data.augmented.epochs["any"] = 0, [(data.validation_images, data.validation_labels)]
         with pytest.raises(torch.OutOfMemoryError):
             both[1].train_epoch()
         data.augmented.give_up()

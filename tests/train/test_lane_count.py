@@ -69,7 +69,7 @@ def test_memory_ends_it(tmp_path: Path) -> None:
 
     count = LaneCount(None, True, "device, 2lp", cache)
     train(count, float, 2 * ROUNDS, always)  # 64 lanes come next, and do not fit
-    assert count.halve() == 32
+    assert count.halve(64) == 32
     assert train(count, float, 5 * ROUNDS, always) == [32]
     assert LaneCount(None, True, "device, 2lp", cache).number == 32
 

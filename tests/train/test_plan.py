@@ -158,6 +158,24 @@ def test_programs_of_one_stream_see_images_that_are_made_once(monkeypatch: pytes
     assert [number for number, _ in data.augmented.epochs.values()] == [1]
 
 
+def test_streams_that_are_made_side_by_side_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of networks that cannot be fused, a block of each at a time; one is given up half made."""
+    monkeypatch.setattr(stream_module, "BLOCK", 32)
+    data, streams = place(small_data_set(), "cpu"), [Stream("crop-flip", 16, seed) for seed in range(4)]
+    alone = [[images.clone() for images, _ in stream.blocks(data, 0)] for stream in streams]
+    monkeypatch.setattr(stream_module, "_num_kept", lambda data: 3 * data.augmented.wanted)
+    going = [stream.blocks(data, 0) for stream in streams]
+    together = [[next(blocks)[0].clone()] for blocks in going]  # for the last one there is no room
+    del going[1]
+    for place_, blocks in enumerate(going):
+        together[(0, 2, 3)[place_]] += [images.clone() for images, _ in blocks]
+    assert [seed for _, seed, _ in data.augmented.epochs] == [0, 2]
+    for stream, images in zip(streams, alone, strict=True):
+        for found in ([one.clone() for one, _ in stream.blocks(data, 0)], together[stream.seed][: len(images)]):
+            assert all(map(torch.equal, found, images))
+    assert data.augmented._making == []
+
+
 def test_images_that_are_being_made_make_room_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_module, "_num_kept", lambda data: 2 * data.augmented.wanted)
     monkeypatch.setattr(stream_module, "BLOCK", 32)

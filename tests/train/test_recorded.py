@@ -102,7 +102,11 @@ class Odd(nn.Module):
 
     def __init__(self, way: str) -> None:
         super().__init__()
-        self.linear, self.way, self.constant = nn.Linear(4, 3), way, torch.ones(3)
+        self.linear, self.way = nn.Linear(4, 3), way
+        if way == "assign":
+            self.register_buffer("constant", torch.ones(3))
+        else:
+            self.constant = torch.ones(3)
 
     def forward(self, inputs: Tensor) -> Tensor:
         outputs: Tensor = self.linear(inputs)
@@ -112,10 +116,12 @@ class Odd(nn.Module):
         numbers = {"item": Tensor.item, "list": Tensor.tolist, "numpy": lambda tensor: float(tensor.numpy())}
         if self.way in numbers:
             return outputs / numbers[self.way](largest)
-        return outputs * self.constant if self.way == "constant" else outputs
+        if self.way == "assign":
+            self.constant = self.constant * 2
+        return outputs * self.constant if self.way in ("constant", "assign") else outputs
 
 
-@pytest.mark.parametrize("way", ["plain", "item", "list", "numpy", "branch", "constant"])
+@pytest.mark.parametrize("way", ["plain", "item", "list", "numpy", "branch", "constant", "assign"])
 def test_no_number_of_a_tensor_enters_a_recording(way: str) -> None:
     """It would be that of the first step, and of the first trial: such networks are recorded rightly, or not at all."""
 
@@ -126,7 +132,7 @@ def test_no_number_of_a_tensor_enters_a_recording(way: str) -> None:
 
     network, images = Odd(way), torch.arange(8.0).reshape(2, 4)
     step = record(way, network, derive, torch.zeros(2, 4), torch.zeros(2, dtype=torch.long))
-    if way in ("branch", "constant"):
+    if way in ("branch", "constant", "assign"):
         assert step is None
     if way == "plain":
         assert step is not None

@@ -175,6 +175,38 @@ def test_a_lane_that_is_left_alone_keeps_its_cores(monkeypatch: pytest.MonkeyPat
     assert set(seen) == {1}
 
 
+def test_ctrl_c_ends_the_others_too_where_one_trains_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    interruption, steps = Interruption(), list[int]()
+
+    def asking(self: Program, *_: Any) -> None:
+        steps.append(self.recipe.seed)
+        signal.raise_signal(signal.SIGINT)
+
+    together = SideBySide({key: program(recipe("2lp", key)) for key in range(3)}, {}, 1)
+    monkeypatch.setattr(Program, "_step", asking)
+
+    def run() -> None:
+        with interruption.listening(), interruption.allowed():
+            together.train_epoch()
+
+    with pytest.raises(Interrupted):
+        run()
+    assert steps == [0]
+
+
+class Double(Drawing):
+    """A network whose outputs have more digits than it was asked for."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layer(images.flatten(1)).double()  # type: ignore[no-any-return]
+
+
+def test_a_network_may_compute_in_double_precision() -> None:
+    result = program(recipe("own", 0), Double).run_epoch()
+    assert not result.diverged
+    assert 0 <= result.training_accuracy <= 1
+
+
 def test_ctrl_c_leaves_no_thread_and_whole_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The state of a trial that was cut short is that after its last whole epoch."""
     states: dict[int, Any] = {}
