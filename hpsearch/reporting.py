@@ -99,8 +99,10 @@ class Reporter:
     whoever wants to use it waits for the `answer` first, if an errand is on its way.
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, session: Session, running: Mapping[int, Run], stock: Stock, lease_seconds: float) -> None:
+        self._session, self._running, self._stock = session, running, stock
+        self._lease_seconds, self._renewed = lease_seconds, time.monotonic()
+        session.between = self._renew_if_due
         self._thread = ThreadPoolExecutor(1, "hpsearch-reports")
         self._doing: Future[None] | None = None
         self.errand: Errand | None = None  # that is on its way
@@ -108,7 +110,7 @@ class Reporter:
 
     def send(self, errand: Errand) -> None:
         """Begin an errand; there must be none on its way."""
-        self.errand = errand
+        self.errand, self._lease_seconds = errand, errand.lease_seconds
         self._doing = self._thread.submit(errand.run)
 
     def answer(self) -> Errand:
@@ -124,7 +126,7 @@ class Reporter:
         return errand
 
     @contextmanager
-    def renewing(self, running: Mapping[int, Run], stock: Stock, lease_seconds: float) -> Iterator[None]:
+    def renewing(self, lease_seconds: float) -> Iterator[None]:
         """A block in which leases do not run out, though no epoch renews them: the first one may take longer than that.
 
         A process that hangs in it is found out after FIRST_EPOCH_SECONDS.
@@ -133,9 +135,7 @@ class Reporter:
 
         def renew() -> None:
             while not ended.wait(RENEW * lease_seconds) and time.monotonic() < gives_up:
-                held = [*(run.lease for run in running.values()), *stock.leases.values()]
-                with suppress(*FAULTS):  # whoever needs the database next will see
-                    self._session.renew(held, lease_seconds)
+                self._renew(lease_seconds)
 
         renewal = self._thread.submit(renew)  # after the errand that is on its way
         try:
@@ -143,6 +143,17 @@ class Reporter:
         finally:
             ended.set()
             renewal.result()
+
+    def _renew_if_due(self) -> None:
+        """Renew leases between two suggestions, of which a batch may take longer than leases last."""
+        if time.monotonic() - self._renewed > RENEW * self._lease_seconds:
+            self._renew(self._lease_seconds)
+
+    def _renew(self, lease_seconds: float) -> None:
+        self._renewed = time.monotonic()
+        held = [*(run.lease for run in list(self._running.values())), *self._stock.leases.values()]
+        with suppress(*FAULTS):  # whoever needs the database next will see
+            self._session.renew(held, lease_seconds)
 
     def split(self, batch: Batch, keys: set[int]) -> None:
         """Leave only these trials in the last batch; the others get one of their own, for later."""

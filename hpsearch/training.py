@@ -47,7 +47,7 @@ class Training:
         self._patiently = patience.patiently
         self.running: dict[int, Run] = {}  # by trial id
         self.stock, self.ends = Stock(bench.session), Ends()
-        self._reporter = Reporter(bench.session)
+        self._reporter = Reporter(bench.session, self.running, self.stock, bench.settings.lease_seconds)
         self._speed, self._spent_seconds = 0.0, 0.0  # images per second of the last epoch, seconds of this round
         self._next: dict[Stream, int] = {}  # the epochs of streams with which the next round begins
         self._round_seconds = math.inf  # of all groups, about; not known before the first
@@ -194,7 +194,7 @@ class Training:
         """One epoch of a group; meanwhile the one before is recorded, and who left it is replaced."""
         self._reporter.send(self._errand(self._joining(self._next)))
         first, started = math.isinf(self._round_seconds), time.monotonic()
-        renewing = self._reporter.renewing(self.running, self.stock, self._lease_seconds) if first else nullcontext()
+        renewing = self._reporter.renewing(self._lease_seconds) if first else nullcontext()
         try:
             with renewing, self.bench.interruption.allowed():
                 results = group.train_epoch()

@@ -20,6 +20,7 @@ from hpsearch.events import (
 from hpsearch.interrupt import Interruption
 from hpsearch.models.build import build_model, built_in
 from hpsearch.recipe import Recipe
+from hpsearch.search.asking import ask
 from hpsearch.settings import Settings
 from hpsearch.spec import parse
 from hpsearch.storage import leases
@@ -165,6 +166,24 @@ def test_leases_outlast_a_round_of_several_programs(
     events = work(sqlite, spec, replace(settings, lanes=6, lease_seconds=2.0))
     assert expired == [0, 0]
     assert {event.state for event in events if isinstance(event, TrialEnded)} == {"COMPLETE"}
+
+
+def test_leases_outlast_suggestions_that_take_long(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the trials that train, and of those that are drawn up."""
+    expired: list[int] = []
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.8)
+        with sqlite.engine.connect() as connection:
+            expired.append(leases.count_expired(connection, 1))
+        return ask(*arguments)
+
+    monkeypatch.setattr("hpsearch.search.session.ask", slow)
+    work(sqlite, tiny(trials="trials = 8", epochs="epochs = 2"), replace(settings, lanes=4, lease_seconds=2.0))
+    assert len(expired) >= 8
+    assert set(expired) == {0}
 
 
 def test_augmented_images_make_room_before_lanes_are_halved(

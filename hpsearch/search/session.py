@@ -82,6 +82,7 @@ class Session:
         self._thread = threading.get_ident()
         self._began, self._waited, self._beaten = time.monotonic(), 0.0, 0.0
         self.wanted = budget.RUNNING
+        self.between: Callable[[], None] = lambda: None  # called before each suggestion: many may take long
 
     def take(self, num: int, placed: Callable[[Recipe], Recipe] = lambda recipe: recipe) -> Hand:
         """Take up to `num` trials: abandoned ones, waiting ones, new ones, and draw up those that are new.
@@ -249,6 +250,7 @@ class Session:
 
     def _ask(self, lease: Lease, attempt: int, placed: Callable[[Recipe], Recipe]) -> tuple[Drawn, Recipe] | None:
         """Draw up one trial; None if it was enqueued with what its study does not allow: then it has failed."""
+        self.between()
         try:
             return ask(self._view, self.study.spec, lease, attempt, self._points, placed)
         except (ValueError, UsageError) as error:
