@@ -28,6 +28,7 @@ from hpsearch.recipe import Recipe
 from hpsearch.search.samplers import corner
 from hpsearch.search.session import Session
 from hpsearch.settings import Settings
+from hpsearch.space import Choice
 from hpsearch.storage import budget, fleet, leases
 from hpsearch.storage.checkpoints import open_checkpoints, open_shelf
 from hpsearch.storage.open import FAULTS, Database
@@ -162,8 +163,8 @@ def _try_model(bench: Bench, recipe: Recipe) -> None:
         images = torch.zeros(2, *bench.data.input_shape, device=bench.data.device)
         with torch.inference_mode():
             shape = tuple(model.eval()(images).shape)
-            if _last_is_one(bench, recipe):
-                suits = f"an epoch's last batch of one image, with batch_size = {recipe.batch_size}"
+            if (batch_size := _leaving_one(bench, recipe)) is not None:
+                suits = f"an epoch's last batch of one image, with batch_size = {batch_size}"
                 model.train()(images[:1])  # of which batch normalisation can make nothing
     except UsageError:
         raise
@@ -176,11 +177,12 @@ def _try_model(bench: Bench, recipe: Recipe) -> None:
     raise UsageError(f"model {recipe.model}: does not suit {suits}: {problem}")
 
 
-def _last_is_one(bench: Bench, recipe: Recipe) -> bool:
-    """Whether every trial has one image in the last batch of an epoch."""
-    spec = bench.study.spec
-    varies = "batch_size" in spec.space or any("batch_size" in values for _, values in spec.candidates)
-    return not varies and bench.data.num_images % recipe.batch_size == 1
+def _leaving_one(bench: Bench, recipe: Recipe) -> int | None:
+    """A batch size that trials can have, if there is one, with which the last batch of an epoch has one image."""
+    spec, searched = bench.study.spec, bench.study.spec.space.get("batch_size")
+    own = [values["batch_size"] for _, values in spec.candidates if "batch_size" in values]
+    choices = searched.choices if isinstance(searched, Choice) else () if searched is not None else (recipe.batch_size,)
+    return next((int(size) for size in (*choices, *own) if bench.data.num_images % int(size) == 1), None)
 
 
 def serve(

@@ -1,5 +1,6 @@
 """What a worker does with studies that are deleted, locked, or not for it to train."""
 
+import math
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 from sqlalchemy import update
+from torch import Tensor, nn
 
 from hpsearch.data.load import DataSet, load
 from hpsearch.errors import DownloadError, HpsearchError, UsageError
@@ -98,6 +100,33 @@ def test_a_worker_passes_over_a_study_that_it_cannot_train(
         events.extend(serve(sqlite, None, settings, Interruption(), Limits()))
     assert states(sqlite) == [TrialState.COMPLETE] * 2
     assert any(isinstance(event, WorkerWarned) and "study a is passed over" in event.message for event in events)
+
+
+class Normed(nn.Module):
+    """A network that cannot train on a single image."""
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        size = math.prod(input_shape)
+        self.layers = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(size), nn.Linear(size, num_classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("searched", [True, False])
+def test_a_batch_size_that_leaves_one_image_to_batch_normalisation_takes_no_trial(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, searched: bool
+) -> None:
+    num = len(load("digits", data_dir=None, cache_dir=settings.home / "datasets", image_size=8).train_labels)
+    size = next(size for size in range(4, num) if num % size == 1)
+    text = TINY.partition("[[first]]")[0].replace("hidden_width = 16", "" if searched else f"batch_size = {size}")
+    text = text.replace("[pruner]", f"batch_size = [{size + 1}, {size}]\n[pruner]" if searched else "[pruner]")
+    create_study(sqlite, spec(1, 2, text), "tiny")
+    monkeypatch.setattr("hpsearch.worker.catalogue.load", lambda *_: Normed)
+    with pytest.raises(UsageError, match=f"last batch of one image, with batch_size = {size}: "):
+        list(run(sqlite, "tiny", settings, Interruption()))
+    assert not any(state in (TrialState.RUNNING, TrialState.FAIL) for state in states(sqlite))
 
 
 def test_ctrl_c_ends_a_download(sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
