@@ -30,8 +30,8 @@ CLI = """# Commands
 | --- | --- |
 | 0 | done; of a worker: no trials left to start |
 | 1 | a run, a check, a download or the storage failed: three trials in a row raised, `fsck` found damage, no room |
-| 2 | what was given cannot be used; one line says why, and nothing was changed |
-| 75 | interrupted by Ctrl-C or SIGTERM; the running trials went back to the queue, run the same command again |
+| 2 | what was given cannot be used, or the storage cannot be reached when the command starts; one line says why |
+| 75 | interrupted by Ctrl-C or SIGTERM, or the storage stayed away from a worker: run the same command again |
 
 Completion of commands, options and study names: put `eval "$(_HPSEARCH_COMPLETE=bash_source hpsearch)"` into
 `~/.bashrc` (or `zsh_source` into `~/.zshrc`; for fish, `_HPSEARCH_COMPLETE=fish_source hpsearch | source`).
@@ -134,8 +134,9 @@ learning_rate = 0.05
 
 ## Beginning with an export
 
-`[model] export = "FOLDER"` names what `hpsearch export` wrote. Its weights are taken into the storage's home when the
-study is created, and cannot change under it. Trials with `start = "export"` begin with them: layers whose name and
+`[model] export = "FOLDER"` names what `hpsearch export` wrote. Its weights are taken into `weights/` of HPSEARCH_HOME,
+or of HPSEARCH_ARTIFACTS, which workers elsewhere need, when the study is created, and cannot change under it. Trials
+with `start = "export"` begin with them: layers whose name and
 shapes agree are copied, the output layer only if the classes are the same. `frozen_layers = N` freezes the first N
 layers for `frozen_epochs`; then they train at `frozen_rate` times the learning rate. `native_size = 32` pools larger
 images inside the network, before its first fully connected layer, to what images of 32 pixels give. All may be fixed

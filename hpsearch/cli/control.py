@@ -40,17 +40,18 @@ def stop(study: str, storage: str | None) -> None:
 @click.option("--trials", type=click.IntRange(1, 10**9), required=True, help="How many more.")
 @storage_option
 def extend(study: str, trials: int, storage: str | None) -> None:
-    """Allow STUDY more trials, also after it has finished."""
+    """Allow STUDY more trials, also after it has used them up; its other limits stay."""
     from hpsearch.errors import UsageError
     from hpsearch.search.samplers import most_trials
     from hpsearch.sections import MOST_TRIALS
     from hpsearch.storage import fleet
+    from hpsearch.storage.studies import progress
 
     database, loaded = _load(study, storage)
     if loaded.spec.candidates:
         raise UsageError(
             f"study {study}: its trials are its candidates over {len(loaded.spec.seeds)} seeds, and more would count "
-            "nowhere; for more seeds give `hpsearch confirm` or `hpsearch transfer` a larger --seeds"
+            "nowhere; for more seeds delete it and make it again by `hpsearch confirm` or `hpsearch transfer --seeds N`"
         )
     most = most_trials(loaded.spec)
     before = _max_trials(database, loaded)
@@ -66,7 +67,11 @@ def extend(study: str, trials: int, storage: str | None) -> None:
         raise UsageError(f"--trials {trials}: study {study} has {before} trials, and {MOST_TRIALS} at most; give fewer")
     total = fleet.extend(database, loaded.study_id, trials)
     click.echo(f"study {study}: {total} trials instead of {before}")
-    click.echo(f"next: hpsearch worker {study}")
+    now = progress(database, loaded)
+    if now.state == "running" and not now.startable:
+        click.echo(f"none of them can start: {now.reason}; this limit cannot be raised")
+    else:
+        click.echo(f"next: hpsearch worker {study}")
 
 
 def _set(study: str, storage: str | None, state: str, sentence: str) -> None:

@@ -1,5 +1,7 @@
 """`hpsearch dashboard`: the studies in a browser, for reading unless it is started with --allow-write."""
 
+import socket
+
 import click
 
 from hpsearch.cli.options import settings_from, storage_option
@@ -30,7 +32,8 @@ def dashboard(
     access = Access(host, port, token, allow_write, public_url)
     both = click.get_current_context().with_resource(application(settings, access))
     server = make_server(both, listen(host, port), access)
-    address = public_url or f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    name = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104
+    address = public_url or f"http://{name}:{port}"
     what = "changes allowed" if allow_write else "read-only"
     click.echo(f"{address.rstrip('/')}/hpsearch/ ({what}; optuna-dashboard at {address.rstrip('/')}/; Ctrl-C ends it)")
     if token is not None and token != settings.dashboard_token:

@@ -14,6 +14,7 @@ from hpsearch.storage.tables import EVENTS, TRIALS
 ADOPTED, RELEASED, CRASHED, FAILED = "adopted", "released", "crashed", "failed"
 INFEASIBLE, DIVERGED = "infeasible", "diverged"
 CONTROL, REPAIRED = "control", "repaired"  # the latter may be of one trial
+KINDS = (ADOPTED, RELEASED, CRASHED, FAILED, INFEASIBLE, DIVERGED, CONTROL, REPAIRED)
 
 
 @dataclass(frozen=True)

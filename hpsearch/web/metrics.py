@@ -14,6 +14,7 @@ from sqlalchemy import func, select
 
 from hpsearch.errors import StorageError
 from hpsearch.storage import budget
+from hpsearch.storage.events import KINDS
 from hpsearch.storage.studies import Progress, progress
 from hpsearch.storage.tables import EVENTS
 from hpsearch.web import queries
@@ -43,15 +44,14 @@ class _Collector(Collector):
         with self._source.database.engine.connect() as connection:
             workers = queries.workers(connection)
             counting = select(EVENTS.c.study_id, EVENTS.c.kind, func.count()).group_by(EVENTS.c.study_id, EVENTS.c.kind)
-            happened = [tuple(row) for row in connection.execute(counting)]
+            happened = {(study_id, kind): number for study_id, kind, number in connection.execute(counting)}
         studies = list(self._studies())
         yield from _of_trials(studies)
-        yield from _of_workers(workers)
+        yield from _of_workers(workers, [listed.name for listed, now in studies if now.running])
         events = GaugeMetricFamily("hpsearch_events", "Recorded events, by kind.", labels=("study", "kind"))
-        names = {listed.study_id: listed.name for listed, _ in studies}
-        for study_id, kind, number in happened:
-            if study_id in names:
-                events.add_metric((names[study_id], kind), number)
+        for listed, _ in studies:
+            for kind in KINDS:  # those that have not happened as well: a rise from nothing is seen by no alarm
+                events.add_metric((listed.name, kind), happened.get((listed.study_id, kind), 0))
         yield events
 
     def _studies(self) -> Iterator[tuple[Listed, Progress]]:
@@ -82,7 +82,7 @@ def _of_trials(studies: Iterable[tuple[Listed, Progress]]) -> Iterator[Metric]:
     yield from (trials, allowed, abandoned, best, state)
 
 
-def _of_workers(workers: list[WorkerRow]) -> Iterator[Metric]:
+def _of_workers(workers: list[WorkerRow], running: list[str]) -> Iterator[Metric]:
     number = GaugeMetricFamily("hpsearch_workers", "Workers, by what they do.", labels=("state",))
     speed = GaugeMetricFamily("hpsearch_images_per_second", "Training images of all workers.", labels=("study",))
     waiting = GaugeMetricFamily(
@@ -92,7 +92,7 @@ def _of_workers(workers: list[WorkerRow]) -> Iterator[Metric]:
     for name in ("training", "waiting", "paused", "silent"):
         number.add_metric((name,), states[name])
     busy = [worker for worker in workers if worker.alive and worker.study]
-    for study in sorted({worker.study or "" for worker in busy}):
+    for study in sorted({*running, *(worker.study or "" for worker in busy)}):
         speed.add_metric((study,), sum(worker.images_per_second for worker in busy if worker.study == study))
     waiting.add_metric((), max((worker.storage_share for worker in busy), default=0.0))
     yield from (number, speed, waiting)

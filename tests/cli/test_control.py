@@ -125,6 +125,13 @@ def test_extend(folder: Path) -> None:
     assert status(folder)["trials"] == "3/3"
 
 
+def test_extend_says_when_another_limit_has_ended_the_study(folder: Path) -> None:
+    hpsearch(folder, "create-study", "tiny.toml", "--set", "budget.epochs=1")
+    said = hpsearch(folder, "extend", "tiny", "--trials", "2").stdout
+    assert "none of them can start: its budget of 1 epochs has no room" in said
+    assert "next:" not in said
+
+
 def test_a_space_that_is_used_up(folder: Path) -> None:
     small = ("--set", "space={ optimizer = ['sgd', 'adam'], batch_size = [16, 32] }", "--set", "first=[]")
     created = hpsearch(folder, "create-study", "tiny.toml", *small, "--trials", "50").stdout

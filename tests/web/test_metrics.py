@@ -7,6 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.filling import made_up
 from hpsearch.settings import Settings
+from hpsearch.storage.events import KINDS
 from hpsearch.storage.open import create
 from tests.web.serving import HOST, TOKEN, Opener, local, settings_for
 
@@ -42,6 +43,18 @@ def test_what_stands_there(client: Opener, tmp_path: Path) -> None:
     workers = {dict(labels)["state"]: value for (name, labels), value in found.items() if name == "hpsearch_workers"}
     assert sum(workers.values()) >= 1
     assert any(name == "hpsearch_images_per_second" and value > 0 for (name, _), value in found.items())
+
+
+def test_what_has_not_happened_is_a_zero(client: Opener, tmp_path: Path) -> None:
+    """An alarm sees a rise from zero, and none from nothing."""
+    settings = settings_for(tmp_path)
+    with create(settings.storage_url) as database:
+        made_up(database, "made-up", 4, 2).fill(4, leave_running=1)  # whose worker gives no sign of life
+    found = scraped(client(settings, local()).get(PATH, headers={"Host": HOST}).text)
+    assert found["hpsearch_images_per_second", frozenset({("study", "made-up")})] == 0
+    for kind in KINDS:
+        assert ("hpsearch_events", frozenset({("study", "made-up"), ("kind", kind)})) in found
+    assert found["hpsearch_events", frozenset({("study", "made-up"), ("kind", "crashed")})] == 0
 
 
 def test_only_with_the_token(settings: Settings, client: Opener) -> None:
