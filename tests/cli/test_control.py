@@ -126,9 +126,10 @@ def test_extend(folder: Path) -> None:
 
 
 def test_extend_says_when_another_limit_has_ended_the_study(folder: Path) -> None:
-    hpsearch(folder, "create-study", "tiny.toml", "--set", "budget.epochs=1")
+    hpsearch(folder, "create-study", "tiny.toml", "--set", "budget.epochs=3")
+    hpsearch(folder, "worker", "tiny")
     said = hpsearch(folder, "extend", "tiny", "--trials", "2").stdout
-    assert "none of them can start: its budget of 1 epochs has no room" in said
+    assert "none of them can start: its budget of 3 epochs" in said
     assert "next:" not in said
 
 
