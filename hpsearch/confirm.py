@@ -15,7 +15,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from hpsearch import spec as study_file
-from hpsearch.errors import StorageError, UsageError
+from hpsearch.errors import StorageError, StudyFileError, UsageError
 from hpsearch.names import derived
 from hpsearch.recipe import Recipe
 from hpsearch.search.racing import standing, values
@@ -173,11 +173,14 @@ def link_of(study: LoadedStudy) -> dict[str, Any]:
 
 
 def searched(database: Database, study: LoadedStudy) -> LoadedStudy:
-    """The study that this one confirms, whose test split is opened for both; else, or if it is gone, this one."""
+    """The study that this one confirms, whose test split is opened for both; this one if there is none to be read."""
     link = link_of(study)
     if link.get("kind") != CONFIRM or link["study"] not in study_names(database):
         return study
-    other = load_study(database, link["study"])
+    try:
+        other = load_study(database, link["study"])
+    except StudyFileError:  # damaged, or of another version
+        return study
     return other if other.created == link.get("created") else study
 
 

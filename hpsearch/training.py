@@ -388,9 +388,10 @@ class Training:
         if freed:
             self.lanes.restart(keys, self.bench.model)
         elif keys and len(self.running) == 1:
+            self.count.blame_trial()
             yield from self._finish({keys[0]: self.running[keys[0]].broken(error)})
         elif keys:
-            number = self.count.halve(len(self.running))
+            number = (self.count.halve if len(keys) > 1 else self.count.try_alone)(len(self.running))
             yield WorkerWarned(f"out of memory with {len(self.running)} lanes; going on with {number}")
             self.stock.give_back()
             others = [key for key in self.running if key not in keys]

@@ -28,7 +28,7 @@ from hpsearch.recipe import Recipe
 from hpsearch.search.samplers import corner
 from hpsearch.search.session import Session
 from hpsearch.settings import Settings
-from hpsearch.space import Choice
+from hpsearch.space import Choice, Int
 from hpsearch.storage import budget, fleet, leases
 from hpsearch.storage.checkpoints import open_checkpoints, open_shelf
 from hpsearch.storage.open import FAULTS, Database
@@ -180,9 +180,12 @@ def _try_model(bench: Bench, recipe: Recipe) -> None:
 def _leaving_one(bench: Bench, recipe: Recipe) -> int | None:
     """A batch size that trials can have, if there is one, with which the last batch of an epoch has one image."""
     spec, searched = bench.study.spec, bench.study.spec.space.get("batch_size")
-    own = [values["batch_size"] for _, values in spec.candidates if "batch_size" in values]
-    choices = searched.choices if isinstance(searched, Choice) else () if searched is not None else (recipe.batch_size,)
-    return next((int(size) for size in (*choices, *own) if bench.data.num_images % int(size) == 1), None)
+    base = spec.training.get("batch_size", Recipe.batch_size)
+    given = [recipe.batch_size, *(values.get("batch_size", base) for _, values in spec.candidates)]
+    if isinstance(searched, Choice | Int):
+        given += searched.choices if isinstance(searched, Choice) else range(searched.low, searched.high + 1)
+        given += [base] if searched.when else []
+    return next((size for size in sorted(map(int, given)) if (bench.data.num_images % size or size) == 1), None)
 
 
 def serve(

@@ -18,8 +18,8 @@ from hpsearch.interrupt import Interruption
 from hpsearch.settings import Settings
 from hpsearch.storage import budget, fleet, ledger
 from hpsearch.storage.open import Database, create
-from hpsearch.storage.studies import create_study, load_study
-from hpsearch.storage.tables import LEASES
+from hpsearch.storage.studies import RECIPE_KEY, create_study, load_study
+from hpsearch.storage.tables import LEASES, USER_ATTRIBUTES
 from hpsearch.worker import Limits, run, serve
 from tests.postgres import PostgresServer
 from tests.studies import TINY
@@ -102,6 +102,22 @@ def test_a_worker_passes_over_a_study_that_it_cannot_train(
     assert any(isinstance(event, WorkerWarned) and "study a is passed over" in event.message for event in events)
 
 
+def test_a_damaged_recipe_hides_no_other_study(sqlite: Database, settings: Settings) -> None:
+    """Of a trial that somebody has given back."""
+    for name in ("a", "tiny"):
+        create_study(sqlite, spec(3, 1), name)
+    interruption = Interruption()
+    for event in run(sqlite, "a", settings, interruption):
+        interruption.requested |= isinstance(event, EpochDone)
+    with sqlite.engine.begin() as connection:
+        connection.execute(update(USER_ATTRIBUTES).where(USER_ATTRIBUTES.c.key == RECIPE_KEY).values(value_json='"x"'))
+    events: list[object] = []
+    with pytest.raises(UsageError, match="trains with is damaged; `hpsearch fsck a --repair`"):
+        events.extend(serve(sqlite, None, settings, Interruption(), Limits(max_idle_seconds=0.0)))
+    assert any(isinstance(event, WorkerWarned) and "study a is passed over" in event.message for event in events)
+    assert states(sqlite) == [TrialState.COMPLETE]
+
+
 class Normed(nn.Module):
     """A network that cannot train on a single image."""
 
@@ -114,14 +130,15 @@ class Normed(nn.Module):
         return self.layers(images)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("searched", [True, False])
+@pytest.mark.parametrize("searched", ["[{more}, {size}]", "{{ low = {size}, high = {more} }}", ""])
 def test_a_batch_size_that_leaves_one_image_to_batch_normalisation_takes_no_trial(
-    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, searched: bool
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, searched: str
 ) -> None:
     num = len(load("digits", data_dir=None, cache_dir=settings.home / "datasets", image_size=8).train_labels)
     size = next(size for size in range(4, num) if num % size == 1)
     text = TINY.partition("[[first]]")[0].replace("hidden_width = 16", "" if searched else f"batch_size = {size}")
-    text = text.replace("[pruner]", f"batch_size = [{size + 1}, {size}]\n[pruner]" if searched else "[pruner]")
+    if searched:
+        text = text.replace("[pruner]", f"batch_size = {searched.format(size=size, more=size + 1)}\n[pruner]")
     create_study(sqlite, spec(1, 2, text), "tiny")
     monkeypatch.setattr("hpsearch.worker.catalogue.load", lambda *_: Normed)
     with pytest.raises(UsageError, match=f"last batch of one image, with batch_size = {size}: "):

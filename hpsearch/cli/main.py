@@ -133,7 +133,7 @@ def _write_what_can_be_written() -> None:
 
 def _check_text(arguments: Sequence[str]) -> None:
     """Raise UsageError if something given is no UTF-8: it could be recorded, and then neither shown nor written."""
-    given = [(repr(text), text) for text in arguments]
+    given = [(repr(text) if "@" not in text else "an argument", text) for text in arguments]  # a password may be in it
     given += [(name, text) for name, text in os.environ.items() if name.startswith("HPSEARCH_")]  # secrets among them
     for name, text in given:
         if any("\ud800" <= letter <= "\udfff" for letter in text):  # how Python spells bytes that are no text

@@ -12,7 +12,6 @@ from PIL import Image, ImageOps
 from hpsearch.data.images import Images, RawImages, Source
 from hpsearch.data.names import need_path
 from hpsearch.errors import DataError, UsageError
-from hpsearch.interrupt import Interrupted
 
 DECODER = b"\x002"  # changes with what files are decoded to, so that caches are made anew
 NUM_NAMED = 10  # unreadable files named in one message; the rest is counted
@@ -32,8 +31,11 @@ def decoded(files: Mapping[str, Sequence[Path]], source: Source) -> RawImages:
     paths = [path for members in files.values() for path in members]
     labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(members) for members in files.values()])
     images = np.empty((len(paths), 3, source.image_size, source.image_size), dtype=np.uint8)
-    with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes outside the interpreter's lock
-        problems = pool.map(_decode_into, images, paths)
+    pool = ThreadPoolExecutor()  # Pillow decodes and resizes outside the interpreter's lock
+    try:
+        problems = list(pool.map(_decode_into, images, paths))
+    finally:
+        pool.shutdown(cancel_futures=True)  # of what Ctrl-C left
     bad = [f"{path} ({problem})" for path, problem in zip(paths, problems, strict=True) if problem]
     if bad:
         more = f" and {len(bad) - NUM_NAMED} more" if len(bad) > NUM_NAMED else ""
@@ -105,8 +107,6 @@ def _decode_into(out: Images, path: Path) -> str:
             image.draft("RGB", (2 * width, 2 * height))  # JPEG: decode no larger than needed
             rgb = upright(image).convert("RGB")
         small = rgb.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    except Interrupted:
-        raise
     except UsageError as error:
         return str(error)
     except Exception as error:  # decoders of damaged files raise nearly anything

@@ -12,7 +12,7 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from hpsearch.errors import UsageError
+from hpsearch.errors import StorageError, UsageError
 from hpsearch.recipe import Recipe
 from hpsearch.search.asking import ask
 from hpsearch.search.pruners import failing, make_pruner, rungs
@@ -134,7 +134,7 @@ class Session:
             return ledger.prepare(self.database, attributes, lease_seconds)
 
     def renew(self, leases: Sequence[Lease], lease_seconds: float) -> None:
-        """Renew leases of trials that are in their first epoch here, or have not begun."""
+        """Renew the leases of trials whose epochs do not, because none ends for long."""
         ledger.prepare(self.database, [(lease, {}) for lease in leases], lease_seconds)
 
     def record(self, reports: Sequence[Report], lease_seconds: float) -> set[int]:
@@ -226,8 +226,17 @@ class Session:
         with self.waiting(), self.database.statements() as connection:
             for ids in snapshot.batches(lease.trial_id for lease in leases):
                 known = snapshot.user_attribute(connection, RECIPE_KEY, TRIALS.c.trial_id.in_(ids))
-                found |= {trial_id: Recipe(**fields) for trial_id, fields in known.items()}
+                found |= {trial_id: self._recipe(fields) for trial_id, fields in known.items()}
         return found
+
+    def _recipe(self, fields: Any) -> Recipe:
+        try:
+            return Recipe(**fields)
+        except TypeError as error:
+            name = self.study.name
+            raise StorageError(
+                f"study {name}: what one of its trials trains with is damaged; `hpsearch fsck {name} --repair` mends it"
+            ) from error
 
     def _draw_up(self, leases: Sequence[Lease], placed: Callable[[Recipe], Recipe]) -> dict[int, Recipe]:
         """Draw up trials that are new, again and again those whose configuration another trial has."""

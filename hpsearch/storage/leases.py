@@ -165,7 +165,7 @@ def renew(connection: Connection, epochs: Sequence[tuple[Lease, int, float]], se
 
 
 def prolong(connection: Connection, trial_ids: Iterable[int], seconds: float) -> None:
-    """Extend leases that the caller holds, of trials that do not train yet."""
+    """Extend leases that the caller holds, of which no epoch is recorded just now."""
     mine = bulk.among(connection, LEASES.c.trial_id, trial_ids)
     connection.execute(update(LEASES).where(mine).values(expires=clock(connection) + seconds))
 

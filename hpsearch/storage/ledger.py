@@ -161,7 +161,7 @@ def set_up(database: Database, study_id: int, drawn: Sequence[Drawn]) -> tuple[s
 
 
 def prepare(database: Database, trials: Sequence[tuple[Lease, Mapping[str, Any]]], lease_seconds: float) -> set[int]:
-    """Of trials that have not begun: record the user attributes given with each, and renew the leases.
+    """Record the user attributes given with each trial, if there are some, and renew the leases.
 
     The ids of those that still were this worker's.
     """

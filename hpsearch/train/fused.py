@@ -127,7 +127,7 @@ class Fused:
         self._rows = Rows(flat, Moments.of(flat), stacked)
         self._persistent = [name for name in self._module.state_dict() if name not in self._parameters]
         if tied := [name for name in self._persistent if name not in stacked]:
-            raise CannotFuse(f"{', '.join(tied)} are other names of parameters that it has already")
+            raise CannotFuse(f"{', '.join(tied)} are other names of tensors that it has already")
         self._numbers = Numbers.of([template] * num_lanes, data.device)
         self._num_validated = VALIDATED // num_lanes
         self._sums = torch.zeros(3, num_lanes, device=data.device)  # loss * images, hits, norms
@@ -373,9 +373,10 @@ class Fused:
         images, labels = torch.zeros(2, *shape, device=device), torch.zeros(2, dtype=torch.long, device=device)
         assigned: set[str] = set()
         try:
-            self._module.train()
-            with torch.no_grad():
-                self._forward(images, assigned)
+            for mode in (False, True):
+                self._module.train(mode)
+                with torch.no_grad():
+                    self._forward(images, assigned)
             self._step(images, labels, nothing, nothing, nothing.int())
         except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
             if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):

@@ -83,6 +83,7 @@ class LaneCount:
     number: int = 0
     _speeds: dict[int, list[float]] = field(default_factory=dict)  # images per second in all lanes together, by round
     _settled: bool = False
+    _crowded: tuple[int, int] | None = None  # while a trial is tried alone: the number, and how many trained beside it
     _round: list[tuple[int, float, float]] = field(default_factory=list)  # of each group: trials, images, seconds
 
     def __post_init__(self) -> None:
@@ -94,6 +95,10 @@ class LaneCount:
 
     def trained(self, num_trials: int, images_per_second: float, seconds: float) -> None:
         """A group has trained for an epoch."""
+        if self._crowded is not None:  # it is the trial that was tried alone, and it fits
+            number, num_lanes = self._crowded
+            self._crowded = None
+            self._settle(max(1, min(number, num_lanes) // 2), keep=False)
         self._round.append((num_trials, images_per_second * seconds, seconds))
 
     def end_round(self, has_room: bool) -> None:
@@ -119,13 +124,23 @@ class LaneCount:
             self.number = num_active * 2
 
     def halve(self, num_lanes: int) -> int:
-        """There was no memory for so many lanes; the new number."""
-        self._settle(max(1, min(self.number, num_lanes) // 2))
+        """There was no memory for so many lanes; the new number. It is kept for others if these were all of them."""
+        self._settle(max(1, min(self.number, num_lanes) // 2), keep=num_lanes >= self.number)
         return self.number
 
-    def _settle(self, number: int) -> None:
+    def try_alone(self, num_lanes: int) -> int:
+        """A trial that has a program of its own found no memory beside others; it gets the device for itself."""
+        self._crowded, self.number = (self.number, num_lanes), 1
+        return self.number
+
+    def blame_trial(self) -> None:
+        """It found none alone, either: the others may come back."""
+        if self._crowded is not None:
+            (self.number, _), self._crowded = self._crowded, None
+
+    def _settle(self, number: int, *, keep: bool = True) -> None:
         self.number, self._settled = number, True
-        if self.cache is not None and self.on_gpu and self.fixed is None:
+        if keep and self.cache is not None and self.on_gpu and self.fixed is None:
             new = self.cache.with_name(f".{self.cache.name}.{os.getpid()}")
             with contextlib.suppress(OSError):  # the next worker finds it out again
                 self.cache.parent.mkdir(parents=True, exist_ok=True)

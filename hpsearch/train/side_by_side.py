@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hpsearch.interrupt import Interrupted
 from hpsearch.models import MODELS
-from hpsearch.train.device_data import let_go, out_of_memory
+from hpsearch.train.device_data import let_go
 from hpsearch.train.plan import Stream
 from hpsearch.train.program import EpochResult, Program, State
 
@@ -102,8 +102,6 @@ class SideBySide:
         except (Interrupted, torch.AcceleratorError):  # the whole process is meant
             raise
         except Exception as error:
-            if out_of_memory(error):  # which others may hold
-                raise torch.OutOfMemoryError(str(error)) from error
             let_go(error, self._programs[key].data)  # others train after it
             self._results[key] = error
 

@@ -28,7 +28,7 @@ MAX_BODY_BYTES = 64 * 1024  # a form; with --allow-write, optuna-dashboard takes
 MAX_UPLOAD_BYTES = 16 * 1024 * 1024
 PATIENCE_SECONDS = 30  # how long a connection may be silent, or a request take to arrive
 MAX_CONNECTIONS = 200
-# Whose address a failed sign-in counts against: with --public-url that which the proxy names last, its own client.
+# Whose address a failed sign-in counts against, behind a proxy that speaks TLS: the one that it names last, its client.
 BEHIND_PROXY = {"trusted_proxy": "*", "trusted_proxy_count": 1, "trusted_proxy_headers": {"x-forwarded-for"}}
 
 
@@ -91,7 +91,7 @@ def make_server(application: Application, listener: socket.socket, access: Acces
         cleanup_interval=PATIENCE_SECONDS // 3,
         connection_limit=MAX_CONNECTIONS,
         clear_untrusted_proxy_headers=True,
-        **(BEHIND_PROXY if access.public_url is not None else {}),
+        **(BEHIND_PROXY if access.secure else {}),
     )
     server.channel_class = _Channel
     return server

@@ -43,6 +43,8 @@ def _row(source: Source, listed: Listed, everything: list[Listed], workers: list
         return _study_row(source, listed, study, workers) | {"confirmed": confirmed}
     except StorageError as error:
         return {"listed": listed, "problem": str(error)}
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # what is recorded is something else
+        return {"listed": listed, "problem": f"its records are damaged ({type(error).__name__}: {error})"}
 
 
 def _study_row(source: Source, listed: Listed, study: LoadedStudy, workers: list[queries.WorkerRow]) -> Context:

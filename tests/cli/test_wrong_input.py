@@ -81,6 +81,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     """They could be recorded, and no page or file could then be written."""
     for arguments in (("create-study", "quickstart", "--set", "description=\udcff"), ("status", "\udcff")):
         assert "\\udcff': is not UTF-8" in inside.one_line(tmp_path, *arguments)
+    assert "secret" not in inside.one_line(tmp_path, "list", "--storage", "postgresql://u:secret\udcff@h/d")
     line = inside.one_line(tmp_path, "dashboard", HPSEARCH_DASHBOARD_TOKEN="a secret token \udcff")
     assert "HPSEARCH_DASHBOARD_TOKEN: is not UTF-8" in line
     assert "secret token" not in line

@@ -290,6 +290,13 @@ class Moving(OwnDropout):
         return self.layer(flat - self.centre)  # type: ignore[no-any-return]
 
 
+class MovingOnce(Moving):
+    """A network that does so while it is validated."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layer(images.flatten(1)) if self.training else super().forward(images)  # type: ignore[no-any-return]
+
+
 class Tied(OwnDropout):
     """A network one of whose weights has two places."""
 
@@ -327,6 +334,7 @@ def test_a_network_may_read_the_rate_of_its_dropout() -> None:
         (Branching, "data-dependent|item"),
         (OwnDropout, "random"),
         (Moving, "assigns centre in its forward pass"),
+        (MovingOnce, "assigns centre in its forward pass"),
         (Tied, "again.weight are other names"),
         (ReadsRate, "item"),
     ],

@@ -72,6 +72,8 @@ def test_memory_ends_it(tmp_path: Path) -> None:
     assert count.halve(64) == 32
     assert train(count, float, 5 * ROUNDS, always) == [32]
     assert LaneCount(None, True, "device, 2lp", cache).number == 32
+    assert count.halve(4) == 2  # the last trials of a study, of which some are large
+    assert LaneCount(None, True, "device, 2lp", cache).number == 32
 
 
 def test_there_is_a_most() -> None:

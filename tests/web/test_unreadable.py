@@ -1,5 +1,6 @@
 """Studies that cannot be read, or are not what they were: each says so, and none takes the others down."""
 
+import json
 from pathlib import Path
 
 import optuna
@@ -153,6 +154,15 @@ def test_other_damage_takes_down_no_page(client: Opener, settings: Settings) -> 
         with pytest.raises(SystemExit) as left:
             main([*command, "--storage", settings.storage_url])
         assert left.value.code == 0
+
+
+def test_a_confirmation_whose_search_cannot_be_read_is_shown(client: Opener, settings: Settings) -> None:
+    with create(settings.storage_url) as database:
+        odd = load_study(database, "odd")
+        link = {"kind": "confirm", "study": "odd", "created": odd.created}
+        create_study(database, odd.spec, "odd-confirm", attributes={LINK_KEY: json.dumps(link)})
+        rewrite(database, '"trials": 4', '"trials": 0')
+    assert client(settings, local()).get("/hpsearch/study/3/best", headers=SAME).status_code == 200
 
 
 def test_optuna_dashboard_says_when_the_storage_is_away(
