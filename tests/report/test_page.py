@@ -325,7 +325,7 @@ def test_intervals_of_accuracies_are_drawn_within_their_bounds(whole: Chain) -> 
     assert drawn.rows[0][4:6] == [-0.2, 1.2]
     found = {"mean": 0.9, "low": -0.2, "high": 1.2}
     assert _plus_minus_of(found, "accuracy") == "0.9000 (0.0000 to 1.0000)"
-    assert _plus_minus_of(found, "log_loss") == "0.9000 (-0.2000 to 1.2000)"
+    assert _plus_minus_of(found, "log_loss") == "0.9000 (0.0000 to 1.2000)"
 
 
 def test_no_text_is_a_formula_to_a_spreadsheet() -> None:
