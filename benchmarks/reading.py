@@ -1,6 +1,6 @@
 """Reading a large study: Optuna's storage and hpsearch's, and commands upon either.
 
-Run: python -m benchmarks.reading     (in the repository's folder; five minutes; --trials and --epochs for other sizes)
+Run: python -m benchmarks.reading     (in the repository's folder; some minutes; --trials and --epochs for other sizes)
 
 Every trial has been trained to its end, which no pruner would do: the most that there is to read. Each reading and
 each command is a process of its own; memory is the most that it had.

@@ -71,8 +71,8 @@ def bootstrap(study: optuna.Study, num_samples: int = 50, seed: int = 0) -> Boot
     generator = random.Random(seed)  # noqa: S311 -- no secret
     drawn: dict[str, list[float]] = {name: [] for name in found.shares}
     for _ in range(num_samples if found.shares else 0):
-        trials = dict(enumerate(generator.choices(complete, k=len(complete))))
-        storage = ViewStorage({number: _numbered(trial, number) for number, trial in trials.items()})
+        chosen = enumerate(generator.choices(complete, k=len(complete)))
+        storage = ViewStorage({number: _numbered(trial, number) for number, trial in chosen})
         again = importances(optuna.create_study(storage=storage, direction=study.direction)).shares
         for name, values in drawn.items():
             values.append(again.get(name, 0.0))

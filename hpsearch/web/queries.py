@@ -13,7 +13,7 @@ from hpsearch.pictures import ARTIFACT_KEY
 from hpsearch.space import Space, recorded_name
 from hpsearch.storage import leases, snapshot
 from hpsearch.storage.ledger import REASON_KEY, TRACEBACK_KEY
-from hpsearch.storage.studies import CREATED_KEY, RECIPE_KEY, recorded_recipe
+from hpsearch.storage.studies import CREATED_KEY, RECIPE_KEY
 from hpsearch.storage.tables import (
     CONTROL,
     EPOCHS,
@@ -152,11 +152,12 @@ def recipes(connection: Connection, trial_ids: Iterable[int], space: Space) -> d
     """
     found: dict[int, dict[str, Any]] = {}
     for ids in snapshot.batches(trial_ids):
-        attributes = snapshot.user_attribute(connection, RECIPE_KEY, TRIALS.c.trial_id.in_(ids))
-        known = {trial_id: recorded_recipe({RECIPE_KEY: recipe}) for trial_id, recipe in attributes.items()}
+        known = snapshot.user_attribute(connection, RECIPE_KEY, TRIALS.c.trial_id.in_(ids))
         pairs = select(PARAMS.c.trial_id, PARAMS.c.param_name).where(PARAMS.c.trial_id.in_(ids))
         drawn = {tuple(pair) for pair in connection.execute(pairs)}
         for trial_id, recipe in known.items():
+            if not isinstance(recipe, dict):  # damaged
+                continue
             without = {name for name, one in space.items() if (trial_id, recorded_name(name, one)) not in drawn}
             found[trial_id] = {name: value for name, value in recipe.items() if name not in without}
     return found

@@ -1,6 +1,9 @@
 """folder: any size, any mode; every unreadable file is named at once."""
 
 import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from hpsearch.data.folder import read_train, stamp
 from hpsearch.data.images import Source
 from hpsearch.data.load import at_hand, load
 from hpsearch.errors import DataError
+from hpsearch.interrupt import Interrupted, Interruption
 from hpsearch.sealed.images import open_seal
 
 
@@ -114,6 +118,28 @@ def test_unreadable_files_are_named_ten_at_most(folder: Path) -> None:
     assert "\n" not in message
     assert all(f"cat/{number:02}.png" in message for number in range(10))
     assert "cat/10.png" not in message
+
+
+def test_ctrl_c_leaves_what_is_not_decoded_yet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded, interruption = list[Path](), Interruption()
+
+    def slow(_out: object, path: Path) -> str:
+        decoded.append(path)
+        if len(decoded) == 1:
+            signal.raise_signal(signal.SIGINT)
+        time.sleep(0.3)
+        return ""
+
+    monkeypatch.setattr("hpsearch.data.folder._decode_into", slow)
+    monkeypatch.setattr("hpsearch.data.folder.ThreadPoolExecutor", lambda: ThreadPoolExecutor(2))
+
+    def run() -> None:
+        with interruption.listening(), interruption.allowed():
+            read_train(source(folder))
+
+    with pytest.raises(Interrupted):
+        run()
+    assert len(decoded) < 24
 
 
 def test_a_folder_that_is_no_data_set_is_refused(folder: Path, tmp_path: Path) -> None:
