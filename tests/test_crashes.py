@@ -51,8 +51,8 @@ def test_the_third_crash_keeps_the_stack(tmp_path: Path) -> None:
     with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
         create_study(database, parse(TINY, "tiny.toml"), "tiny")
         study = load_study(database, "tiny")
-        for _ in range(3):
-            ledger.take(database, study.study_id, 1, "host:7:ab", 0.0, study.plan)
+        for owner in ("host:5:ab", "host:6:ab", "host:7:ab"):
+            ledger.take(database, study.study_id, 1, owner, 0.0, study.plan)
             time.sleep(0.01)
         taken = ledger.take(
             database, study.study_id, 1, "me", 60.0, study.plan, lambda owner: crashes.last_words(tmp_path, owner)

@@ -85,19 +85,20 @@ def adopt(
 ) -> list[tuple[Lease, str]]:
     """Take over up to `num` trials whose lease has run out, each with the name of its last owner.
 
-    Those that have had their last chance come first. One that has it now comes alone, and only to an owner that holds
-    no others. The caller holds the study's lock; a lease that is being renewed at this moment is passed over.
+    An owner has not vanished that takes over a trial of its own, which it was granted without hearing of it. Trials
+    that have had their last chance come first. One that has it now comes alone, and only to an owner that holds no
+    others. The caller holds the study's lock; a lease that is being renewed at this moment is passed over.
     """
-    expired = _expired(connection, study_id)
+    vanished = LEASES.c.crashes + case((LEASES.c.owner == owner, 0), else_=1)  # its own it has only lost sight of
+    expired = _expired(connection, study_id).add_columns(vanished.label("vanished"))
     if holds_others:
-        expired = expired.where(LEASES.c.crashes + 1 != LAST_CHANCE)
+        expired = expired.where(vanished != LAST_CHANCE)
     rows = list(connection.execute(expired.limit(num).with_for_update(of=LEASES, skip_locked=True)))
-    over = [r for r in rows if r.crashes + 1 > LAST_CHANCE]
-    rows = over or [r for r in rows if r.crashes + 1 == LAST_CHANCE][:1] or rows
-    taken = [(Lease(r.trial_id, r.number, owner, r.token + 1, r.crashes + 1, r.epoch), r.owner) for r in rows]
+    over = [r for r in rows if r.vanished > LAST_CHANCE]
+    rows = over or [r for r in rows if r.vanished == LAST_CHANCE][:1] or rows
+    taken = [(Lease(r.trial_id, r.number, owner, r.token + 1, r.vanished, r.epoch), r.owner) for r in rows]
     if taken:
-        row = {"owner": owner, "token": LEASES.c.token + 1, "expires": now(connection) + seconds}
-        row["crashes"] = LEASES.c.crashes + 1
+        row = {"token": LEASES.c.token + 1, "expires": now(connection) + seconds, "crashes": vanished, "owner": owner}
         ids = [lease.trial_id for lease, _ in taken]
         connection.execute(update(LEASES).where(LEASES.c.trial_id.in_(ids)).values(row))
     return taken
@@ -187,7 +188,7 @@ def clock(connection: Connection) -> ColumnElement[float]:
 
 
 def _expired(connection: Connection, study_id: int) -> Select[Any]:
-    columns = (LEASES.c.trial_id, TRIALS.c.number, LEASES.c.owner, LEASES.c.token, LEASES.c.crashes, LEASES.c.epoch)
+    columns = (LEASES.c.trial_id, TRIALS.c.number, LEASES.c.owner, LEASES.c.token, LEASES.c.epoch)
     running = (TRIALS.c.study_id == study_id) & (TRIALS.c.state == TrialState.RUNNING)
     joined = select(*columns).join(TRIALS, TRIALS.c.trial_id == LEASES.c.trial_id)
     return joined.where(running, LEASES.c.expires < clock(connection)).order_by(TRIALS.c.number)

@@ -41,15 +41,29 @@ def test_the_end_under_another_lease_of_the_same_owner_is_another(database: Data
 
 def test_a_trial_that_was_given_back_has_its_chances_again(database: Database, study: LoadedStudy) -> None:
     """Its worker left it in good order, so that the ones before are forgotten."""
-    first = take(database, study, seconds=0.0)
+    first = take(database, study, "first", 0.0)
     time.sleep(0.01)
-    second = take(database, study)
+    second = take(database, study, "second")
     assert second.crashes == 1
     assert ledger.release(database, [(second, 0)], "asked to stop") == {first.trial_id}
-    assert take(database, study, seconds=0.0).crashes == 0
+    assert take(database, study, "third", 0.0).crashes == 0
     time.sleep(0.01)
-    again = take(database, study)
+    again = take(database, study, "fourth")
     assert (again.trial_id, again.crashes) == (first.trial_id, 1)
+
+
+def test_an_owner_that_takes_over_its_own_has_not_vanished(database: Database, study: LoadedStudy) -> None:
+    """It was granted the trial, and the answer did not reach it."""
+    first = take(database, study, "me", 0.0)
+    for _ in range(4):
+        time.sleep(0.01)
+        assert (take(database, study, "me", 0.0).trial_id, study.optuna_study.trials[0].state) == (
+            first.trial_id,
+            TrialState.RUNNING,
+        )
+    time.sleep(0.01)
+    again = take(database, study, "another")
+    assert (again.trial_id, again.crashes, again.token) == (first.trial_id, 1, first.token + 5)
 
 
 def test_a_record_that_is_shorter_than_what_it_is_cut_to_stays_as_it_is(database: Database, study: LoadedStudy) -> None:

@@ -219,15 +219,15 @@ def test_a_lease_that_is_renewed_is_not_adopted(database: Database, study: Loade
 
 
 def test_owners_that_vanish_without_an_epoch_are_counted(database: Database, study: LoadedStudy) -> None:
-    lease = take(database, study, seconds=0.0)
+    lease = take(database, study, "first", 0.0)
     for crashes in (1, 2):
         time.sleep(0.01)
-        lease = take(database, study, seconds=0.0)
+        lease = take(database, study, f"owner {crashes}", 0.0)
         assert lease.crashes == crashes
     report(database, lease, 1, 0.1, 0.0)  # it does get on: the count begins anew
     for crashes in (1, 2):
         time.sleep(0.01)
-        assert take(database, study, seconds=0.0).crashes == crashes
+        assert take(database, study, f"later owner {crashes}", 0.0).crashes == crashes
     time.sleep(0.01)
     assert take(database, study).trial_id != lease.trial_id
     assert study.optuna_study.trials[0].state == TrialState.FAIL
