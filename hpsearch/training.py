@@ -208,9 +208,10 @@ class Training:
             yield from self._settle_all()
             self.lanes.restart([key for key in group.keys if key in self.running], self.bench.model)
             return
-        limit = FIRST_EPOCH_SECONDS if first else self._lease_seconds  # who takes longer was suspended, or is alone
-        seconds = min(time.monotonic() - started, limit)
-        batch = Batch(dict(results), seconds / max(1, len(results)))
+        # Who takes longer than that was suspended, or is alone.
+        seconds = min(time.monotonic() - started, FIRST_EPOCH_SECONDS if first else self._lease_seconds)
+        crowded = {key: one for key, one in results.items() if isinstance(one, torch.OutOfMemoryError)}
+        batch = Batch({key: results[key] for key in results if key not in crowded}, seconds / max(1, len(results)))
         if batch.trained:
             self._spent_seconds += seconds
             whole = self._spent_seconds if first else max(self._spent_seconds, self._round_seconds)
@@ -219,12 +220,14 @@ class Training:
         for key in results.keys() - self.running.keys():
             self._drop(key)  # lost since the round began
         self._speed = batch.images_per_second
-        self.count.trained(len(results), self._speed, seconds)
+        self.count.trained(len(batch.results), self._speed, seconds)
         yield from self._settle()
         if decided := self._decided(batch):
             self._reporter.split(batch, decided)
             self._reporter.send(replace(self._errand(), ends=(), num_wanted=0))
             yield from self._settle()
+        if crowded:
+            yield from self._make_room(list(crowded), next(iter(crowded.values())))
 
     def _joining(self, positions: Mapping[Stream, int]) -> Placed:
         """Where trials begin that are drawn up. Over seeds, all candidates see one order from its beginning."""
@@ -354,8 +357,7 @@ class Training:
             self.running.pop(key, None)
             self.ends.leaving.pop(key, None)
             self._drop(key)
-        for key, outcome in ended.items():
-            yield self.ends.told(runs[key], outcome, now)
+        yield from [self.ends.told(runs[key], outcome, now) for key, outcome in ended.items()]
 
     def _drop(self, key: int) -> None:
         """Free a trial's lane; what it trained last is not recorded any more."""
@@ -365,9 +367,7 @@ class Training:
     def _leave_retaken(self) -> Generator[Event, None, None]:
         """End what runs here of trials that were taken again: their leases had run out while the storage was away."""
         again = [key for key in self.stock.leases if key in self.running]
-        for key in again:
-            if warning := self._keep(self.running[key]):
-                yield warning
+        yield from [warning for key in again if (warning := self._keep(self.running[key]))]
         yield from self._leave(dict.fromkeys(again, LOST))
 
     def _asks(self) -> bool:

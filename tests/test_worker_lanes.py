@@ -118,25 +118,61 @@ def test_out_of_memory_halves_the_lanes_and_loses_nothing(
     assert not any(trial.constraints for trial in trials)
 
 
+def test_out_of_memory_halves_lanes_that_cannot_be_fused(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where some of them train and the rest find no memory left."""
+    made: list[Lanes] = []
+    train_block = Program.train_block
+
+    def lanes(data: Any, constructor: Any, **_: Any) -> Lanes:
+        made.append(Lanes(data, constructor, fuse=False))
+        return made[0]
+
+    def full(program: Program, *block: Any) -> None:
+        if program in list(made[0]._single.values())[2:]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        train_block(program, *block)
+
+    monkeypatch.setattr(Program, "train_block", full)
+    monkeypatch.setattr("hpsearch.worker.Lanes", lanes)
+    events = work(sqlite, tiny(TINY.replace('"asha"', '"none"')), replace(settings, lanes=4))
+    warned = [event.message for event in events if isinstance(event, WorkerWarned)]
+    assert warned == ["out of memory with 4 lanes; going on with 2"]
+    trials = load_study(sqlite, "tiny").optuna_study.trials
+    assert len(trials) == 6
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    assert not any(trial.constraints for trial in trials)
+
+
 @pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize("fuse", [True, False])
 def test_a_trial_that_is_alone_in_its_program_is_tried_alone(
-    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, fits: bool
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, fits: bool, fuse: bool
 ) -> None:
     """Of several programs it may be the one that finds no memory left; or it would find none anywhere."""
     made: list[Lanes] = []
-    train_epoch = Fused.train_epoch
+    train_epoch, train_block = Fused.train_epoch, Program.train_block
 
     def lanes(data: Any, constructor: Any, **_: Any) -> Lanes:
-        made.append(Lanes(data, constructor, fuse=True))
+        made.append(Lanes(data, constructor, fuse=fuse))
         return made[0]
 
-    def crowded(program: Fused) -> Any:
-        num = sum(len(group.keys) for group in made[0]._fused)
-        if program.stream.batch_size == 16 and not (fits and num <= 2):
+    def crowd(batch_size: int) -> None:
+        num = sum(len(group.keys) for group in made[0]._fused) + len(made[0]._single)
+        if batch_size == 16 and not (fits and num <= 2):
             raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def fused(program: Fused) -> Any:
+        crowd(program.stream.batch_size)
         return train_epoch(program)
 
-    monkeypatch.setattr(Fused, "train_epoch", crowded)
+    def single(program: Program, *block: Any) -> None:  # of a network that cannot be fused
+        crowd(program.recipe.batch_size)
+        train_block(program, *block)
+
+    monkeypatch.setattr(Fused, "train_epoch", fused)
+    monkeypatch.setattr(Program, "train_block", single)
     monkeypatch.setattr("hpsearch.worker.Lanes", lanes)
     text = TINY.partition("[[first]]")[0].replace("[pruner]", "batch_size = [16, 64]\n[pruner]").replace("asha", "none")
     sizes = [64, 64, 16, 64, 64, 64]

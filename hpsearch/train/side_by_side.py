@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hpsearch.interrupt import Interrupted
 from hpsearch.models import MODELS
-from hpsearch.train.device_data import let_go
+from hpsearch.train.device_data import let_go, out_of_memory
 from hpsearch.train.plan import Stream
 from hpsearch.train.program import EpochResult, Program, State
 
@@ -44,7 +44,11 @@ class SideBySide:
         return iter(self._programs)
 
     def train_epoch(self) -> dict[int, Result]:
-        """Train every trial for one epoch; a trial whose network raises an exception leaves it as its result."""
+        """Train every trial for one epoch; a trial whose network raises an exception leaves it as its result.
+
+        Raises:
+            torch.OutOfMemoryError: the device has no memory for any of them.
+        """
         started = time.perf_counter()
         self._results, self._ended = {}, {}
         for key in self._programs:
@@ -53,6 +57,9 @@ class SideBySide:
             for blocks in self._blocks():
                 self._each(threads, partial(self._train, blocks))
             self._each(threads, partial(self._end, started))
+        crowded = [result for result in self._results.values() if isinstance(result, torch.OutOfMemoryError)]
+        if len(crowded) == len(self._programs):
+            raise crowded[0]
         return {key: self._results[key] for key in self._programs}
 
     def keep_epoch(self) -> None:
@@ -102,8 +109,10 @@ class SideBySide:
         except (Interrupted, torch.AcceleratorError):  # the whole process is meant
             raise
         except Exception as error:
-            let_go(error, self._programs[key].data)  # others train after it
-            self._results[key] = error
+            data = self._programs[key].data
+            let_go(error, data)  # others train after it
+            crowded = data.device.type == "cuda" and out_of_memory(error)
+            self._results[key] = torch.OutOfMemoryError(str(error)) if crowded else error
 
     def _each(self, threads: "_Threads", work: Callable[[int], None]) -> None:
         """Do this for every trial that has no result yet."""
