@@ -15,7 +15,7 @@ from hpsearch.storage.open import FAULTS
 from hpsearch.storage.studies import Standing
 from hpsearch.train.lanes import Result
 from hpsearch.train.program import EpochResult
-from hpsearch.trial import Run
+from hpsearch.trial import Bench, Run
 
 FIRST_EPOCH_SECONDS = 1800.0  # of a worker's first epoch, in which nobody knows how long one takes
 
@@ -99,10 +99,11 @@ class Reporter:
     whoever wants to use it waits for the `answer` first, if an errand is on its way.
     """
 
-    def __init__(self, session: Session, running: Mapping[int, Run], stock: Stock, lease_seconds: float) -> None:
-        self._session, self._running, self._stock = session, running, stock
-        self._lease_seconds, self._renewed = lease_seconds, time.monotonic()
-        session.between = self._renew_if_due
+    def __init__(self, bench: Bench, running: Mapping[int, Run], stock: Stock) -> None:
+        self._session, self._running, self._stock = bench.session, running, stock
+        self._lease_seconds, self._renewed = bench.settings.lease_seconds, time.monotonic()
+        self._interruption = bench.interruption
+        self._session.goes_on = self._goes_on
         self._thread = ThreadPoolExecutor(1, "hpsearch-reports")
         self._doing: Future[None] | None = None
         self.errand: Errand | None = None  # that is on its way
@@ -144,10 +145,11 @@ class Reporter:
             ended.set()
             renewal.result()
 
-    def _renew_if_due(self) -> None:
-        """Renew leases between two suggestions, of which a batch may take longer than leases last."""
+    def _goes_on(self) -> bool:
+        """Renew leases between two suggestions, of which a batch may take longer than they last; whether it goes on."""
         if time.monotonic() - self._renewed > RENEW * self._lease_seconds:
             self._renew(self._lease_seconds)
+        return not self._interruption.requested
 
     def _renew(self, lease_seconds: float) -> None:
         self._renewed = time.monotonic()

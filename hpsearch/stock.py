@@ -59,7 +59,7 @@ class Stock:
             return
         drawn = {one.lease.trial_id: one for one in self._session.assign(bare, placed)}
         self._drawn |= drawn
-        for lease in bare:
+        for lease in bare if self._session.goes_on() else ():  # or it is still to be drawn up, by another worker
             if lease.trial_id not in drawn:
                 del self.leases[lease.trial_id]  # it is not this worker's any more
 

@@ -47,7 +47,7 @@ class Training:
         self._patiently = patience.patiently
         self.running: dict[int, Run] = {}  # by trial id
         self.stock, self.ends = Stock(bench.session), Ends()
-        self._reporter = Reporter(bench.session, self.running, self.stock, bench.settings.lease_seconds)
+        self._reporter = Reporter(bench, self.running, self.stock)
         self._speed, self._spent_seconds = 0.0, 0.0  # images per second of the last epoch, seconds of this round
         self._next: dict[Stream, int] = {}  # the epochs of streams with which the next round begins
         self._round_seconds = math.inf  # of all groups, about; not known before the first

@@ -229,6 +229,32 @@ def test_leases_outlast_suggestions_that_take_long(
     assert set(expired) == {0}
 
 
+def test_ctrl_c_does_not_wait_for_all_suggestions(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was not drawn up goes back without; the next worker draws it up."""
+    interruption, drawn = Interruption(), list[int]()
+
+    def asked(view: Any, study: Any, lease: Any, *rest: Any) -> Any:
+        drawn.append(lease.number)
+        interruption.requested |= len(drawn) == 2
+        return ask(view, study, lease, *rest)
+
+    create_study(database, tiny(), "tiny")
+    with monkeypatch.context() as patch:
+        patch.setattr("hpsearch.search.session.ask", asked)
+        list(run(database, "tiny", replace(settings, lanes=4), interruption))
+    assert drawn == [0, 1]
+    trials = load_study(database, "tiny").optuna_study.trials
+    assert [(trial.state, RECIPE_KEY in trial.user_attrs) for trial in trials] == [
+        (TrialState.WAITING, number < 2) for number in range(4)
+    ]
+    list(run(database, "tiny", replace(settings, lanes=4), Interruption()))
+    trials = load_study(database, "tiny").optuna_study.trials
+    assert len(trials) == 6
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+
+
 def test_augmented_images_make_room_before_lanes_are_halved(
     sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,7 +82,7 @@ class Session:
         self._thread = threading.get_ident()
         self._began, self._waited, self._beaten = time.monotonic(), 0.0, 0.0
         self.wanted = budget.RUNNING
-        self.between: Callable[[], None] = lambda: None  # called before each suggestion: many may take long
+        self.goes_on: Callable[[], bool] = lambda: True  # asked before each suggestion: many may take long
 
     def take(self, num: int, placed: Callable[[Recipe], Recipe] = lambda recipe: recipe) -> Hand:
         """Take up to `num` trials: abandoned ones, waiting ones, new ones, and draw up those that are new.
@@ -239,7 +239,10 @@ class Session:
             ) from error
 
     def _draw_up(self, leases: Sequence[Lease], placed: Callable[[Recipe], Recipe]) -> dict[int, Recipe]:
-        """Draw up trials that are new, again and again those whose configuration another trial has."""
+        """Draw up trials that are new, again and again those whose configuration another trial has.
+
+        None any more once the worker was asked to stop.
+        """
         if leases:
             with self.waiting():
                 self._view.sync()
@@ -250,7 +253,8 @@ class Session:
         recipes: dict[int, Recipe] = {}
         bare, attempt = list(leases), 0
         while bare:
-            drawn = [one for lease in bare if (one := self._ask(lease, attempt, placed)) is not None]
+            asked = (self._ask(lease, attempt, placed) for lease in bare if self.goes_on())
+            drawn = [one for one in asked if one is not None]
             accepted, doubles = self._record([one for one, _ in drawn])
             recipes |= {one.lease.trial_id: recipe for one, recipe in drawn if one.lease.trial_id in accepted}
             bare = [lease for lease in bare if lease.trial_id in doubles]
@@ -259,7 +263,6 @@ class Session:
 
     def _ask(self, lease: Lease, attempt: int, placed: Callable[[Recipe], Recipe]) -> tuple[Drawn, Recipe] | None:
         """Draw up one trial; None if it was enqueued with what its study does not allow: then it has failed."""
-        self.between()
         try:
             return ask(self._view, self.study.spec, lease, attempt, self._points, placed)
         except (ValueError, UsageError) as error:
