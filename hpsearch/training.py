@@ -26,7 +26,7 @@ from hpsearch.storage import budget
 from hpsearch.storage.ledger import Report
 from hpsearch.storage.open import FAULTS
 from hpsearch.train.checkpoint import State
-from hpsearch.train.device_data import has_room, let_go
+from hpsearch.train.device_data import has_room, make_room, out_of_memory
 from hpsearch.train.fused import CannotFuse
 from hpsearch.train.lanes import Group, Lanes
 from hpsearch.train.plan import LaneCount, Stream
@@ -84,9 +84,7 @@ class Training:
         """
         try:
             groups = list(self.lanes.groups())
-        except torch.AcceleratorError as error:
-            raise HpsearchError(f"the device failed: {one_line(error)}") from error
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
             return (yield from self._make_room(list(self.running), error))
         yield from map(WorkerWarned, self.lanes.complaints())
         self._spent_seconds = 0.0
@@ -100,7 +98,7 @@ class Training:
                 yield from self.give_back(f"the study is {wanted}")  # perhaps resumed since
                 return
         self._round_seconds = self._spent_seconds or self._round_seconds
-        self.count.end_round(has_room(self.bench.data))
+        self.count.end_round(self.count.settled or has_room(self.bench.data))
 
     def give_back(self, reason: str, ids: Sequence[int] | None = None) -> Generator[Event, None, None]:
         """Put trials (all, if none are named) back into the queue, to go on after their last whole epoch."""
@@ -199,10 +197,7 @@ class Training:
             with renewing, self.bench.interruption.allowed():
                 results = group.train_epoch()
             group.keep_epoch()  # not in the block: states and results go together
-        except torch.AcceleratorError as error:
-            # The process cannot use the device any more; the leases run out, and the next owners count a crash.
-            raise HpsearchError(f"the device failed: {one_line(error)}") from error
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
             return (yield from self._make_room(list(group.keys), error))
         except CannotFuse:
             yield from self._settle_all()
@@ -244,8 +239,7 @@ class Training:
     def _errand(self, placed: Placed | None = None) -> Errand:
         """What there is to do now; with `placed`, while an epoch trains: then also what its end may need."""
         if (batch := next(iter(self._reporter.batches), None)) is not None:
-            trained = batch.trained.items()
-            batch.reports = [self.running[key].report(result, batch.seconds) for key, result in trained]
+            batch.reports = [self.running[key].report(one, batch.seconds) for key, one in batch.trained.items()]
         ends = self.ends.to_record()
         # Whoever leaves soon, because it is asked to or its trials fail, begins no more.
         leaves = self.bench.interruption.requested or self.ends.fails or (self.stock.patient and not ends)
@@ -381,8 +375,14 @@ class Training:
         return int(min(self.count.number - held + ending, left))
 
     def _make_room(self, keys: Sequence[int], error: Exception) -> Generator[Event, None, None]:
-        """A program did not fit into memory: augmented images make room, or half of the trials go back to the queue."""
-        freed = let_go(error, self.bench.data)
+        """A program did not fit into memory: augmented images make room, or half of the trials go back to the queue.
+
+        Raises:
+            HpsearchError: it was something else: the device failed. The next owners of the trials count a crash.
+        """
+        if not out_of_memory(error):
+            raise HpsearchError(f"the device failed: {one_line(error)}") from error
+        freed = make_room(error, self.bench.data)
         yield from self._settle_all()
         keys = [key for key in keys if key in self.running]
         if freed:

@@ -197,7 +197,7 @@ class Run:
         except Exception as error:
             if not isinstance(error, OSError) and not out_of_memory(error):
                 raise
-            let_go(error, self.bench.data)
+            let_go(error, self.bench.data.device)
             return {}
 
     def _pictures(self, state: State) -> dict[str, str]:

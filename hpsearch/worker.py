@@ -38,7 +38,7 @@ from hpsearch.train.device_data import place
 from hpsearch.train.lanes import Lanes
 from hpsearch.train.plan import PROGRAMS, LaneCount
 from hpsearch.training import Training
-from hpsearch.trial import Bench
+from hpsearch.trial import Bench, one_line
 
 OWNER = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"  # of the leases that this process holds
 IDLE_POLL_SECONDS = 1.0  # between looks for a study with trials left; grows while there is none
@@ -78,6 +78,8 @@ def run(
         bench = _prepare(database, study, settings, device, interruption)
     except Interrupted:
         return
+    except (torch.OutOfMemoryError, torch.AcceleratorError) as error:  # somebody else uses it, perhaps
+        raise HpsearchError(f"the device {device} cannot be used: {one_line(error)}") from error
     now = progress(database, study)
     yield StudyOpened(
         study.name,
@@ -166,7 +168,7 @@ def _try_model(bench: Bench, recipe: Recipe) -> None:
             if (batch_size := _leaving_one(bench, recipe)) is not None:
                 suits = f"an epoch's last batch of one image, with batch_size = {batch_size}"
                 model.train()(images[:1])  # of which batch normalisation can make nothing
-    except UsageError:
+    except (UsageError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:
         problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -302,11 +304,8 @@ class _Idle:
         if not (waits if most is None else passed < most):
             return False
         state = fleet.PAUSED if nothing.paused is not None else fleet.WAITING
-        fleet.beat(
-            self._database,
-            myself(self._settings),
-            fleet.Sign(nothing.paused.study_id if nothing.paused else None, state),
-        )
+        sign = fleet.Sign(nothing.paused.study_id if nothing.paused else None, state)
+        fleet.beat(self._database, myself(self._settings), sign)
         pause = IDLE_POLL_SECONDS * self._growth * random.uniform(0.7, 1.0)  # noqa: S311 -- not all at one moment
         self._growth = min(MAX_IDLE_GROWTH, IDLE_GROWTH * self._growth)  # a fleet that waits must not be a burden
         time.sleep(pause)

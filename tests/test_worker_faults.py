@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from sqlalchemy import update
 
 from hpsearch.artifacts import digest
-from hpsearch.errors import HpsearchError
+from hpsearch.errors import HpsearchError, UsageError
 from hpsearch.events import (
     EpochDone,
     Event,
@@ -78,6 +78,22 @@ def test_a_trial_that_does_not_fit_into_memory_is_infeasible(
     assert first.user_attrs[REASON_KEY] == "out of memory with batch_size 64 and hidden_width 16"
     assert len(others) == 5
     assert all(not trial.constraints for trial in others)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError])
+def test_a_device_that_is_full_or_broken_from_the_beginning_is_not_the_networks_fault(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """A study that cannot be used would be passed over for good."""
+
+    def failing(*_: Any) -> None:
+        raise error("CUDA error: somebody else uses it")
+
+    monkeypatch.setattr("hpsearch.models.perceptron.TwoLayerPerceptron.forward", failing)
+    with pytest.raises(HpsearchError, match=r"the device cpu cannot be used: CUDA error: somebody") as caught:
+        work(sqlite, tiny(), settings)
+    assert not isinstance(caught.value, UsageError)
+    assert {trial.state for trial in load_study(sqlite, "tiny").optuna_study.trials} == {TrialState.WAITING}
 
 
 def test_a_broken_device_ends_the_worker_and_not_the_trial(

@@ -26,14 +26,15 @@ from hpsearch.spec import parse
 from hpsearch.storage import leases
 from hpsearch.storage.open import Database
 from hpsearch.storage.studies import RECIPE_KEY, create_study, load_study
-from hpsearch.train.device_data import place
+from hpsearch.train.device_data import DeviceData, place
 from hpsearch.train.fused import Fused
 from hpsearch.train.lanes import Lanes
 from hpsearch.train.program import Program
 from hpsearch.worker import run
+from tests.cores import num_cores
 from tests.studies import TINY
 from tests.train.data import small_data_set
-from tests.working import fail_once, num_cores, tiny, work
+from tests.working import fail_once, tiny, work
 
 
 @pytest.mark.parametrize("lanes", [3, 8])
@@ -93,15 +94,16 @@ def test_a_lane_that_breaks_leaves_the_others_alone(
     assert all(trial.state.is_finished() for trial in trials)
 
 
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, torch.AcceleratorError])
 def test_out_of_memory_halves_the_lanes_and_loses_nothing(
-    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     """As on a GPU: groups are one program, which does not fit with more than two lanes."""
     train_epoch = Fused.train_epoch
 
     def small(program: Fused) -> Any:
         if program.num_lanes > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise kind("CUDA error: out of memory")
         return train_epoch(program)
 
     monkeypatch.setattr(Fused, "train_epoch", small)
@@ -255,24 +257,33 @@ def test_ctrl_c_does_not_wait_for_all_suggestions(
     assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
 
 
+@pytest.mark.parametrize("fuse", [True, False])
 def test_augmented_images_make_room_before_lanes_are_halved(
-    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, fuse: bool
 ) -> None:
     """As on a GPU, where the images of an epoch stay for all programs of a stream."""
-    train_epoch, held = Fused.train_epoch, list[int]()
+    train_epoch, train_block, held = Fused.train_epoch, Program.train_block, list[int]()
 
-    def crowded(program: Fused) -> Any:
-        held.append(len(program.data.augmented.epochs))
+    def crowd(data: DeviceData) -> None:
+        held.append(data.augmented.num_bytes)
         if held[-1]:
             raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def fused(program: Fused) -> Any:
+        crowd(program.data)
         return train_epoch(program)
 
-    monkeypatch.setattr(Fused, "train_epoch", crowded)
+    def single(program: Program, *block: Any) -> None:  # of a network that cannot be fused
+        crowd(program.data)
+        train_block(program, *block)
+
+    monkeypatch.setattr(Fused, "train_epoch", fused)
+    monkeypatch.setattr(Program, "train_block", single)
     monkeypatch.setattr("hpsearch.train.stream._num_kept", lambda data: 4 * data.augmented.wanted)
-    monkeypatch.setattr("hpsearch.worker.Lanes", lambda data, constructor, **_: Lanes(data, constructor, fuse=True))
+    monkeypatch.setattr("hpsearch.worker.Lanes", lambda data, constructor, **_: Lanes(data, constructor, fuse=fuse))
     events = work(sqlite, tiny(), replace(settings, lanes=4))
     assert [event.message for event in events if isinstance(event, WorkerWarned)] == []
-    assert sum(map(bool, held)) == 1
+    assert sum(map(bool, held)) == (1 if fuse else 4)  # each of the four finds no memory, and then all begin again
     trials = load_study(sqlite, "tiny").optuna_study.trials
     assert len(trials) == 6
     assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}

@@ -1,11 +1,8 @@
 """Running a worker in the process of a test, and letting it fail."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import torch
 
 from hpsearch.interrupt import Interruption
 from hpsearch.settings import Settings
@@ -15,18 +12,6 @@ from hpsearch.storage.studies import create_study, load_study
 from hpsearch.train.program import Program
 from hpsearch.worker import run
 from tests.studies import TINY
-
-
-@contextmanager
-def num_cores(num: int) -> Iterator[None]:
-    """A block in which torch has so many, and which leaves it at that."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(num)
-    try:
-        yield
-        assert torch.get_num_threads() == num
-    finally:
-        torch.set_num_threads(before)
 
 
 def tiny(text: str = TINY, **replaced: str) -> StudySpec:

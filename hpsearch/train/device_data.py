@@ -41,6 +41,7 @@ class Augmented:
     def __init__(self) -> None:
         self.epochs: dict[Any, tuple[int, Blocks]] = {}  # by stream: number, blocks
         self.wanted = True  # until memory has run out
+        self._used = False  # some have been made
         self._making: list[Blocks] = []  # of epochs that are being made, side by side
 
     @property
@@ -62,6 +63,7 @@ class Augmented:
         for oldest in list(self.epochs)[: max(0, len(self.epochs) - room + 1)]:
             del self.epochs[oldest]
         begun: Blocks = []
+        self._used = True
         self._making.append(begun)
         try:
             yield begun
@@ -69,8 +71,8 @@ class Augmented:
             self._making = [blocks for blocks in self._making if blocks is not begun]
 
     def give_up(self) -> bool:
-        """Hold nothing from now on; whether there was something."""
-        held = self.num_bytes > 0
+        """Hold nothing from now on; whether there was something, if only until an error cut off who made it."""
+        held = self.wanted and self._used
         for begun in self._making:
             begun.clear()  # whoever makes it has this list, too
         self.epochs, self.wanted = {}, False
@@ -136,31 +138,34 @@ def has_room(data: DeviceData) -> bool:
     """Whether the device has memory for twice as many lanes."""
     if data.device.type != "cuda":
         return True
+    torch.cuda.empty_cache()  # what is still reserved then belongs to recorded steps, and is free for nobody
     free, total = torch.cuda.mem_get_info(data.device)
-    unused = torch.cuda.memory_reserved(data.device) - torch.cuda.memory_allocated(data.device)
-    return free + unused + data.augmented.num_bytes > total / 2
+    return free + data.augmented.num_bytes > total / 2
 
 
-def let_go(error: Exception, data: DeviceData) -> bool:
-    """Free what a failed step holds on the device: the exception's frames keep its activations and gradients alive.
-
-    If it failed for want of memory, augmented images make room too, for good; whether there were any.
-    """
+def let_go(error: Exception, device: torch.device) -> None:
+    """Free what a failed step holds on the device: the exception's frames keep its activations and gradients alive."""
     link: BaseException | None = error
     while link is not None:
         traceback.clear_frames(link.__traceback__)
         link = link.__cause__ or link.__context__
-    held = out_of_memory(error) and data.augmented.give_up()
-    if data.device.type == "cuda":
+    if device.type == "cuda":
         gc.collect()  # compiled and recorded programs are cycles
         with suppress(RuntimeError):  # torch 2.11 cannot after a recording that failed
             torch.cuda.empty_cache()
+
+
+def make_room(error: Exception, data: DeviceData) -> bool:
+    """`let_go`; augmented images make room too, for good. Whether there were any."""
+    held = data.augmented.give_up()
+    let_go(error, data.device)
     return held
 
 
 def out_of_memory(error: Exception) -> bool:
     """Whether a device or the machine had no memory left."""
-    said = ("DefaultCPUAllocator", "ALLOC_FAILED")  # the latter by cuDNN and cuBLAS
+    # By torch, by cuBLAS and cuDNN, and by CUDA where torch calls it an AcceleratorError: the device is not broken.
+    said = ("DefaultCPUAllocator", "ALLOC_FAILED", "ALLOCATION_FAILED", "CUDA error: out of memory")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in said)
 
 

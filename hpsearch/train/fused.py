@@ -279,7 +279,7 @@ class Fused:
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
-                let_go(error, self.data)
+                let_go(error, self.data.device)
         self._num_validated = VALIDATION_BATCH
         return self._validate(VALIDATION_BATCH)
 

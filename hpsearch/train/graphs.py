@@ -8,10 +8,13 @@ Source: "CUDA Graphs" in the notes of PyTorch's documentation ("CUDA semantics")
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 import torch
 from torch import Tensor
+
+from hpsearch.train.device_data import out_of_memory
 
 WARM_UP_STEPS = 3  # before the recording: libraries choose algorithms and take their workspaces
 
@@ -46,7 +49,7 @@ class StepGraph:
 def recorded(step: Callable[[], None], state: Sequence[Tensor]) -> Callable[[], None]:
     """What replays the step's kernels; the state is as before."""
     kept = [tensor.detach().clone() for tensor in state]
-    graph = torch.cuda.CUDAGraph()
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     with torch.cuda.device(state[0].device):
         # One stream for both: the workspaces of the warm-up serve the recording.
         before, stream = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -57,11 +60,13 @@ def recorded(step: Callable[[], None], state: Sequence[Tensor]) -> Callable[[], 
                     step()
             # thread_local: what other threads do on the GPU meanwhile neither enters the graph nor breaks it
             try:
-                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
                     step()
-            except torch.OutOfMemoryError:
-                raise
             except RuntimeError as error:  # the steps before it raised nothing
+                with suppress(RuntimeError):  # before torch 2.12 the allocator goes on as if it were recorded for
+                    torch._C._cuda_endAllocateToPool(before.device_index, pool)
+                if out_of_memory(error):
+                    raise torch.OutOfMemoryError(str(error)) from error
                 raise CannotRecord(" ".join(str(error).split())[:300]) from error
         finally:
             torch.cuda.set_stream(before)  # a recording that fails would leave it at the other one

@@ -103,8 +103,8 @@ class Lanes:
         self._fused = [group for group in self._fused if group.keys]
 
     def restart(self, keys: Sequence[int], model: Callable[[Recipe], nn.Module]) -> None:
-        """Put these trials into new programs, at the end of their last whole epoch."""
-        going_on = [(key, self._recipe(key), self.state(key)) for key in keys if key not in self._waiting]
+        """Put these trials into new programs, at the end of their last whole epoch; it may be that memory is scarce."""
+        going_on = [(key, self._recipe(key), _off_device(self.state(key))) for key in keys if key not in self._waiting]
         for key, recipe, state in going_on:
             self.drop(key)
             self.add(key, recipe, model(recipe), state)
@@ -301,3 +301,10 @@ class FusedGroup:
             program.fill(lane, recipe, shaped, old.take(self.keys[key]))
             keys[key] = lane
         self._program, self.keys = program, keys
+
+
+def _off_device(state: State | None) -> State | None:
+    """In the machine's own memory."""
+    given = state.items() if state is not None else ()
+    moved = {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in given}
+    return moved if state is not None else None

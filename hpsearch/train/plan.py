@@ -82,16 +82,16 @@ class LaneCount:
     cache: Path | None = None
     number: int = 0
     _speeds: dict[int, list[float]] = field(default_factory=dict)  # images per second in all lanes together, by round
-    _settled: bool = False
+    settled: bool = False  # it grows no more
     _crowded: tuple[int, int] | None = None  # while a trial is tried alone: the number, and how many trained beside it
     _round: list[tuple[int, float, float]] = field(default_factory=list)  # of each group: trials, images, seconds
 
     def __post_init__(self) -> None:
         if self.fixed is not None or not self.on_gpu:
-            self.number, self._settled = self.fixed or min(CPU_LANES, torch.get_num_threads()), True
+            self.number, self.settled = self.fixed or min(CPU_LANES, torch.get_num_threads()), True
         else:
             found = self._read().get(self.key)
-            self.number, self._settled = found or FIRST_LANES, found is not None
+            self.number, self.settled = found or FIRST_LANES, found is not None
 
     def trained(self, num_trials: int, images_per_second: float, seconds: float) -> None:
         """A group has trained for an epoch."""
@@ -110,7 +110,7 @@ class LaneCount:
 
     def seen(self, num_active: int, images_per_second: float, has_room: bool) -> None:
         """A round has ended: so many lanes trained, so fast together, and whether memory for twice as many is left."""
-        if self._settled or num_active < self.number:
+        if self.settled or num_active < self.number:
             return
         speeds, half = self._speeds.setdefault(num_active, []), self._speeds.get(num_active // 2)
         speeds.append(images_per_second)
@@ -139,7 +139,7 @@ class LaneCount:
             (self.number, _), self._crowded = self._crowded, None
 
     def _settle(self, number: int, *, keep: bool = True) -> None:
-        self.number, self._settled = number, True
+        self.number, self.settled = number, True
         if keep and self.cache is not None and self.on_gpu and self.fixed is None:
             new = self.cache.with_name(f".{self.cache.name}.{os.getpid()}")
             with contextlib.suppress(OSError):  # the next worker finds it out again

@@ -106,12 +106,14 @@ class SideBySide:
         """Do this for a trial; an exception is its result."""
         try:
             work(key)
-        except (Interrupted, torch.AcceleratorError):  # the whole process is meant
+        except Interrupted:
             raise
         except Exception as error:
-            data = self._programs[key].data
-            let_go(error, data)  # others train after it
-            crowded = data.device.type == "cuda" and out_of_memory(error)
+            device, full = self._programs[key].data.device, out_of_memory(error)
+            if isinstance(error, torch.AcceleratorError) and not full:  # the whole process is meant
+                raise
+            let_go(error, device)  # others train after it
+            crowded = device.type == "cuda" and full
             self._results[key] = torch.OutOfMemoryError(str(error)) if crowded else error
 
     def _each(self, threads: "_Threads", work: Callable[[int], None]) -> None:

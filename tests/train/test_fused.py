@@ -388,6 +388,7 @@ def test_validation_that_does_not_fit_takes_fewer_images_at_once(monkeypatch: py
     for one, other in zip(*results, strict=True):
         assert_same(one, other)
     assert sizes == [20, 7, 7, 6, 7, 7, 6]  # it is tried once
+    assert data.augmented.wanted  # no images had to make room for it
 
 
 def test_numbers_of_a_recipe_may_be_whole() -> None:

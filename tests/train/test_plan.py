@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hpsearch.models.build import build_model
+from hpsearch.models.build import build_model, built_in
 from hpsearch.models.perceptron import TwoLayerPerceptron
 from hpsearch.recipe import Recipe
 from hpsearch.train import stream as stream_module
-from hpsearch.train.device_data import let_go
+from hpsearch.train.device_data import let_go, make_room, out_of_memory
 from hpsearch.train.lanes import Lanes
 from hpsearch.train.plan import Graph, bucket
 from hpsearch.train.program import EpochResult, Program, place
 from hpsearch.train.stream import Stream
 from tests.train.data import small_data_set
-from tests.train.test_fused import assert_same
+from tests.train.test_fused import DEVICES, assert_same
 
 DATA = place(small_data_set(), "cpu")
 RECIPE = Recipe(model="2lp", epochs=3, hidden_width=65, batch_size=16, augmentation="crop-flip")
@@ -187,12 +187,69 @@ def test_images_that_are_being_made_make_room_as_well(monkeypatch: pytest.Monkey
     begun = streams[0].blocks(data, 1)
     next(begun)
     assert [seed for _, seed, _ in data.augmented.epochs] == [2]  # two, with the one that is made
-    assert not let_go(ValueError("of a network"), data)
-    assert let_go(RuntimeError("CUDNN_STATUS_ALLOC_FAILED"), data)
+    assert make_room(torch.OutOfMemoryError("CUDA out of memory"), data)
     assert data.augmented.num_bytes == 0
     assert len(list(begun)) == 2  # of three blocks
     assert data.augmented.epochs == {}
-    assert not let_go(torch.OutOfMemoryError("CUDA out of memory"), data)
+    assert not make_room(torch.OutOfMemoryError("CUDA out of memory"), data)
+
+
+def test_images_that_an_error_cut_off_made_room_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are gone before anybody can count them."""
+    monkeypatch.setattr(stream_module, "_num_kept", lambda data: 2 * data.augmented.wanted)
+    data = place(small_data_set(), "cpu")
+    assert not make_room(torch.OutOfMemoryError("CUDA out of memory"), data)  # none were made
+    data = place(small_data_set(), "cpu")
+
+    def train() -> None:
+        for _ in Stream("none", 16, 0).batches(data, 0):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        train()
+    assert data.augmented.num_bytes == 0
+    assert make_room(caught.value, data)
+    assert not make_room(caught.value, data)
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (MemoryError(), True),
+        (ValueError("of a network"), False),
+    ],
+)
+def test_what_is_for_want_of_memory(error: Exception, full: bool) -> None:
+    assert out_of_memory(error) == full
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_trials_that_begin_again_wait_off_the_device(device: str) -> None:
+    """Memory is scarce: their states would keep the new programs from fitting."""
+    recipes = {key: Recipe(model="2lp", epochs=2, batch_size=16, hidden_width=12, seed=key) for key in range(3)}
+
+    def model(recipe: Recipe) -> nn.Module:
+        return build_model(recipe, (3, 16, 16), 4)
+
+    lanes = Lanes(place(small_data_set(), device), built_in("2lp"), fuse=True)
+    for key, recipe in recipes.items():
+        lanes.add(key, recipe, model(recipe))
+    for group in lanes.groups():
+        group.train_epoch()
+        group.keep_epoch()
+    lanes.restart(list(recipes), model)
+    for key in recipes:
+        state = lanes.state(key)
+        assert state is not None
+        assert state["epoch"] == 1
+        assert {value.device.type for value in state.values() if isinstance(value, Tensor)} == {"cpu"}
+    (group,) = lanes.groups()
+    assert all(result.epoch == 2 for result in group.train_epoch().values() if isinstance(result, EpochResult))
 
 
 def test_what_a_cause_of_an_error_holds_is_let_go() -> None:
@@ -211,5 +268,5 @@ def test_what_a_cause_of_an_error_holds_is_let_go() -> None:
         except RuntimeError as error:
             raise torch.OutOfMemoryError("CUDA out of memory") from error
     except torch.OutOfMemoryError as error:
-        let_go(error, place(small_data_set(), "cpu"))
+        let_go(error, torch.device("cpu"))
         assert watched[0]() is None

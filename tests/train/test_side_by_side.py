@@ -19,9 +19,9 @@ from hpsearch.train.device_data import place
 from hpsearch.train.lanes import Lanes
 from hpsearch.train.program import Program
 from hpsearch.train.side_by_side import SideBySide
+from tests.cores import num_cores
 from tests.train.data import small_data_set
 from tests.train.test_program import numbers
-from tests.working import num_cores
 
 DATA = place(small_data_set(), "cpu")
 EPOCHS = 2
