@@ -2,6 +2,7 @@
 
     HpsearchError                 exit code 1: a run failed
     ├── StorageAway               the storage does not answer any more; exit code 75: try again
+    ├── TrialsFail                trials of a study fail, one after another
     └── UsageError                exit code 2: what was given cannot be used; nothing was changed
         ├── StudyFileError        a study file, or a --set that changes it
         ├── DataError             a data set that is missing, broken or unsuited
@@ -25,6 +26,10 @@ class HpsearchError(Exception):
 
 class StorageAway(HpsearchError):
     """The storage has not answered for longer than a worker waits; ends it with exit code 75."""
+
+
+class TrialsFail(HpsearchError):
+    """Several trials of a study in a row ended by an exception: the fault is not one trial's."""
 
 
 class UsageError(HpsearchError):

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from hpsearch import catalogue, crashes, weights
 from hpsearch.data.load import load
 from hpsearch.ends import Ends
-from hpsearch.errors import DataError, DownloadError, HpsearchError, StorageAway, UsageError
+from hpsearch.errors import DataError, HpsearchError, StorageAway, TrialsFail, UsageError
 from hpsearch.events import LOST_STATE, Event, StudyOpened, TrialEnded, TrialStarted, WorkerLeft, WorkerWarned
 from hpsearch.interrupt import Interrupted, Interruption
 from hpsearch.patience import Patience
@@ -43,7 +43,7 @@ from hpsearch.trial import Bench, one_line
 OWNER = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"  # of the leases that this process holds
 IDLE_POLL_SECONDS = 1.0  # between looks for a study with trials left; grows while there is none
 IDLE_GROWTH, MAX_IDLE_GROWTH = 1.3, 5.0  # by so much from one look to the next, and in all
-DOWNLOAD_SECONDS = 600.0  # until a data set that could not be fetched is tried again, while there are other studies
+DATA_SECONDS = 600.0  # until a data set that could not be used is tried again
 FAILURES_BEFORE_LEAVING = 3  # trials in a row that end by an exception: then the fault is not the trial's
 
 
@@ -70,7 +70,8 @@ def run(
 
     Raises:
         StorageError, DataError, UsageError: the study, its data or its model cannot be used; no trial was taken.
-        HpsearchError: three trials in a row ended by an exception, or the device failed.
+        TrialsFail: three trials in a row ended by an exception.
+        HpsearchError: the device failed.
     """
     study = load_study(database, study_name)
     device = choose_device(settings.device)
@@ -145,8 +146,8 @@ def _pin_again(
         raise
 
 
-def _all_fail(study: LoadedStudy, ends: Ends) -> HpsearchError:
-    return HpsearchError(
+def _all_fail(study: LoadedStudy, ends: Ends) -> TrialsFail:
+    return TrialsFail(
         f"study {study.name}: {ends.failures_in_a_row} trials in a row failed, the last one with: "
         f"{ends.last_failure}; see `hpsearch trials {study.name} --json` for the tracebacks, and create the study "
         "again once mended"
@@ -233,7 +234,7 @@ def _serve(
                     yield WorkerLeft(nothing.sentence)
                     break
                 continue
-        except UsageError as error:
+        except (UsageError, TrialsFail) as error:
             if study_name or name is None or name in unusable.names():
                 raise
             yield unusable.add(name, error)
@@ -250,20 +251,20 @@ def _serve(
 
 
 class _Unusable:
-    """Studies that a worker cannot train; those whose data set cannot be fetched just now, for a while."""
+    """Studies that a worker cannot train; those whose data set may still come, for a while."""
 
     def __init__(self) -> None:
-        self._errors: dict[str, tuple[UsageError, float]] = {}  # and until when
+        self._errors: dict[str, tuple[HpsearchError, float]] = {}  # and until when
 
     def names(self) -> list[str]:
         """Of those that are passed over now, the first one first."""
         return [name for name, (_, until) in self._errors.items() if time.monotonic() < until]
 
-    def add(self, name: str, error: UsageError) -> WorkerWarned:
+    def add(self, name: str, error: HpsearchError) -> WorkerWarned:
         """Pass the study over from now on."""
-        passing = isinstance(error, DownloadError)
+        passing = isinstance(error, DataError)
         error.__traceback__ = error.__cause__ = error.__context__ = None  # whose frames hold the study's images
-        self._errors[name] = error, time.monotonic() + DOWNLOAD_SECONDS if passing else math.inf
+        self._errors[name] = error, time.monotonic() + DATA_SECONDS if passing else math.inf
         return WorkerWarned(f"study {name} is passed over{' for a while' if passing else ''}: {error}")
 
     def say(self) -> None:

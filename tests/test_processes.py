@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpsearch.events import WorkerLeft, to_json
+from hpsearch.events import WorkerLeft, WorkerWarned, to_json
 from hpsearch.processes import WorkerExited, Workers
 from tests.cli.running import environment, hpsearch
 from tests.studies import TINY
@@ -50,6 +50,35 @@ def test_events_go_on_after_lines_that_are_none(
     monkeypatch.setattr("hpsearch.processes.sys.executable", str(program))
     assert events(Workers([[]], dict(os.environ))) == [left, WorkerExited(3)]
     assert capfd.readouterr().err == "5\n[]\n\\xff\nlast"
+
+
+@pytest.mark.parametrize(("limits", "starts"), [("", 4), ("--max-trials 5", 1)])
+def test_a_worker_that_is_killed_starts_again_a_few_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: str, starts: int
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\necho x >> {tmp_path}/starts\nkill -9 $$\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("hpsearch.processes.sys.executable", str(program))
+    *warned, last = events(Workers([limits.split()], dict(os.environ)))
+    assert warned == [WorkerWarned("its process was killed (SIGKILL), and starts again")] * (starts - 1)
+    assert last == WorkerExited(-9)
+    assert (tmp_path / "starts").read_text() == "x\n" * starts
+
+
+def test_a_worker_that_is_killed_while_all_leave_does_not_start_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\ntrap 'kill -9 $$' TERM\necho 5\nwhile :; do sleep 0.1; done\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("hpsearch.processes.sys.executable", str(program))
+    ready = threading.Event()
+    monkeypatch.setattr("hpsearch.processes.Workers._take", lambda *_: ready.set())
+    workers = Workers([[]], dict(os.environ))
+    assert ready.wait(60.0)
+    workers.terminate()
+    assert events(workers) == [WorkerExited(-9)]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -12,7 +12,7 @@ from sqlalchemy import update
 from torch import Tensor, nn
 
 from hpsearch.data.load import DataSet, load
-from hpsearch.errors import DownloadError, HpsearchError, UsageError
+from hpsearch.errors import DataError, DownloadError, HpsearchError, TrialsFail, UsageError
 from hpsearch.events import EpochDone, StudyOpened, WorkerLeft, WorkerWarned
 from hpsearch.interrupt import Interruption
 from hpsearch.settings import Settings
@@ -20,6 +20,7 @@ from hpsearch.storage import budget, fleet, ledger
 from hpsearch.storage.open import Database, create
 from hpsearch.storage.studies import RECIPE_KEY, create_study, load_study
 from hpsearch.storage.tables import LEASES, USER_ATTRIBUTES
+from hpsearch.train.program import Program
 from hpsearch.worker import Limits, run, serve
 from tests.postgres import PostgresServer
 from tests.studies import TINY
@@ -161,14 +162,39 @@ def test_ctrl_c_ends_a_download(sqlite: Database, settings: Settings, monkeypatc
     assert left.interrupted
 
 
+def test_a_study_whose_trials_all_fail_keeps_nobody_from_the_others(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that ended by it would be started again by whoever looks after it, and take three more of its trials."""
+    create_study(sqlite, spec(1, 9), "a")
+    create_study(sqlite, spec(1, 2), "tiny")
+    begin, begun = Program.begin_epoch, list[int]()
+
+    def broken(program: Program) -> None:
+        begun.append(1)
+        if len(begun) <= 3:
+            raise RuntimeError("broken")
+        begin(program)
+
+    monkeypatch.setattr(Program, "begin_epoch", broken)
+    events: list[object] = []
+    with pytest.raises(TrialsFail, match="study a: 3 trials in a row failed, the last one with: RuntimeError: broken"):
+        events.extend(serve(sqlite, None, replace(settings, lanes=1), Interruption(), Limits(max_idle_seconds=0.0)))
+    assert states(sqlite, "a").count(TrialState.FAIL) == 3
+    assert states(sqlite, "tiny") == [TrialState.COMPLETE] * 2
+    said = [event.message for event in events if isinstance(event, WorkerWarned)]
+    assert any(sentence.startswith("study a is passed over: study a: 3 trials in a row") for sentence in said)
+
+
+@pytest.mark.parametrize("error", [DownloadError("no network"), DataError("no such folder")])
 @pytest.mark.parametrize("patience", [0.0, 600.0])
-def test_a_study_whose_data_cannot_be_fetched_is_tried_again(
-    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, patience: float
+def test_a_study_whose_data_cannot_be_had_is_tried_again(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, patience: float, error: DataError
 ) -> None:
     """But not at once, and others come first."""
     for name in ("a", "tiny"):
         create_study(sqlite, spec(1, 1), name)
-    answers = [DownloadError("no network")]
+    answers = [error]
 
     def fetched(*arguments: Any, **named: Any) -> DataSet:
         if answers:
@@ -176,14 +202,14 @@ def test_a_study_whose_data_cannot_be_fetched_is_tried_again(
         return load(*arguments, **named)
 
     monkeypatch.setattr("hpsearch.worker.load", fetched)
-    monkeypatch.setattr("hpsearch.worker.DOWNLOAD_SECONDS", patience)
+    monkeypatch.setattr("hpsearch.worker.DATA_SECONDS", patience)
     events: list[object] = []
     try:
         events.extend(serve(sqlite, None, settings, Interruption(), Limits(max_idle_seconds=0.0)))
-    except DownloadError:  # nothing else is left
+    except DataError:  # nothing else is left
         assert patience
     said = [event.message for event in events if isinstance(event, WorkerWarned)]
-    assert "study a is passed over for a while: no network" in said
+    assert f"study a is passed over for a while: {error}" in said
     done = [sum(state == TrialState.COMPLETE for state in states(sqlite, name)) for name in ("a", "tiny")]
     assert done == [0 if patience else 1, 1]
 

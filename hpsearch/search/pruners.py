@@ -29,10 +29,11 @@ class RungPruner(BasePruner):
     """Asynchronous successive halving over everything known at a rung, in one or several brackets.
 
     The rungs of bracket b are the epochs `min_epochs * factor**(b + k)` up to half of `epochs`: later ones would save
-    little, and leave few trials to learn from and to confirm. A trial that reports at a rung
-    goes on if its value is among the best `1 / factor` (rounded up) of all values ever reported there by trials of its
-    bracket, running and ended ones alike. Optuna's pruners keep the rungs that a trial has passed as attributes and so
-    depend on the order of calls; this one is a function of the reported values alone.
+    little, and leave few trials to learn from and to confirm. A trial that reports at a rung goes on if its value is
+    among the best `1 / factor` (rounded up) of all values ever reported there by trials of its bracket, running and
+    ended ones alike. Where a study searches its number of epochs, only trials with the same are compared, up to half of
+    it: a shorter schedule has cooled down further at the same epoch. Optuna's pruners keep the rungs that a trial has
+    passed as attributes and so depend on the order of calls; this one is a function of the reported values alone.
 
     Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020, arXiv 1810.05934.
     """
@@ -49,23 +50,23 @@ class RungPruner(BasePruner):
 
     def failing(self, study: Study, trials: Sequence[FrozenTrial]) -> set[int]:
         """The numbers of those of the study's `trials` that end at the rung of their last report, all by one look."""
-        at_rung: dict[tuple[int, int], list[FrozenTrial]] = {}
+        at_rung: dict[tuple[int, int, int | None], list[FrozenTrial]] = {}
         for trial in trials:
-            epoch, bracket = trial.last_step, self.bracket(trial.number)
-            if epoch in self._brackets[bracket]:
-                at_rung.setdefault((epoch, bracket), []).append(trial)
+            epoch, bracket, length = trial.last_step, self.bracket(trial.number), _length(trial)
+            if epoch in self._brackets[bracket] and (length is None or 2 * epoch <= length):
+                at_rung.setdefault((epoch, bracket, length), []).append(trial)
         found: set[int] = set()
-        for (epoch, bracket), group in at_rung.items():
-            passing = self._passing(study, epoch, bracket)
+        for (epoch, bracket, length), group in at_rung.items():
+            passing = self._passing(study, epoch, bracket, length)
             found |= {trial.number for trial in group if not passing(trial.intermediate_values[epoch])}
         return found
 
-    def _passing(self, study: Study, epoch: int, bracket: int) -> Callable[[float], bool]:
+    def _passing(self, study: Study, epoch: int, bracket: int, length: int | None) -> Callable[[float], bool]:
         """Whether a value passes a rung, given all that are known there."""
         known = [
             trial.intermediate_values[epoch]
             for trial in study.get_trials(deepcopy=False)
-            if epoch in trial.intermediate_values and self.bracket(trial.number) == bracket
+            if epoch in trial.intermediate_values and self.bracket(trial.number) == bracket and _length(trial) == length
         ]
         sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
         best_first = sorted(sign * value for value in known if not math.isnan(value))
@@ -115,6 +116,11 @@ def median(spec: StudySpec, *, startup_trials: int = 5, min_epochs: int = 1) -> 
 def none(spec: StudySpec) -> BasePruner:
     """Train every trial to its last epoch."""
     return optuna.pruners.NopPruner()
+
+
+def _length(trial: FrozenTrial) -> int | None:
+    """The epochs of a trial, where the study searches them."""
+    return trial.params.get("epochs")
 
 
 def _rungs(epochs: int, min_epochs: int, factor: int) -> frozenset[int]:

@@ -2,10 +2,11 @@
 
 Optuna sorts, splits and converts all finished trials anew for every suggestion, and again for every group of a
 conditional space. Between the suggestions of a batch only the running trials change, and those are few. The suggestions
-are Optuna's own, numbers to rounding; tests/search/test_tpe.py compares them.
+are Optuna's own, numbers to rounding, but that trials that diverged rank last; tests/search/test_tpe.py compares them.
 """
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -100,12 +101,22 @@ class BatchTPESampler(TPESampler):
         return ParzenEstimator(observations, search_space, self._parzen_estimator_parameters)
 
 
+def _scored(trial: FrozenTrial) -> FrozenTrial:
+    """Without values if it diverged: Optuna ranks it by its last epoch, above all that were pruned before that one."""
+    values = trial.intermediate_values
+    if trial.state != TrialState.PRUNED or not values or not math.isnan(values[max(values)]):
+        return trial
+    diverged = copy.copy(trial)
+    diverged.intermediate_values = {}
+    return diverged
+
+
 class _Past:
     """The finished trials of a study, split into the good ones (below) and the others (above)."""
 
     def __init__(self, study: Study, finished: Sequence[FrozenTrial]) -> None:
         self.finished = finished
-        self._below, self._above = _split_trials(study, list(finished), default_gamma(len(finished)))
+        self._below, self._above = _split_trials(study, [*map(_scored, finished)], default_gamma(len(finished)))
         self._estimators: dict[int, ParzenEstimator] = {}  # by the number of the search space
         self._observations: dict[int, tuple[np.ndarray[Any, Any], Observations]] = {}
 

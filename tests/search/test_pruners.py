@@ -1,5 +1,6 @@
 """Pruners: rungs are a function of the values reported there, in whatever order."""
 
+import copy
 import inspect
 import math
 import random
@@ -7,7 +8,8 @@ from importlib import import_module
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.search import PRUNERS
 from hpsearch.search.pruners import RungPruner, make_pruner
@@ -58,6 +60,29 @@ def test_rungs_and_only_rungs_decide() -> None:
         bad.report(0.0, epoch)
         assert pruner.prune(study, study.trials[1]) == (epoch in (2, 6))
         assert not pruner.prune(study, study.trials[0])
+
+
+def test_trials_of_other_lengths_are_no_measure() -> None:
+    """A short schedule has cooled down at an epoch at which a long one has hardly begun."""
+    study = optuna.create_study(direction="maximize")
+    pruner = RungPruner(epochs=24, min_epochs=1, factor=3)
+    for number in range(12):
+        length = 3 if number % 2 else 24
+        study.enqueue_trial({"epochs": length})
+        trial = study.ask({"epochs": CategoricalDistribution([3, 24])})
+        for epoch in (1, 2, 3):
+            trial.report(number / 100 + (0.5 if length == 3 else 0.0), epoch)
+    at_first = [after(trial, 1) for trial in study.trials]
+    assert pruner.failing(study, at_first) == {0, 2, 4, 6, 1, 3, 5, 7}  # a third of each goes on
+    at_second = [after(trial, 3) for trial in study.trials]
+    assert pruner.failing(study, at_second) == {0, 2, 4, 6}  # whoever has three epochs has ended there
+
+
+def after(trial: FrozenTrial, last: int) -> FrozenTrial:
+    """As it was after that epoch."""
+    earlier = copy.copy(trial)
+    earlier.intermediate_values = {epoch: v for epoch, v in trial.intermediate_values.items() if epoch <= last}
+    return earlier
 
 
 def test_ended_trials_count() -> None:

@@ -50,8 +50,11 @@ def optunas(spec: StudySpec, number: int) -> TPESampler:
         return TPESampler(n_startup_trials=10, group=conditional, seed=fold(spec.seed, number) % 2**32)
 
 
-def ends(study: optuna.Study, trial: optuna.Trial, draw: random.Random) -> None:
-    """End a trial in one of the ways in which trials end."""
+def ends(study: optuna.Study, trial: optuna.Trial, draw: random.Random, make: Any) -> None:
+    """End a trial in one of the ways in which trials end.
+
+    One that diverged is to Optuna's own sampler one without values, which ranks last.
+    """
     kind = draw.choice(["complete", "complete", "pruned", "silent", "infinite", "fail", "infeasible"])
     if kind == "fail":
         study.tell(trial, state=TrialState.FAIL)
@@ -63,7 +66,10 @@ def ends(study: optuna.Study, trial: optuna.Trial, draw: random.Random) -> None:
         if kind == "infeasible":
             trial.set_constraint("memory", 1.0)
         for epoch in range(1, draw.randint(2, 4)):
-            trial.report(float("nan") if kind == "infinite" else draw.random(), epoch)
+            if kind != "infinite":
+                trial.report(draw.random(), epoch)
+            elif make is not optunas:
+                trial.report(float("nan"), epoch)
         study.tell(trial, state=TrialState.PRUNED)
 
 
@@ -79,7 +85,7 @@ def search(spec: StudySpec, make: Any, direction: str) -> list[dict[str, Any]]:
         if number % 7 == 6:
             draw.shuffle(running)
             while len(running) > 3:
-                ends(study, running.pop(), draw)
+                ends(study, running.pop(), draw, make)
     return tried
 
 
