@@ -24,11 +24,8 @@ from hpsearch.events import LOST_STATE, Event, StudyOpened, TrialEnded, TrialSta
 from hpsearch.interrupt import Interrupted, Interruption
 from hpsearch.patience import Patience
 from hpsearch.pictures import Pictures
-from hpsearch.recipe import Recipe
-from hpsearch.search.samplers import corner
 from hpsearch.search.session import Session
 from hpsearch.settings import Settings
-from hpsearch.space import Choice, Int
 from hpsearch.storage import budget, fleet, leases
 from hpsearch.storage.checkpoints import open_checkpoints, open_shelf
 from hpsearch.storage.open import FAULTS, Database
@@ -39,6 +36,7 @@ from hpsearch.train.lanes import Lanes
 from hpsearch.train.plan import PROGRAMS, LaneCount
 from hpsearch.training import Training
 from hpsearch.trial import Bench, one_line
+from hpsearch.trying import try_models
 
 OWNER = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"  # of the leases that this process holds
 IDLE_POLL_SECONDS = 1.0  # between looks for a study with trials left; grows while there is none
@@ -152,43 +150,6 @@ def _all_fail(study: LoadedStudy, ends: Ends) -> TrialsFail:
         f"{ends.last_failure}; see `hpsearch trials {study.name} --json` for the tracebacks, and create the study "
         "again once mended"
     )
-
-
-def _try_model(bench: Bench, recipe: Recipe) -> None:
-    """One forward pass, so that a network that does not suit the images takes no trial.
-
-    Raises:
-        UsageError: it does not.
-    """
-    suits = f"images of shape {bench.data.input_shape}"
-    try:
-        model = bench.model(recipe).to(bench.data.device)
-        images = torch.zeros(2, *bench.data.input_shape, device=bench.data.device)
-        with torch.inference_mode():
-            shape = tuple(model.eval()(images).shape)
-            if (batch_size := _leaving_one(bench, recipe)) is not None:
-                suits = f"an epoch's last batch of one image, with batch_size = {batch_size}"
-                model.train()(images[:1])  # of which batch normalisation can make nothing
-    except (UsageError, torch.OutOfMemoryError, torch.AcceleratorError):
-        raise
-    except Exception as error:
-        problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    else:
-        if shape == (2, bench.data.num_classes):
-            return
-        problem = f"2 of them give outputs of shape {shape}, not (2, {bench.data.num_classes})"
-    raise UsageError(f"model {recipe.model}: does not suit {suits}: {problem}")
-
-
-def _leaving_one(bench: Bench, recipe: Recipe) -> int | None:
-    """A batch size that trials can have, if there is one, with which the last batch of an epoch has one image."""
-    spec, searched = bench.study.spec, bench.study.spec.space.get("batch_size")
-    base = spec.training.get("batch_size", Recipe.batch_size)
-    given = [recipe.batch_size, *(values.get("batch_size", base) for _, values in spec.candidates)]
-    if isinstance(searched, Choice | Int):
-        given += searched.choices if isinstance(searched, Choice) else range(searched.low, searched.high + 1)
-        given += [base] if searched.when else []
-    return next((size for size in sorted(map(int, given)) if (bench.data.num_images % size or size) == 1), None)
 
 
 def serve(
@@ -396,5 +357,5 @@ def _prepare(
         pictures=Pictures(open_shelf(settings.pictures)),
         start=weights.of_export(kept, spec.model.export, dataset.classes) if spec.model.export else None,
     )
-    _try_model(bench, spec.recipe(corner(spec), 0, 0))
+    try_models(bench)
     return bench

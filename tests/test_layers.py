@@ -43,6 +43,7 @@ LAYERS = {
     "weights": 2,
     "sealed": 2,
     "trial": 3,
+    "trying": 3,
     "training": 3,
     "reporting": 3,
     "stock": 3,
@@ -70,6 +71,7 @@ LAYERS = {
 }
 JOIN = (
     "trial",
+    "trying",
     "training",
     "reporting",
     "stock",

@@ -63,13 +63,13 @@ def test_of_two_workers_that_begin_at_once_on_other_images_one_trains(
     """The other one looks before this one has taken a trial, and finds that nothing has begun."""
     create_study(database, parse(SMALL, "small.toml"), "small")
     study = load_study(database, "small")
-    try_model = worker._try_model
+    try_models = worker.try_models
 
     def overtaken(*arguments: Any) -> None:
-        try_model(*arguments)
+        try_models(*arguments)
         pin_data(database, study, "b" * 64)
 
-    monkeypatch.setattr("hpsearch.worker._try_model", overtaken)
+    monkeypatch.setattr("hpsearch.worker.try_models", overtaken)
     events: list[Event] = []
     with pytest.raises(DataError, match="has other images"):
         events.extend(run(database, "small", settings, Interruption()))

@@ -131,6 +131,25 @@ class Normed(nn.Module):
         return self.layers(images)  # type: ignore[no-any-return]
 
 
+@pytest.mark.parametrize(
+    ("given", "searched", "message"),
+    [
+        ("", "native_size = [32, 8]", "images of 8 x 8"),
+        ("", "frozen_layers = { low = 0, high = 9 }\nfrozen_epochs = [0, 1]", "frozen_layers = 9: lenet has 5 layers"),
+        ("frozen_epochs = 1", "frozen_layers = [1, 5]", "frozen_layers = 5: lenet has 5 layers"),
+    ],
+)
+def test_what_cannot_be_built_anywhere_in_the_space_takes_no_trial(
+    sqlite: Database, settings: Settings, given: str, searched: str, message: str
+) -> None:
+    text = TINY.partition("[[first]]")[0].replace("2lp", "lenet").replace("image_size = 8", "image_size = 32")
+    text = text.replace("hidden_width = 16", given).replace("[space]", f"[space]\n{searched}")
+    create_study(sqlite, spec(2, 4, text), "tiny")
+    with pytest.raises(UsageError, match=message):
+        list(run(sqlite, "tiny", settings, Interruption()))
+    assert states(sqlite) == []
+
+
 @pytest.mark.parametrize("searched", ["[{more}, {size}]", "{{ low = {size}, high = {more} }}", ""])
 def test_a_batch_size_that_leaves_one_image_to_batch_normalisation_takes_no_trial(
     sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, searched: str
