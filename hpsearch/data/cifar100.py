@@ -5,13 +5,20 @@ Source: https://www.cs.toronto.edu/~kriz/cifar.html and torchvision.datasets.CIF
 
 import hashlib
 import io
+import lzma
+import os
 import pickle
+import shutil
 import socket
 import tarfile
+import tempfile
+import zlib
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from hpsearch.data.images import RawImages, Source, refuse_argument, resized
 from hpsearch.errors import DataError, DownloadError
@@ -48,9 +55,7 @@ def official_file(source: Source, name: str, md5: str) -> dict[str, Any]:
 
 def find(source: Source) -> Path | None:
     """The folder cifar-100-python, or the archive of that name, in one of the two places."""
-    for parent in (source.data_dir, source.download_dir):
-        if parent is None:
-            continue
+    for parent in source.folders:
         candidates = [parent / FOLDER, *([parent] if parent.name == FOLDER else []), parent / ARCHIVE]
         for place in candidates:
             if (place / "train").is_file() or place.is_file():
@@ -59,33 +64,53 @@ def find(source: Source) -> Path | None:
 
 
 def _download(source: Source) -> Path:
-    """The archive, fetched through torchvision, which checks its MD5; DownloadError says where to put the files."""
+    """The archive, downloaded by one process while others wait; DownloadError says where to put the files."""
+    try:
+        source.download_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(source.download_dir / f"{ARCHIVE}.lock"):
+            return find(source) or _fetch(source.download_dir)  # another process may have fetched it meanwhile
+    except (OSError, RuntimeError, ValueError, HTTPException) as error:  # ValueError: a host's name that cannot be one
+        raise DownloadError(
+            f"cifar100: no folder {FOLDER} in {' or '.join(map(str, source.folders))}, and downloading {URL} failed "
+            f"({_reason(error)}); put the folder {FOLDER} (files train and meta) or {ARCHIVE} into a folder and name "
+            "that folder with --data-dir or HPSEARCH_DATA."
+        ) from error
+
+
+def _fetch(folder: Path) -> Path:
+    """Download through torchvision, which checks the MD5, then rename: nobody ever sees half of the archive.
+
+    The caller holds the lock.
+    """
     from torchvision.datasets.utils import download_url  # imports torch; only needed without files
 
+    for leftover in folder.glob(f"{ARCHIVE}.*.tmp"):  # of processes that were killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=f"{ARCHIVE}.", suffix=".tmp", dir=folder))
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
     try:
-        download_url(URL, str(source.download_dir), filename=ARCHIVE, md5=ARCHIVE_MD5)
-    except (OSError, RuntimeError) as error:
-        looked = [str(place) for place in (source.data_dir, source.download_dir) if place is not None]
-        raise DownloadError(
-            f"cifar100: no folder {FOLDER} in {' or '.join(looked)}, and downloading {URL} failed ({error}); "
-            f"put the folder {FOLDER} (files train and meta) or {ARCHIVE} into a folder and name that folder with "
-            "--data-dir or HPSEARCH_DATA."
-        ) from error
+        download_url(URL, str(work), filename=ARCHIVE, md5=ARCHIVE_MD5)
+        os.replace(work / ARCHIVE, folder / ARCHIVE)
     finally:
         socket.setdefaulttimeout(timeout)
-    return source.download_dir / ARCHIVE
+        shutil.rmtree(work, ignore_errors=True)
+    return folder / ARCHIVE
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in one line; its kind if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _checked(place: Path, member: str, md5: str) -> bytes:
     """One file of the folder or archive; DataError unless its MD5 is the published one."""
     try:
         content = _read(place, member)
-    except (OSError, EOFError, KeyError, tarfile.TarError) as error:
+    except (OSError, EOFError, KeyError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
         raise DataError(
-            f"cifar100: cannot read {member} from {place} ({error}); unpack {ARCHIVE} again, or remove {place} "
-            "to have it downloaded."
+            f"cifar100: cannot read {member} from {place} ({_reason(error)}); unpack {ARCHIVE} again, or remove "
+            f"{place} to have it downloaded."
         ) from error
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
@@ -102,7 +127,8 @@ def _read(place: Path, member: str) -> bytes:
         return (place / member).read_bytes()
     with tarfile.open(place) as archive:
         extracted = archive.extractfile(f"{FOLDER}/{member}")
-        assert extracted is not None
+        if extracted is None:
+            raise tarfile.ReadError(f"{FOLDER}/{member} is no file in it")
         return extracted.read()
 
 

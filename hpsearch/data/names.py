@@ -22,6 +22,11 @@ class Source:
     download_dir: Path
     image_size: int
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders in which a data set may lie, as whole paths: "." has no name to look at or to tell."""
+        return tuple(folder.absolute() for folder in (self.data_dir, self.download_dir) if folder is not None)
+
 
 def split_name(name: str) -> tuple[str, str]:
     """A data set's name as (key of DATASETS or entry point, argument): "folder:cats" -> ("folder", "cats")."""

@@ -47,15 +47,14 @@ def find(source: Source) -> Path:
     Raises DataError that says where to put the files.
     """
     refuse_argument(source)
-    looked = [parent for parent in (source.data_dir, source.download_dir) if parent is not None]
-    for parent in looked:
+    for parent in source.folders:
         for place in (parent, parent / BINARIES, parent / TREE):
             if place.name in (BINARIES, TREE) and place.is_dir():
                 return place
     raise DataError(
-        f"stl5: no folder {BINARIES} or {TREE} in {' or '.join(map(str, looked))}; unpack {URL} there (unlabeled_X.bin "
-        f"is not needed), or make {TREE}/train/<class>/* of {', '.join(CLASSES)}, and name the folder around it with "
-        "--data-dir or HPSEARCH_DATA."
+        f"stl5: no folder {BINARIES} or {TREE} in {' or '.join(map(str, source.folders))}; unpack {URL} there "
+        f"(unlabeled_X.bin is not needed), or make {TREE}/train/<class>/* of {', '.join(CLASSES)}, and name the folder "
+        "around it with --data-dir or HPSEARCH_DATA."
     )
 
 

@@ -86,6 +86,15 @@ def test_the_folder_itself_may_be_named(tmp_path: Path) -> None:
     same(read_train(source(tmp_path)), read_train(source(tmp_path / "stl5")))
 
 
+def test_a_folder_named_by_a_dot_is_found_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=f"no folder stl10_binary or stl5 in {tmp_path} or "):
+        read_train(source(Path()))
+    write_tree(tmp_path)
+    monkeypatch.chdir(tmp_path / "stl5")
+    same(read_train(source(Path())), read_train(source(tmp_path)))
+
+
 def test_training_does_not_need_the_test_part(tmp_path: Path) -> None:
     write_tree(tmp_path)
     shutil.rmtree(tmp_path / "stl5" / "test")
