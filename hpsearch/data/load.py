@@ -26,7 +26,7 @@ from hpsearch.interrupt import Interrupted
 
 FORMAT = 1  # of the cache; a higher number leaves the caches of older versions aside
 ARRAYS = ("train_images", "train_labels", "validation_images", "validation_labels")
-CHUNK = 1024  # images read at a time for the statistics: 3 MB at 3 x 32 x 32
+CHUNK_BYTES = 2**20  # of one channel, counted at a time for the statistics, which takes 8 times that; one image or more
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,12 @@ def load(name: str, *, data_dir: Path | None, cache_dir: Path, image_size: int =
             return cached or _build(place, name, _checked(read(source), name))
     except OSError as error:
         raise DataError(_write_problem(name, cache_dir, error)) from error
+    except MemoryError as error:
+        reason = f" ({error})" if str(error) else ""
+        raise DataError(
+            f"data.name = {name!r}: its images, {image_size} pixels high and wide, need more memory than there is"
+            f"{reason}; choose a smaller data.image_size, or a machine with more."
+        ) from error
 
 
 def at_hand(name: str, *, data_dir: Path | None, cache_dir: Path, image_size: int = 32) -> str:
@@ -107,7 +113,7 @@ def _foreign(entry: EntryPoint, source: Source) -> RawImages:
     """What an installed package reads; whatever it raises becomes one sentence that names it."""
     try:
         raw = entry.load()(source)
-    except (DataError, Interrupted):
+    except (DataError, Interrupted, MemoryError):
         raise
     except Exception as error:
         raise DataError(_foreign_problem(entry, error)) from error
@@ -228,9 +234,10 @@ def _sha256(path: Path) -> str:
 def _statistics(images: Images) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel, 0..1, from exact counts: the same on every machine."""
     values = np.arange(256) / 255
+    length = max(1, CHUNK_BYTES // images[0, 0].size)
     mean, std = [], []
     for channel in range(images.shape[1]):
-        blocks = (images[start : start + CHUNK, channel] for start in range(0, len(images), CHUNK))
+        blocks = (images[start : start + length, channel] for start in range(0, len(images), length))
         counts = sum(np.bincount(block.reshape(-1), minlength=256) for block in blocks)
         mean.append(float(np.average(values, weights=counts)))
         spread = float(np.sqrt(np.average((values - mean[-1]) ** 2, weights=counts)))

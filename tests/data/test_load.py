@@ -3,6 +3,7 @@
 import errno
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,22 @@ def test_arrays_are_mapped_and_statistics_are_of_the_training_part(tmp_path: Pat
     scaled = dataset.train_images / 255
     np.testing.assert_allclose(dataset.mean, scaled.mean((0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(dataset.std, scaled.std((0, 2, 3)), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("num_images", "size"), [(3000, 8), (40, 256), (2, 1100)])
+def test_statistics_take_little_memory_and_do_not_depend_on_it(num_images: int, size: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (num_images, 2, size, size), dtype=np.uint8)
+    values, mean, std = np.arange(256) / 255, [], []
+    for channel in range(2):
+        counts = np.bincount(images[:, channel].reshape(-1), minlength=256)
+        mean.append(float(np.average(values, weights=counts)))
+        std.append(float(np.sqrt(np.average((values - mean[-1]) ** 2, weights=counts))))
+    tracemalloc.start()
+    try:
+        assert load_module._statistics(images) == (mean, std)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 def test_another_size_is_another_cache(tmp_path: Path) -> None:
@@ -196,6 +213,17 @@ def test_a_data_set_of_another_package(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(dataset.train_images) == 36
     assert dataset.train_labels.dtype == np.int64
     assert dataset.std == (1.0, 1.0, 1.0)  # a constant channel
+
+
+def test_a_package_without_memory_is_not_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, np.ones((40, 3, 8, 8), np.uint8), np.tile([0, 1], 20))
+
+    def full(_self: Foreign) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Foreign, "load", full)
+    with pytest.raises(DataError, match=r"'foreign': its images, 16 pixels .* than there is; choose a smaller"):
+        load("foreign", data_dir=None, cache_dir=tmp_path, image_size=16)
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,15 @@ def test_a_folder_named_by_a_dot_is_found_and_told(tmp_path: Path, monkeypatch: 
     same(read_train(source(Path())), read_train(source(tmp_path)))
 
 
+def test_images_without_memory_are_one_sentence(tmp_path: Path) -> None:
+    write_tree(tmp_path)
+    with pytest.raises(DataError) as error:
+        load("stl5", data_dir=tmp_path, cache_dir=tmp_path / "cache", image_size=2**21)  # no machine addresses as much
+    for part in ("'stl5'", "2097152 pixels", "180. TiB", "choose a smaller data.image_size"):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_training_does_not_need_the_test_part(tmp_path: Path) -> None:
     write_tree(tmp_path)
     shutil.rmtree(tmp_path / "stl5" / "test")
