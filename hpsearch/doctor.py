@@ -205,7 +205,7 @@ def _check_data_set(name: str, image_size: int, settings: Settings) -> Check:
     if found:
         return Check("data", OK, f"{name}: {found}")
     advice = "put it there, and name the folder with --data-dir or HPSEARCH_DATA, if workers have no network"
-    looked = " and ".join(str(place) for place in (settings.data_dir, cache / "downloads") if place is not None)
+    looked = " and ".join(str(place.absolute()) for place in (settings.data_dir, cache / "downloads") if place)
     return Check("data", WARNING, f"{name} is not in {looked}: the first worker will download it; {advice}")
 
 

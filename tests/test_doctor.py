@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from hpsearch import doctor
+from hpsearch.data.stl5 import CLASSES
 from hpsearch.doctor import FAILURE, OK, WARNING, Check
 from hpsearch.interrupt import Interruption
 from hpsearch.settings import Settings
@@ -282,6 +283,22 @@ def test_data(settings: Settings, tmp_path: Path) -> None:
         check for check in doctor.check_data(replace(settings, data_dir=tmp_path / "data")) if "cifar" in check.text
     ]
     assert [check.state for check in found] == [OK]
+
+
+def test_where_a_data_set_lies_is_told_as_a_whole_path(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in CLASSES:
+        (tmp_path / "stl5" / "train" / name).mkdir(parents=True)
+        for number in (0, 1):
+            (tmp_path / "stl5" / "train" / name / f"{number}.png").touch()
+    for data in ("cifar100", "stl5"):
+        with create(settings.storage_url) as opened:
+            create_study(opened, parse(TINY.replace('"digits"', f'"{data}"'), "x.toml"), data)
+    monkeypatch.chdir(tmp_path)
+    cifar100, stl5 = doctor.check_data(replace(settings, data_dir=Path()))
+    assert cifar100.text.startswith(f"cifar100 is not in {tmp_path} and ")
+    assert stl5 == Check("data", OK, f"stl5: in {tmp_path / 'stl5'}")
 
 
 def test_a_decoded_data_set_is_found_in_the_cache(settings: Settings) -> None:

@@ -14,7 +14,8 @@ STAMPS = {
     "stl5": "hpsearch.data.stl5:stamp",
 }
 
-# data sets that are downloaded if they are not there -> a function (Source) -> where they are, or None
+# data sets of official files -> a function (Source) -> where they are; None if they are to be downloaded
 PLACES = {
     "cifar100": "hpsearch.data.cifar100:find",
+    "stl5": "hpsearch.data.stl5:find",
 }

@@ -79,7 +79,7 @@ def load(name: str, *, data_dir: Path | None, cache_dir: Path, image_size: int =
 def at_hand(name: str, *, data_dir: Path | None, cache_dir: Path, image_size: int = 32) -> str:
     """Where `load` would find the data set without a network, in words; empty if it would have to download it.
 
-    Nothing is downloaded or decoded. Raises DataError.
+    Nothing is downloaded or decoded; what the reader of an installed package needs is not known. Raises DataError.
     """
     base, argument = split_name(name)
     _, stamp = _functions(base, name)
@@ -90,6 +90,8 @@ def at_hand(name: str, *, data_dir: Path | None, cache_dir: Path, image_size: in
     if base in PLACES:
         found = _attribute(PLACES[base])(source)
         return f"in {found}" if found else ""
+    if base not in DATASETS:
+        return "not decoded yet, and only its package knows whether its images are here"
     return f"in {argument}" if argument and base == "folder" else "comes with its package"
 
 

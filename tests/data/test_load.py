@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hpsearch.data import DATASETS, STAMPS
+from hpsearch.data import DATASETS, PLACES, STAMPS
 from hpsearch.data import load as load_module
 from hpsearch.data.images import RawImages, Source
-from hpsearch.data.load import ARRAYS, DataSet, load
+from hpsearch.data.load import ARRAYS, DataSet, at_hand, load
 from hpsearch.data.split import split_rows
 from hpsearch.errors import DataError
 
@@ -28,8 +28,8 @@ def folders(cache_dir: Path) -> list[Path]:
 
 
 def test_every_table_entry_can_be_imported() -> None:
-    assert set(STAMPS) <= set(DATASETS)
-    for target in [*DATASETS.values(), *STAMPS.values()]:
+    assert set(STAMPS) | set(PLACES) <= set(DATASETS)
+    for target in [*DATASETS.values(), *PLACES.values(), *STAMPS.values()]:
         assert callable(load_module._attribute(target))
 
 
@@ -213,6 +213,13 @@ def test_a_data_set_of_another_package(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(dataset.train_images) == 36
     assert dataset.train_labels.dtype == np.int64
     assert dataset.std == (1.0, 1.0, 1.0)  # a constant channel
+
+
+def test_a_data_set_of_another_package_is_not_said_to_be_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, np.ones((40, 3, 8, 8), np.uint8), np.tile([0, 1], 20))
+    assert at_hand("foreign", data_dir=None, cache_dir=tmp_path).startswith("not decoded yet")
+    load("foreign", data_dir=None, cache_dir=tmp_path)
+    assert at_hand("foreign", data_dir=None, cache_dir=tmp_path).startswith(f"decoded in {tmp_path}")
 
 
 def test_a_package_without_memory_is_not_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
