@@ -109,9 +109,9 @@ and exports show the rate itself. A plain range is accepted if it begins at or a
 
 A study with `seeds` and two or more `[[candidate]]` trains each of them from every seed, all candidates from one seed
 and then from the next, on the same data order and augmentation. A candidate is a `label` and hyperparameters, which
-come on top of those under `[training]`. With `[pruner] name = "race"` candidates leave as soon as paired t-tests say
-that they are worse than the best one; else all are trained from all seeds. `hpsearch confirm` and `hpsearch transfer`
-make such studies.
+come on top of those under `[training]`; seeds are not among them, as all candidates have the same. With
+`[pruner] name = "race"` candidates leave as soon as paired t-tests say that they are worse than the best one; else all
+are trained from all seeds. `hpsearch confirm` and `hpsearch transfer` make such studies.
 
 ```toml
 name = "two-rates"

@@ -6,7 +6,11 @@ from typing import Any
 from hpsearch.errors import UsageError
 from hpsearch.recipe import RULES, Recipe
 from hpsearch.relations import PEAK_SCHEDULER, Draft
+from hpsearch.sections import PRUNER_OPTIONS
 from hpsearch.space import Choice, Value, show, suggestion
+
+OF_THE_SEED = ("seed", "stream_seed", "stream_offset")  # all candidates have the same ones
+OVER_SEEDS = ("none", "race")  # pruners that look at no single seed
 
 
 def read_candidates(
@@ -27,7 +31,7 @@ def read_candidates(
             if key in RULES and (rule := RULES[key].broken_by(value))
         ]
         values = {k: float(v) if k in RULES and RULES[k].kind is float and not found else v for k, v in values.items()}
-        found += [] if found else whole_mistakes({**draft.training, **values}, model)
+        found += [] if found else whole_mistakes(values, draft, model)
         mistakes += [f"candidate[{number}].{mistake}" for mistake in found]
         candidates.append((str(label), values))
     labels = [label for label, _ in candidates]
@@ -37,10 +41,13 @@ def read_candidates(
     return tuple(candidates), list(dict.fromkeys(mistakes))
 
 
-def whole_mistakes(values: Mapping[str, Any], model: Any) -> list[str]:
-    """What is wrong with a whole configuration."""
+def whole_mistakes(own: Mapping[str, Any], draft: Draft, model: Any) -> list[str]:
+    """What is wrong with a candidate's whole configuration, its own values and the fixed ones."""
+    values = {"epochs": 1, **draft.training, **own}
+    if values.get("scheduler") != PEAK_SCHEDULER and "peak_learning_rate" not in own:
+        values.pop("peak_learning_rate", None)  # fixed for the candidates that are onecycle
     try:
-        recipe = Recipe(model=model.name if model else "", **{"epochs": 1, **values})
+        recipe = Recipe(model=model.name if model else "", **values)
     except UsageError as error:
         return [str(error).removeprefix("recipe: ")]
     if recipe.scheduler == PEAK_SCHEDULER and recipe.peak_learning_rate is None:
@@ -62,3 +69,16 @@ def candidate_mistakes(draft: Draft, values: Mapping[str, Any]) -> Iterator[str]
         starts += space.choices
     if "export" in starts and model and model.export is None:
         yield 'model.export: is missing; start = "export" needs it: the folder of an export'
+
+
+def seed_mistakes(draft: Draft, values: Mapping[str, Any]) -> Iterator[str]:
+    """What would make of several seeds fewer: of a candidate the same one again, by a pruner the best ones."""
+    for number, own in enumerate(draft.candidates, start=1):
+        for name in own:
+            if name in OF_THE_SEED:
+                yield f"candidate[{number}].{name}: all candidates have the same seeds; give them at the top, as seeds"
+    pruner = values.get("pruner")
+    if pruner and values["seeds"] and not draft.searched and pruner.name in PRUNER_OPTIONS.keys() - set(OVER_SEEDS):
+        others = ' or "race"' if draft.candidates else ""
+        rule = "it would leave the best seeds, not a fair sample"
+        yield f'pruner.name = {show(pruner.name)}: is for searches, over seeds {rule}; give "none"{others}'

@@ -6,11 +6,12 @@ stand together is said in `relations.py`.
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
-from hpsearch.candidates import candidate_mistakes, read_candidates
+from hpsearch.candidates import candidate_mistakes, read_candidates, seed_mistakes
 from hpsearch.errors import StudyFileError
 from hpsearch.recipe import RULES
 from hpsearch.relations import Draft, draft_mistakes, first_mistakes, plan_mistakes, read_first
@@ -46,8 +47,11 @@ Training: TypeAlias = dict[str, Value]
 Space: TypeAlias = dict[str, Parameter]
 
 
-def read_study(tables: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The arguments of StudySpec, and every mistake; the arguments are complete only if there is no mistake."""
+def read_study(tables: Mapping[str, Any], recorded: bool = False) -> tuple[dict[str, Any], list[str]]:
+    """The arguments of StudySpec, and every mistake; the arguments are complete only if there is no mistake.
+
+    A study that is `recorded` may say what new ones may not: it was accepted once, and must be readable.
+    """
     if huge := list(oversized(tables)):
         return {}, huge
     values, mistakes = read_top_level(tables)
@@ -64,10 +68,13 @@ def read_study(tables: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     candidates, found = read_candidates(tables.get("candidate", []), draft, values.get("model"))
     mistakes += found
     values["candidates"] = candidates
+    draft = replace(draft, candidates=tuple(own for _, own in candidates))
     mistakes += [*plan_mistakes(draft, values), *candidate_mistakes(draft, values), *draft_mistakes(draft)]
     final = draft.applied()
     first, found = read_first(tables.get("first", []), final)
     mistakes += first_mistakes(first, values.get("budget"))
+    if not recorded:
+        mistakes += seed_mistakes(draft, values)
     return values | {"training": training, "space": final.space, "first": first}, mistakes + found
 
 
@@ -124,11 +131,11 @@ def read_seeds(seeds: object) -> tuple[tuple[int, ...], list[str]]:
 def with_defaults(tables: Mapping[str, Any], key: str) -> Any:
     """A section as it is read: without a space every trial trains to its end, and N seeds are a budget of N trials."""
     section = tables.get(key, {})
-    if tables.get("space") or not isinstance(section, Mapping):
+    if not isinstance(section, Mapping):
         return section
-    if key == "pruner":
+    if key == "pruner" and not tables.get("space"):
         return {"name": "none", **section}
-    if key == "budget" and (seeds := read_seeds(tables.get("seeds", []))[0]):
+    if key == "budget" and not tables.get("space") and (seeds := read_seeds(tables.get("seeds", []))[0]):
         candidates = tables.get("candidate")
         return {"trials": len(seeds) * (len(candidates) if isinstance(candidates, list) else 1), **section}
     return section

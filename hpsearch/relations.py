@@ -48,6 +48,7 @@ class Draft:
     searched: frozenset[str]
     when: Mapping[str, Conditions]  # as written, also of parameters with mistakes
     times: Mapping[str, str]
+    candidates: tuple[Mapping[str, Value], ...] = ()  # the values of each, as written
 
     @property
     def declared(self) -> frozenset[str]:
@@ -55,6 +56,9 @@ class Draft:
 
     def can_be(self, name: str, value: Value) -> bool:
         """Whether some trial has this value; also, if the hyperparameter is there but could not be read."""
+        given = [own[name] for own in self.candidates if name in own]
+        if value in given or (given and len(given) == len(self.candidates)):
+            return value in given
         if name in self.training:
             return self.training[name] == value
         if name in self.space:
@@ -166,8 +170,7 @@ def draft_mistakes(draft: Draft) -> Iterator[str]:
     """What is wrong between [training] and [space], and inside [space]."""
     for name in sorted(draft.fixed & draft.searched):
         yield f"space.{name}: is fixed under [training] as well; keep one of the two"
-    if "epochs" not in draft.declared:
-        yield "training.epochs: is missing; it is how many passes over the training part a trial makes"
+    yield from epochs_mistakes(draft)
     if draft.searched and "stream_offset" in draft.declared:
         section = "space" if "stream_offset" in draft.searched else "training"
         yield f"{section}.stream_offset: is for studies that search nothing; in a search workers set it"
@@ -181,6 +184,16 @@ def draft_mistakes(draft: Draft) -> Iterator[str]:
         yield from times_mistakes(name, source, draft)
     yield from schedule_mistakes(draft)
     yield from peak_mistakes(draft)
+
+
+def epochs_mistakes(draft: Draft) -> Iterator[str]:
+    without = [number for number, own in enumerate(draft.candidates, start=1) if "epochs" not in own]
+    if "epochs" in draft.declared:
+        return
+    if len(without) == len(draft.candidates):
+        yield "training.epochs: is missing; it is how many passes over the training part a trial makes"
+    else:
+        yield from (f"candidate[{number}].epochs: is missing, here and under [training]" for number in without)
 
 
 def condition_mistakes(name: str, conditions: Conditions, draft: Draft) -> Iterator[str]:
@@ -248,6 +261,8 @@ def schedule_mistakes(draft: Draft) -> Iterator[str]:
 
 def peak_mistakes(draft: Draft) -> Iterator[str]:
     """The peak rate is there if the schedule needs it, and never below the initial rate."""
+    if draft.candidates:
+        return  # each of them is looked at as a whole: see candidates.py
     name, peak = "peak_learning_rate", draft.space.get("peak_learning_rate")
     if name not in draft.declared and draft.can_be("scheduler", PEAK_SCHEDULER) and "scheduler" not in unread(draft):
         yield f"space.{name}: is missing; scheduler = {show(PEAK_SCHEDULER)} needs it, here or under [training]"

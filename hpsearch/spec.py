@@ -123,7 +123,7 @@ class StudySpec:
             raise StudyFileError([f"{STORED}: is damaged (it is no JSON object of tables); {RESTORE}"]) from error
         except (RecursionError, TypeError, ValueError) as error:
             raise StudyFileError([f"{STORED}: is damaged ({error}); {RESTORE}"]) from error
-        return build(tables, STORED)
+        return build(tables, STORED, recorded=True)
 
 
 def parse(text: str, source: str) -> StudySpec:
@@ -143,9 +143,9 @@ def read_tables(text: str, source: str) -> dict[str, Any]:
         raise StudyFileError([f"{source}: is not valid TOML: {' '.join(place.split())}"]) from error
 
 
-def build(tables: Mapping[str, Any], source: str) -> StudySpec:
-    """The study that the tables describe. Raises StudyFileError with every mistake of form."""
-    values, mistakes = read_study(tables)
+def build(tables: Mapping[str, Any], source: str, *, recorded: bool = False) -> StudySpec:
+    """The study that the tables describe. Raises StudyFileError with every mistake of form; see `read_study`."""
+    values, mistakes = read_study(tables, recorded)
     if mistakes:
         raise StudyFileError([f"{source}: {' '.join(mistake.split())}" for mistake in mistakes])
     return StudySpec(**values)
