@@ -159,7 +159,7 @@ It may be searched like any other hyperparameter: `precision = ["float32", "bflo
 ## [[first]]: known good configurations
 
 Each `[[first]]` is a configuration to try before the search makes its own: values inside the space, the peak rate as
-itself and not as a factor. What it leaves out, the sampler fills in.
+itself and not as a factor. What it leaves out, the sampler fills in. No two of them may be equal.
 """
 
 

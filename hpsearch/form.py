@@ -14,7 +14,15 @@ from pydantic import ValidationError
 from hpsearch.candidates import candidate_mistakes, read_candidates, seed_mistakes
 from hpsearch.errors import StudyFileError
 from hpsearch.recipe import RULES
-from hpsearch.relations import Draft, draft_mistakes, first_mistakes, plan_mistakes, read_first
+from hpsearch.relations import (
+    Draft,
+    draft_mistakes,
+    first_mistakes,
+    idle_mistakes,
+    plan_mistakes,
+    read_first,
+    repeated_first,
+)
 from hpsearch.sections import SECTIONS, Section
 from hpsearch.space import (
     Choice,
@@ -74,7 +82,8 @@ def read_study(tables: Mapping[str, Any], recorded: bool = False) -> tuple[dict[
     first, found = read_first(tables.get("first", []), final)
     mistakes += first_mistakes(first, values.get("budget"))
     if not recorded:
-        mistakes += seed_mistakes(draft, values)
+        mistakes += [*seed_mistakes(draft, values), *idle_mistakes(draft, values.get("model"))]
+        mistakes += [] if found else repeated_first(first)
     return values | {"training": training, "space": final.space, "first": first}, mistakes + found
 
 

@@ -4,7 +4,7 @@ A Draft is what could be read of [training] and [space]. It also knows the names
 one mistake does not bring others with it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from hpsearch.space import (
     Value,
     active,
     is_kind,
+    is_same,
     num_combinations,
     num_values,
     order,
@@ -278,6 +279,17 @@ def peak_mistakes(draft: Draft) -> Iterator[str]:
         yield f"training.{name} = {show(draft.training[name])}: {below_start(start)}"
 
 
+def idle_mistakes(draft: Draft, model: Any) -> Iterator[str]:
+    """Settings that no trial uses, because the one that they belong to stands nowhere."""
+    said = draft.declared.union(*draft.candidates)
+    if model and model.export is not None and "start" not in said:
+        yield f'model.export = {show(model.export)}: no trial begins with it; set training.start = "export" as well'
+    for name in ("frozen_epochs", "frozen_rate"):
+        if name in said and "frozen_layers" not in said:
+            section = "training" if name in draft.fixed else "space" if name in draft.searched else "candidate"
+            yield f"{section}.{name}: means nothing without frozen_layers, how many layers it is about"
+
+
 def unread(draft: Draft) -> frozenset[str]:
     """Names that stand in the file, but with mistakes."""
     return draft.declared - draft.training.keys() - draft.space.keys()
@@ -315,6 +327,18 @@ def first_mistakes(first: tuple[Mapping[str, Value], ...], budget: Any) -> Itera
         yield f"budget.trials = {budget.trials}: must be at least {len(first)}, the number of [[first]] configurations"
 
 
+def repeated_first(first: Sequence[Mapping[str, Value]]) -> Iterator[str]:
+    """Configurations that say something, and the same as an earlier one."""
+    for number, one in enumerate(first, start=1):
+        before = [n for n, other in enumerate(first[: number - 1], start=1) if one and equal(one, other)]
+        if before:
+            yield f"first[{number}]: says the same as first[{before[0]}]; keep one of the two, it is trained once"
+
+
+def equal(one: Mapping[str, Value], other: Mapping[str, Value]) -> bool:
+    return one.keys() == other.keys() and all(is_same(one[name], other[name]) for name in one)
+
+
 def read_configuration(table: Mapping[str, Any], draft: Draft) -> tuple[dict[str, Value], list[str]]:
     recorded = {recorded_name(name, parameter): parameter for name, parameter in draft.space.items()}
     known = {*draft.declared, *recorded}
@@ -332,6 +356,8 @@ def read_configuration(table: Mapping[str, Any], draft: Draft) -> tuple[dict[str
     for name, parameter in draft.space.items():
         if name in table or recorded_name(name, parameter) in table:
             value, mistake = read_value(name, parameter, table, draft)
+            if name in table and (factor := recorded_name(name, parameter)) != name and factor in table:
+                mistakes.append(f"{factor} = {show(table[factor])}: {name} says that already; keep one of the two")
             configuration |= {} if value is None else {recorded_name(name, parameter): value}
             mistakes += [mistake] if mistake else []
     return configuration, mistakes

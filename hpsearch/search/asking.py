@@ -45,7 +45,7 @@ def ask(
     chosen = placed(recipe(spec, params, lease.number))
     digest = trial_digest(spec, lease.number, params, chosen.seed)
     attributes = {RECIPE_KEY: chosen.as_dict()}
-    ordered = bool(given) or attempt >= MAX_ATTEMPTS
+    ordered = attempt >= MAX_ATTEMPTS or (bool(given) and params.keys() <= given.keys())  # nothing is left to change
     return Drawn(lease, drafts.params, attributes, drafts.system_attrs, digest, ordered), chosen
 
 

@@ -149,6 +149,15 @@ def test_what_is_ordered_in_part_is_completed_without_a_loop(database: Database)
     assert [one.recipe.optimizer for one in done][:3] == ["adam"] * 3
 
 
+def test_what_is_ordered_in_part_is_no_double_of_what_is_ordered_in_full(database: Database) -> None:
+    space = 'optimizer = ["sgd", "adam"]\nbatch_size = [16, 32]\n'
+    first = "[[first]]\noptimizer = 'sgd'\nbatch_size = 16\n[[first]]\noptimizer = 'sgd'\n"  # the grid's first point
+    create_study(database, parse(study_text(space, 4, first, sampler="grid"), "test.toml"), "s")
+    mine = session(database)
+    assert [len(train(mine, 1)[0]) for _ in range(4)] == [1] * 4
+    assert len({digest_of(trial.params, None) for trial in trials(database)}) == 4
+
+
 def test_seeds_of_a_study_that_searches_nothing_are_no_doubles(database: Database) -> None:
     text = f'{HEAD}[pruner]\nname = "none"\n[budget]\ntrials = 3\n'.replace("[model]", "seeds = [5, 6, 7]\n[model]")
     create_study(database, parse(text, "test.toml"), "s")
