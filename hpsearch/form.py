@@ -23,7 +23,7 @@ from hpsearch.relations import (
     read_first,
     repeated_first,
 )
-from hpsearch.sections import SECTIONS, Section
+from hpsearch.sections import FROM_COMPLETE, SECTIONS, Section
 from hpsearch.space import (
     Choice,
     Conditions,
@@ -138,11 +138,15 @@ def read_seeds(seeds: object) -> tuple[tuple[int, ...], list[str]]:
 
 
 def with_defaults(tables: Mapping[str, Any], key: str) -> Any:
-    """A section as it is read: without a space every trial trains to its end, and N seeds are a budget of N trials."""
-    section = tables.get(key, {})
+    """A section as it is read: without a space every trial trains to its end, and N seeds are a budget of N trials.
+
+    Under samplers that learn from such trials only, every trial does so as well.
+    """
+    section, sampler = tables.get(key, {}), tables.get("sampler")
     if not isinstance(section, Mapping):
         return section
-    if key == "pruner" and not tables.get("space"):
+    to_the_end = isinstance(sampler, Mapping) and sampler.get("name") in FROM_COMPLETE
+    if key == "pruner" and (to_the_end or not tables.get("space")):
         return {"name": "none", **section}
     if key == "budget" and not tables.get("space") and (seeds := read_seeds(tables.get("seeds", []))[0]):
         candidates = tables.get("candidate")

@@ -53,7 +53,11 @@ class Sampler(Section):
 class Pruner(Section):
     """[pruner]: which trials to stop early."""
 
-    name: str = Field("asha", description="the pruner; if nothing is searched `none`, or `race` between candidates")
+    name: str = Field(
+        "asha",
+        description="the pruner; default `none` under the samplers `gp` and `cmaes`, which learn from completed trials "
+        "only; if nothing is searched `none`, or `race` between candidates",
+    )
     min_epochs: int | None = Field(None, ge=1, description="epochs that every trial may train")
     factor: int | None = Field(None, ge=2, description="one in so many trials passes a rung; rungs grow by it")
     startup_trials: int | None = Field(None, ge=0, description="trials that must have ended before any is stopped")
@@ -109,6 +113,7 @@ SAMPLER_OPTIONS = {
     "grid": (),  # draws nothing
     "qmc": ("seed",),
 }
+FROM_COMPLETE = ("gp", "cmaes")  # samplers that learn nothing from trials that were pruned
 PRUNER_OPTIONS = {
     "asha": ("min_epochs", "factor"),
     "hyperband": ("min_epochs", "factor"),

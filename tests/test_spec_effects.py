@@ -77,3 +77,9 @@ def test_a_study_recorded_under_laxer_rules_is_still_read() -> None:
     tables |= {"first": [{"learning_rate": 0.01}] * 2}
     study = StudySpec.from_json(json.dumps(tables))
     assert (study.model.export, len(study.first)) == ("sha256:0", 2)
+
+
+@pytest.mark.parametrize(("sampler", "pruner"), [("gp", "none"), ("cmaes", "none"), ("tpe", "asha"), ("qmc", "asha")])
+def test_samplers_that_learn_from_completed_trials_have_them(sampler: str, pruner: str) -> None:
+    assert build(f"sampler.name={sampler}").pruner.name == pruner
+    assert build(f"sampler.name={sampler}", "pruner.name=median").pruner.name == "median"
