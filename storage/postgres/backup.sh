@@ -30,6 +30,9 @@ KEEP=${KEEP:-7}
 [[ $KEEP =~ ^[1-9][0-9]*$ ]] || refuse "KEEP=$KEEP: must be a number of backups, 1 or more"
 [ -d "$1" ] || refuse "$1: there is no such folder; make it first, so that a disk that is not mounted is noticed"
 needs pg_dump pg_restore psql tar sha256sum
+is_there() { [ -d "$2" ] || refuse "$1=$2: there is no such folder; name that of the workers"; }
+is_there HPSEARCH_HOME "$(home_folder)"
+case ${HPSEARCH_ARTIFACTS:-} in '' | *://*) ;; *) is_there HPSEARCH_ARTIFACTS "$HPSEARCH_ARTIFACTS" ;; esac
 
 clean_up() {
     rm -rf "${work:-}"
@@ -101,4 +104,5 @@ for old in "${backups[@]:0:$((${#backups[@]} > KEEP ? ${#backups[@]} - KEEP : 0)
     rm -rf "$old"
 done
 
-echo "$folder/$name: $(awk '{n += $2} END {print n}' "$folder/$name/rows") rows, verified"
+archives=$(cd "$folder/$name" && find . -name '*.tar' -printf ', %f' | sort)
+echo "$folder/$name: $(awk '{n += $2} END {print n}' "$folder/$name/rows") rows${archives:-, no files}: verified"

@@ -5,11 +5,16 @@
 #
 # It refuses anything that is not empty, and changes nothing then. Passwords and folders: as for backup.sh. Afterwards
 # `hpsearch fsck STUDY --repair` deletes checkpoints of trials that ended while the backup was made; then start workers.
+#
+# --database-only before the backup restores no files: a new server, and the files stay where they are.
+# HPSEARCH_OWNER=USER:GROUP, as root: whose the home folder is, where the top of a new volume is root's.
 set -euo pipefail
 # shellcheck source=storage/postgres/common.sh
 . "$(dirname "$0")/common.sh"
 
-[ $# -eq 1 ] || refuse "usage: PGHOST=… PGUSER=… PGDATABASE=… $0 BACKUP"
+files=yes
+if [ "${1:-}" = --database-only ]; then files=no; shift; fi
+[ $# -eq 1 ] || refuse "usage: PGHOST=… PGUSER=… PGDATABASE=… $0 [--database-only] BACKUP"
 [ -f "$1/SHA256SUMS" ] || refuse "$1: is no backup, it has no SHA256SUMS"
 needs pg_restore psql tar sha256sum
 
@@ -31,14 +36,15 @@ objects=$(query "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = 
     WHERE n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'") || refuse "the database cannot be reached"
 [ "$objects" = 0 ] || refuse "the database $PGDATABASE is not empty: create a new one with createdb, and name it"
 
+has() { [ $files = yes ] && [ -f "$backup/$1.tar" ]; }
 is_empty() { [ ! -e "$1" ] || [ -z "$(ls -A "$1")" ]; }
 
 home=$(home_folder)
 checkpoints=$(checkpoints_folder)
-if [ -f "$backup/files.tar" ]; then
+if has files; then
     while read -r part; do targets+=("$home/$part"); done < <(tar --list --file "$backup/files.tar" | cut -d/ -f1 | sort -u)
 fi
-if [ -f "$backup/checkpoints.tar" ] || [ -f "$backup/shared.tar" ]; then
+if has checkpoints || has shared; then
     [ -n "$checkpoints" ] || refuse "HPSEARCH_ARTIFACTS=$HPSEARCH_ARTIFACTS: the backup has checkpoints; name a folder"
     targets+=("$checkpoints")
 fi
@@ -48,12 +54,15 @@ done
 
 # Files first: a worker that is started early must not find the trials without their checkpoints.
 placed=yes
-if [ -f "$backup/files.tar" ]; then
+if [ $files = yes ]; then
     mkdir -p "$home"
+    if [ -n "${HPSEARCH_OWNER:-}" ]; then chown "$HPSEARCH_OWNER" "$home"; fi
+fi
+if has files; then
     tar --extract --file "$backup/files.tar" --directory "$home"
 fi
 for archive in checkpoints shared; do
-    if [ -f "$backup/$archive.tar" ]; then
+    if has $archive; then
         mkdir -p "$checkpoints"
         tar --extract --file "$backup/$archive.tar" --directory "$checkpoints"
     fi

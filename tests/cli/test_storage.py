@@ -3,8 +3,11 @@
 import fcntl
 import os
 import pty
+import re
+import signal
 import struct
 import subprocess
+import sys
 import termios
 from pathlib import Path
 
@@ -15,7 +18,10 @@ from tests.cli.inside import hpsearch, one_line
 from tests.cli.running import command, environment
 from tests.cli.running import hpsearch as run
 from tests.postgres import PostgresServer
+from tests.storage.test_copy import rows
 from tests.studies import TINY
+
+PAGE = Path(__file__).parent.parent.parent / "storage" / "README.md"
 
 
 @pytest.fixture
@@ -87,3 +93,24 @@ def test_a_source_with_tables_but_no_study_and_a_destination_with_one(folder: Pa
     assert not (tmp_path / "new.db").exists()
     hpsearch(folder, "storage", "copy", "-", "sqlite:///empty.db")  # tables alone are no hindrance
     assert "holds studies already, 1 of them" in one_line(folder, "storage", "copy", "-", "sqlite:///empty.db")
+
+
+def test_a_sqlite_backup_is_restored_as_the_page_says(folder: Path) -> None:
+    backup = folder / "backup.db"
+    hpsearch(folder, "storage", "copy", "-", f"sqlite:///{backup}")
+    kept = rows(f"sqlite:///{backup}")
+    writing = (
+        "import os, signal, sqlite3\nwriter = sqlite3.connect('storage/hpsearch.db')\n"
+        "writer.execute('CREATE TABLE later AS SELECT randomblob(100000)')\nwriter.commit()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", writing], cwd=folder, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert (folder / "storage" / "hpsearch.db-wal").stat().st_size > 0
+    found = re.search(r"^SQLite, while nothing runs:.*?\n\n(.*?)\n\n", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert found is not None
+    lines = found[1].replace("/backups/2026-11-26.db", str(backup))
+    shell = f'set -e\nhpsearch() {{ {sys.executable} -m hpsearch "$@"; }}\n{lines}'
+    subprocess.run(["bash", "-c", shell], cwd=folder, env=environment(folder), check=True, capture_output=True)
+    assert rows("sqlite:///" + str(folder / "storage" / "hpsearch.db")) == kept
+    assert '"study": "tiny"' in hpsearch(folder, "list", "--json").stdout

@@ -80,7 +80,7 @@ def recorded(postgres: PostgresServer, tmp_path: Path) -> Iterator[Sandbox]:
         yield Sandbox(database, url, home)
 
 
-def script(name: str, url: str, home: Path, *arguments: Path, code: int = 0, **variables: str) -> str:
+def script(name: str, url: str, home: Path, *arguments: Path | str, code: int = 0, **variables: str) -> str:
     """Run a script for the database of a URL; what it says, on either stream."""
     port, database = url.rpartition(":")[2].split("/")
     place = {"PGHOST": "127.0.0.1", "PGPORT": port, "PGUSER": "hpsearch", "PGDATABASE": database}
@@ -120,7 +120,8 @@ def test_another_server_goes_on_from_a_backup(
         database.close()
     (backup,) = backups.iterdir()
     assert f"{backup}: " in said
-    assert "rows, verified" in said
+    assert " rows, checkpoints.tar" in said
+    assert said.endswith(": verified\n")
     assert {path.name for path in backup.iterdir()} == {"checkpoints.tar", "database.dump", "rows", "SHA256SUMS"} | (
         {"files.tar"} if (home / "artifacts").exists() else set()
     )
@@ -189,13 +190,40 @@ def test_files_and_rows_come_back(recorded: Sandbox, other: PostgresServer, tmp_
     assert all((home / name).read_text() == name for name in found)
 
 
+def test_the_database_alone(recorded: Sandbox, other: PostgresServer, tmp_path: Path, backups: Path) -> None:
+    home = tmp_path / "home"
+    said = script("backup.sh", recorded.url, home, backups)
+    assert " rows, checkpoints.tar, files.tar: verified" in said
+    (backup,) = backups.iterdir()
+    there, before = other.new_database(), sorted(home.rglob("*"))
+    assert "is not empty" in script("restore.sh", there, home, backup, code=2)
+    script("restore.sh", there, home, "--database-only", backup, HPSEARCH_ARTIFACTS="s3://bucket/prefix")
+    assert rows(there) == rows(recorded.url)
+    assert sorted(home.rglob("*")) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give folders away")
+@pytest.mark.parametrize("files", [True, False])
+def test_the_home_folder_gets_its_owner(
+    recorded: Sandbox, other: PostgresServer, tmp_path: Path, backups: Path, files: bool
+) -> None:
+    kept = tmp_path / "home" if files else backups  # as where all files are in a bucket
+    script("backup.sh", recorded.url, kept, backups)
+    (backup,) = backups.iterdir()
+    home = tmp_path / "volume"
+    home.mkdir()
+    script("restore.sh", other.new_database(), home, backup, HPSEARCH_OWNER="10001:10001")
+    assert (home.stat().st_uid, home.stat().st_gid) == (10001, 10001)
+
+
 def test_checkpoints_in_other_places(recorded: Sandbox, other: PostgresServer, tmp_path: Path, backups: Path) -> None:
     place = tmp_path / "elsewhere"
     FolderCheckpoints(place).save("key", 3, b"content")
     for name in ("weights", "pictures"):  # beside the checkpoints, and archived after the database
         (place / name).mkdir()
         (place / name / "file").write_text(name)
-    script("backup.sh", recorded.url, tmp_path / "absent", backups, HPSEARCH_ARTIFACTS=str(place))
+    (empty := tmp_path / "empty").mkdir()
+    script("backup.sh", recorded.url, empty, backups, HPSEARCH_ARTIFACTS=str(place))
     (backup,) = backups.iterdir()
     assert not (backup / "files.tar").exists()
     there, home, new = other.new_database(), tmp_path / "new-home", tmp_path / "new-place"
@@ -209,7 +237,8 @@ def test_checkpoints_in_other_places(recorded: Sandbox, other: PostgresServer, t
     ).stdout
     assert "key" in early
     assert "weights" not in early
-    script("backup.sh", recorded.url, tmp_path / "absent", backups, HPSEARCH_ARTIFACTS="s3://bucket/prefix")
+    said = script("backup.sh", recorded.url, empty, backups, HPSEARCH_ARTIFACTS="s3://bucket/prefix")
+    assert " rows, no files: verified" in said
     assert not (max(backups.iterdir()) / "checkpoints.tar").exists()
 
 
@@ -287,6 +316,11 @@ def test_what_backup_refuses(recorded: Sandbox, postgres: PostgresServer, tmp_pa
     home = tmp_path / "home"
     assert "PGDATABASE is not set" in script("backup.sh", recorded.url, home, backups, code=2, PGDATABASE="")
     assert "there is no such folder" in script("backup.sh", recorded.url, home, tmp_path / "absent", code=2)
+    absent = tmp_path / "absent"
+    assert f"HPSEARCH_HOME={absent}: there is" in script("backup.sh", recorded.url, absent, backups, code=2)
+    assert "HPSEARCH_ARTIFACTS=/absent: there is" in script(
+        "backup.sh", recorded.url, home, backups, code=2, HPSEARCH_ARTIFACTS="/absent"
+    )
     assert "KEEP=0" in script("backup.sh", recorded.url, home, backups, code=2, KEEP="0")
     assert "usage" in script("backup.sh", recorded.url, home, code=2)
     assert "did not answer" in script("backup.sh", recorded.url, home, backups, code=1, PGPORT="1")
@@ -325,6 +359,8 @@ def test_compose_runs_them_with_the_tools_of_its_own_server() -> None:
     files = (SCRIPTS.parent.parent / "docker-compose.yml", SCRIPTS / "backup.yml")
     images = [re.findall(r"image: (postgres:\S+)", file.read_text()) for file in files]
     assert images[0] == images[1]
+    dockerfile = (SCRIPTS.parent.parent / "Dockerfile").read_text()
+    assert re.findall(r'HPSEARCH_OWNER: "(\S+)"', files[1].read_text()) == re.findall(r"^USER (\S+)", dockerfile, re.M)
     assert set(re.findall(r"/scripts/(\S+?)\"", files[1].read_text())) == {
         path.name for path in SCRIPTS.glob("[br]*.sh")
     }
