@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -207,6 +208,38 @@ def wait(until: Callable[[], bool]) -> None:
     while not until():
         assert time.monotonic() < deadline, "nothing came"
         time.sleep(0.2)
+
+
+@needs_caddy
+def test_an_address_in_the_place_of_a_name(tmp_path):
+    """Caddy is asked at another address than the browser's, as behind Docker's NAT, and no name is in the handshake."""
+    asked, routes, port = "127.0.0.2", tmp_path / "Caddyfile", free_port()
+    ports = f"{{\n\thttp_port {free_port()}\n\thttps_port {port}\n"
+    routes.write_text((ROOT / "storage/caddy/Caddyfile").read_text().replace("{\n", ports, 1))
+    places = {"HPSEARCH_DOMAIN": asked, "XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    authority = tmp_path / "caddy/pki/authorities/local/root.crt"
+    with open(tmp_path / "log", "wb") as log:
+        caddy = subprocess.Popen(
+            ["caddy", "run", "--config", str(routes)], env=os.environ | places, stdout=log, stderr=log
+        )
+
+    def answers() -> bool:
+        trusting = ssl.create_default_context(cafile=str(authority))
+        try:
+            with (
+                socket.create_connection(("127.0.0.1", port), timeout=30) as plain,
+                trusting.wrap_socket(plain, server_hostname=asked) as secure,
+            ):
+                return ("IP Address", asked) in secure.getpeercert()["subjectAltName"]
+        except OSError:  # the certificate is not loaded yet
+            return False
+
+    try:
+        wait(authority.is_file)
+        wait(answers)
+    finally:
+        caddy.kill()
+        caddy.wait()
 
 
 @needs_compose
