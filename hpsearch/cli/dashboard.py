@@ -1,6 +1,8 @@
 """`hpsearch dashboard`: the studies in a browser, for reading unless it is started with --allow-write."""
 
+import signal
 import socket
+import sys
 
 import click
 
@@ -32,6 +34,7 @@ def dashboard(
     access = Access(host, port, token, allow_write, public_url)
     both = click.get_current_context().with_resource(application(settings, access))
     server = make_server(both, listen(host, port), access)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # a container's first process would ignore it
     name = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104
     address = public_url or f"http://{name}:{port}"
     what = "changes allowed" if allow_write else "read-only"

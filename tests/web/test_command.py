@@ -43,6 +43,19 @@ def test_another_host_prints_a_token_once(tmp_path: Path) -> None:
     assert token not in output + errors
 
 
+def test_sigterm_ends_it_in_order(tmp_path: Path) -> None:
+    """By a handler: a process without one is ended by the signal, or as the first of a container not at all."""
+    (tmp_path / "tiny.toml").write_text(TINY)
+    hpsearch(tmp_path, "create-study", "tiny.toml")
+    process = start(tmp_path, "dashboard", "--port", PORT)
+    assert process.stdout is not None
+    assert "read-only" in process.stdout.readline()
+    assert status("/hpsearch/") == 200
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "")
+
+
 def test_what_cannot_be_served(tmp_path: Path) -> None:
     assert "holds no studies yet" in hpsearch(tmp_path, "dashboard", code=2).stderr
     (tmp_path / "tiny.toml").write_text(TINY)
