@@ -1,5 +1,7 @@
 """`hpsearch launch`: workers of a study on a cluster, by Slurm or Kubernetes."""
 
+import os
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +16,9 @@ from hpsearch.cli.options import (
     storage_option,
 )
 from hpsearch.errors import UsageError
+
+# A line of a shell's file that sets the storage, or reads another file that may.
+SETS_STORAGE = re.compile(r"^(?!\s*#).*(\bHPSEARCH_STORAGE=|(?<!\S)(\.|source)\s)", re.MULTILINE)
 
 study_argument = click.argument("study", shell_complete=complete_recorded)
 workers_option = click.option("--workers", type=click.IntRange(1, 10_000), required=True, help="How many workers.")
@@ -36,7 +41,11 @@ def launch() -> None:
 @workers_option
 @gpus_option
 @cpus_option
-@click.option("--time", metavar="TIME", help="Time limit of each start, as sbatch has it: 90, 1:30:00 or 2-12:00.")
+@click.option(
+    "--time",
+    metavar="TIME",
+    help="Time limit of each start, as sbatch has it: 90, 1:30:00 or 2-12:00; 5 minutes at least.",
+)
 @click.option("--partition", metavar="NAME", help="Slurm's partition.")
 @click.option(
     "--env-file",
@@ -70,10 +79,12 @@ def slurm(
     if storage and env_file:
         raise UsageError("--storage and --env-file: give one of them; the file sets HPSEARCH_STORAGE for the workers")
     settings = settings_from(storage)
-    logs = (settings.home / "logs" / "slurm").absolute()
-    array = Array(study, workers, gpus_per_worker, cpus_per_worker, time, partition, Path.cwd(), logs, env_file)
+    folder = _current_folder()
+    logs = folder / settings.home / "logs" / "slurm"
+    array = Array(study, workers, gpus_per_worker, cpus_per_worker, time, partition, folder, logs, env_file)
     script = array.script(read(template), str(template)) if template else array.script(SCRIPT)
-    _check_env_file(env_file)
+    if env_file:
+        _check_env_file(env_file)
     _check_study(study, storage)
     _check_file_system(settings.storage_url)
     if dry_run:
@@ -187,9 +198,20 @@ def _check_study(study: str, storage: str | None) -> None:
     load_study(open_database(storage), study)
 
 
-def _check_env_file(file: Path | None) -> None:
-    if file is not None and file.stat().st_mode & 0o077:
+def _current_folder() -> Path:
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise UsageError(f"the current folder: {error.strerror}; workers run in it, so go to one that exists") from None
+
+
+def _check_env_file(file: Path) -> None:
+    if file.stat().st_mode & 0o077:
         raise UsageError(f"--env-file {file}: others may read it, and it may hold a password; run `chmod 600 {file}`")
+    if os.environ.get("HPSEARCH_STORAGE") and not SETS_STORAGE.search(file.read_text(errors="replace")):
+        raise UsageError(
+            f"--env-file {file}: sets no HPSEARCH_STORAGE, and that of your environment is not passed on; add the line"
+        )
 
 
 def _check_file_system(url: str) -> None:

@@ -4,6 +4,7 @@ A storage URL may hold a password, so it is in no script and no argument: it rea
 """
 
 import hashlib
+import math
 import re
 import shlex
 import sys
@@ -14,6 +15,7 @@ from hpsearch.errors import UsageError
 from hpsearch.launch.templates import fill
 
 GRACE_SECONDS = 120  # before the time limit; a worker needs the time of one step of training and of a checkpoint
+LEAST_MINUTES = 5  # of a time limit, here and in SCRIPT: shorter turns leave no time to train, and would never end
 
 # What sbatch(1) knows: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]
 TIME = re.compile(r"\d{1,6}(:\d{1,2}){0,2}|\d{1,4}-\d{1,2}(:\d{1,2}){0,2}|UNLIMITED|INFINITE", re.IGNORECASE)
@@ -50,10 +52,12 @@ wait "$$worker"
 code=$$?
 echo "task $$task: exit code $$code"
 # 143: it was told to leave before it had begun. Slurm says RUNNING: the task was not cancelled, and Slurm has not put
-# it back itself. Then it asks for another turn.
-if [ -n "$${asked:-}" ] && { [ "$$code" = 75 ] || [ "$$code" = 143 ]; } &&
-    [ "$$(squeue --noheader --jobs "$$task" --format %T)" = RUNNING ]; then
-    scontrol requeue "$$task"
+# it back itself. Then it asks for another turn, unless the time limit of its turns is too short to get anywhere.
+if [ -n "$${asked:-}" ] && { [ "$$code" = 75 ] || [ "$$code" = 143 ]; }; then
+    case "$$(squeue --noheader --jobs "$$task" --format '%T %l')" in
+        "RUNNING "[0-4]:??) echo "task $$task: not queued again, its time limit is below 5 minutes; launch with more" ;;
+        "RUNNING "*) scontrol requeue "$$task" ;;
+    esac
 fi
 exit "$$code"
 """
@@ -83,6 +87,11 @@ class Array:
             raise UsageError(
                 f"--time {self.time!r}: Slurm knows no such time; give minutes, hours:minutes:seconds or "
                 "days-hours:minutes, as in 90, 1:30:00 or 2-12:00"
+            )
+        if self.time is not None and _seconds(self.time) < 60 * LEAST_MINUTES:
+            raise UsageError(
+                f"--time {self.time}: two minutes before the end a worker is told to leave; "
+                f"give {LEAST_MINUTES} minutes or more"
             )
         if self.partition is not None and not PARTITION.fullmatch(self.partition):
             raise UsageError(f"--partition {self.partition!r}: must be names of letters, digits, '_', '-' and '.'")
@@ -144,6 +153,16 @@ def job_name(study: str) -> str:
     if plain == study:
         return f"hpsearch-{study}"
     return f"hpsearch-{plain}-{hashlib.sha256(study.encode()).hexdigest()[:8]}"
+
+
+def _seconds(time: str) -> float:
+    """A time limit that matches TIME; without end: UNLIMITED, INFINITE and 0."""
+    if not time[0].isdigit():
+        return math.inf
+    days, dash, clock = time.rpartition("-")
+    numbers = [int(number) for number in clock.split(":")]
+    units = (3600, 60, 1) if dash or len(numbers) == 3 else (60, 1)
+    return int(days or 0) * 86400 + sum(map(math.prod, zip(numbers, units, strict=False))) or math.inf
 
 
 def directive(text: str) -> str:

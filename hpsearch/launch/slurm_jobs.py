@@ -6,7 +6,9 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from hpsearch.errors import HpsearchError, UsageError
 from hpsearch.launch.slurm import Array, job_name
@@ -55,21 +57,42 @@ def submit(script: str, array: Array, storage_url: str | None) -> str:
     storage_url: for the workers' environment; None: as it is here.
 
     Raises:
-        UsageError: there is no sbatch here, or it refuses the script.
+        UsageError: there is no sbatch here, or it refuses the script; or there is no place for logs.
     """
     program = _program("sbatch")
-    array.logs.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, **({"HPSEARCH_STORAGE": storage_url} if storage_url else {})}
     if array.env_file:
         told = ASSIGNMENT.findall(array.env_file.read_text(errors="replace"))
         secret = {*SECRETS, *(name for name in told if SECRET.search(name))}  # not PATH, which a line may extend
         environment = {name: value for name, value in environment.items() if name not in secret}
-    # By argument as well: SBATCH_JOB_NAME and SBATCH_EXPORT in the environment are stronger than the script.
-    arguments = ["--parsable", f"--job-name={job_name(array.study)}", "--export=ALL"]
-    done = _run([program, *arguments], environment, script)
-    if done.returncode != 0:
-        raise UsageError(f"sbatch refused the workers, and nothing was submitted: {_reason(done)}")
+    # By argument as well: SBATCH_JOB_NAME and the like in the environment are stronger than the script.
+    options = {"job-name": job_name(array.study), "export": "ALL", "time": array.time, "partition": array.partition}
+    arguments = ["--parsable", *(f"--{key}={value}" for key, value in options.items() if value)]
+    with _folder(array.logs):
+        done = _run([program, *arguments], environment, script)
+        if done.returncode != 0:
+            raise UsageError(f"sbatch refused the workers, and nothing was submitted: {_reason(done)}")
     return done.stdout.strip().partition(";")[0]
+
+
+@contextmanager
+def _folder(logs: Path) -> Iterator[None]:
+    """The folder of logs is there inside; what was made of it goes again if the block ends with a UsageError."""
+    made: list[Path] = []
+    try:
+        try:
+            made = [folder for folder in (logs, *logs.parents) if not folder.exists()]
+            logs.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"the folder of logs {logs} cannot be made: {error.strerror}; mend that, or name another HPSEARCH_HOME"
+            ) from None
+        yield
+    except UsageError:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def tasks(study: str) -> list[Task]:
@@ -165,6 +188,8 @@ def _run(
             timeout=ANSWER_SECONDS,
             check=False,
         )
+    except OSError as error:
+        raise UsageError(f"{command[0]} cannot be run: {error.strerror}; is Slurm installed as it should be?") from None
     except subprocess.TimeoutExpired:
         name = os.path.basename(command[0])
         raise HpsearchError(f"{name} has not answered for {ANSWER_SECONDS} s: try again later") from None

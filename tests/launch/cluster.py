@@ -52,6 +52,7 @@ JobRequeue=1
 {nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP LLN=YES PriorityTier=1 GraceTime=60
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
+PartitionName=brief Nodes=ALL MaxTime=2 State=UP PriorityTier=1
 """
 
 

@@ -64,7 +64,8 @@ class Site:
 
     def launch(self, study: str, *options: str) -> str:
         """Submit workers on CPUs and return the number of their array."""
-        said = self.hpsearch("launch", "slurm", study, "--gpus-per-worker", "0", "--time", "60", *options)
+        limit = () if "--partition" in options else ("--time", "60")
+        said = self.hpsearch("launch", "slurm", study, "--gpus-per-worker", "0", *limit, *options)
         return said.partition("array ")[2].partition(":")[0]
 
     def tasks(self, study: str) -> dict[str, dict[str, Any]]:
@@ -184,3 +185,17 @@ def test_pre_empted_in_the_grace_time_then_cancelled(site: Site) -> None:
     assert site.trials(name, "WAITING") == 1
     assert "no jobs to cancel" in site.hpsearch("launch", "cancel", name)
     assert list(site.folder.rglob("pwned*")) == []
+
+
+@pytest.mark.timeout(600)
+def test_a_partition_whose_limit_leaves_no_time(site: Site) -> None:
+    """SIGTERM comes at once: another turn would end as this one, and so on without end."""
+    (site.folder / "array.toml").write_text(STUDY)
+    site.hpsearch("create-study", "array.toml")
+    site.hpsearch("pause", "array")
+    array = site.launch("array", "--workers", "1", "--partition", "brief")
+    site.wait_until(lambda: "exit code" in site.logs())
+    site.wait_until(lambda: site.tasks("array")[f"{array}_1"]["state"] != "running")
+    ended = site.tasks("array")[f"{array}_1"]
+    assert (ended["state"], ended["starts"]) == ("ended", 1), site.logs()
+    assert f"task {array}_1: not queued again, its time limit is below 5 minutes" in site.logs()

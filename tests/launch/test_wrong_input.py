@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hpsearch.launch.slurm import Array
 from tests.cli.inside import hpsearch, one_line
 from tests.cli.running import environment
 from tests.studies import TINY, create_as
@@ -24,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "sbatch"
     program.write_text(
-        "#!/bin/sh\ntouch submitted\necho 'sbatch: error: invalid partition specified: nine' >&2\nexit 1\n"
+        "#!/bin/sh\necho \"$@\" > submitted\necho 'sbatch: error: invalid partition specified: nine' >&2\nexit 1\n"
     )
     program.chmod(0o755)
     return tmp_path
@@ -36,6 +37,13 @@ SLURM = {
     "not a number": (("tiny", "--workers", "many"), "'many'"),
     "fewer than no GPUs": (("tiny", "--gpus-per-worker", "-1"), "--gpus-per-worker"),
     "time": (("tiny", "--time", "1h"), "--time '1h': Slurm knows no such time"),
+    "no time to train": (
+        ("tiny", "--time", "1"),
+        "two minutes before the end a worker is told to leave; give 5 minutes",
+    ),
+    "seconds": (("tiny", "--time", "4:59"), "--time 4:59: two minutes"),
+    "hours and seconds": (("tiny", "--time", "0:04:00"), "--time 0:04:00: two minutes"),
+    "days and minutes": (("tiny", "--time", "0-0:4"), "--time 0-0:4: two minutes"),
     "time with a line": (("tiny", "--time", "60\n#SBATCH --wrap=x"), "Slurm knows no such time"),
     "partition": (("tiny", "--partition", "a b"), "--partition 'a b'"),
     "name of two lines": (("two\nlines",), PRINTABLE),
@@ -80,10 +88,61 @@ def test_without_slurm(folder: Path) -> None:
 
 
 def test_refused_by_slurm(folder: Path) -> None:
-    arguments = ("launch", "slurm", "tiny", "--workers", "2", "--partition", "nine")
+    arguments = ("launch", "slurm", "tiny", "--workers", "2", "--partition", "nine", "--time", "1:30:00")
     error = hpsearch(folder, *arguments, code=2, PATH=f"{folder}/bin:/usr/bin:/bin").stderr.splitlines()[-1]
     assert "nothing was submitted: invalid partition specified: nine" in error
-    assert (folder / "submitted").exists()
+    # By argument: SBATCH_PARTITION and SBATCH_TIMELIMIT of the environment are stronger than the script.
+    assert (folder / "submitted").read_text().split()[-2:] == ["--time=1:30:00", "--partition=nine"]
+    assert not (folder / "storage" / "logs").exists()
+    (folder / "storage" / "logs" / "slurm").mkdir(parents=True)
+    (folder / "bin" / "sbatch").write_text("#!/absent/interpreter\n")
+    error = hpsearch(folder, *arguments, code=2, PATH=f"{folder}/bin:/usr/bin:/bin").stderr.splitlines()[-1]
+    assert "bin/sbatch cannot be run: No such file" in error
+    assert (folder / "storage" / "logs" / "slurm").is_dir()  # it was there before
+
+
+@pytest.mark.parametrize("time", ["5", "5:00", "0:05:00", "0-0:5", "0-1", "1-0", "0", "0:00", "unlimited", "INFINITE"])
+def test_times_that_leave_time_to_train(time: str) -> None:
+    assert f"#SBATCH --time={time}\n" in Array("tiny", 1, 0, 1, time, None, Path("/here"), Path("/logs")).script()
+
+
+def test_no_place_for_logs(folder: Path) -> None:
+    (folder / "storage" / "logs").write_text("a file")
+    arguments = ("launch", "slurm", "tiny", "--workers", "2")
+    error = hpsearch(folder, *arguments, code=2, PATH=f"{folder}/bin:/usr/bin:/bin").stderr.splitlines()[-1]
+    assert f"the folder of logs {folder}/storage/logs/slurm cannot be made: Not a directory" in error
+    assert (folder / "storage" / "logs").read_text() == "a file"
+    assert not (folder / "submitted").exists()
+
+
+def test_a_current_folder_that_is_gone(folder: Path) -> None:
+    gone = f'mkdir gone; cd gone; rmdir ../gone; exec {sys.executable} -m hpsearch "$@"'
+    arguments = ["launch", "slurm", "tiny", "--workers", "2", "--storage", f"sqlite:///{folder}/storage/hpsearch.db"]
+    done = subprocess.run(
+        ["bash", "-c", gone, "bash", *arguments],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("hpsearch: the current folder: No such file or directory")
+    assert "Traceback" not in done.stderr
+
+
+def test_an_env_file_without_the_storage_of_the_environment(folder: Path) -> None:
+    file, url = folder / "my.env", f"sqlite:///{folder}/storage/hpsearch.db"
+    arguments = ("launch", "slurm", "tiny", "--workers", "2", "--env-file", "my.env", "--dry-run")
+    for text in ("", "HPSEARCH_HOME=here\n", "# HPSEARCH_STORAGE=x\n", "HPSEARCH_STORAGE_PASSWORD_FILE=x\n"):
+        file.write_text(text)
+        file.chmod(stat.S_IRUSR | stat.S_IWUSR)
+        line = one_line(folder, *arguments, HPSEARCH_STORAGE=url)
+        assert "--env-file my.env: sets no HPSEARCH_STORAGE, and that of your environment is not passed on" in line
+    hpsearch(folder, *arguments)  # here it is the default, and there
+    for text in ("A=1\nexport HPSEARCH_STORAGE=x", ". ~/site.env", "[ -f site ] && source site"):
+        file.write_text(text)
+        assert "#SBATCH" in hpsearch(folder, *arguments, HPSEARCH_STORAGE=url).stdout
 
 
 def test_what_an_env_file_sets_does_not_pass_through_slurm(folder: Path) -> None:
