@@ -22,6 +22,7 @@ from hpsearch.relations import (
     plan_mistakes,
     read_first,
     repeated_first,
+    uneven_mistakes,
 )
 from hpsearch.sections import FROM_COMPLETE, SECTIONS, Section
 from hpsearch.space import (
@@ -82,7 +83,8 @@ def read_study(tables: Mapping[str, Any], recorded: bool = False) -> tuple[dict[
     first, found = read_first(tables.get("first", []), final)
     mistakes += first_mistakes(first, values.get("budget"))
     if not recorded:
-        mistakes += [*seed_mistakes(draft, values), *idle_mistakes(draft, values.get("model"))]
+        mistakes += [*seed_mistakes(draft, values), *uneven_mistakes(draft, values.get("pruner"))]
+        mistakes += idle_mistakes(draft, values.get("model"))
         mistakes += [] if found else repeated_first(first)
     return values | {"training": training, "space": final.space, "first": first}, mistakes + found
 

@@ -279,6 +279,13 @@ def peak_mistakes(draft: Draft) -> Iterator[str]:
         yield f"training.{name} = {show(draft.training[name])}: {below_start(start)}"
 
 
+def uneven_mistakes(draft: Draft, pruner: Any) -> Iterator[str]:
+    """A pruner that compares trials whose schedules are of different lengths."""
+    if "epochs" in draft.searched and pruner and pruner.name == "median":
+        rule = "compares all trials at an epoch, and a shorter schedule has cooled down further there"
+        yield f'pruner.name = "median": {rule}; with space.epochs give "asha", which compares those of one length'
+
+
 def idle_mistakes(draft: Draft, model: Any) -> Iterator[str]:
     """Settings that no trial uses, because the one that they belong to stands nowhere."""
     said = draft.declared.union(*draft.candidates)

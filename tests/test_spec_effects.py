@@ -83,3 +83,11 @@ def test_a_study_recorded_under_laxer_rules_is_still_read() -> None:
 def test_samplers_that_learn_from_completed_trials_have_them(sampler: str, pruner: str) -> None:
     assert build(f"sampler.name={sampler}").pruner.name == pruner
     assert build(f"sampler.name={sampler}", "pruner.name=median").pruner.name == "median"
+
+
+def test_a_median_over_schedules_of_different_lengths() -> None:
+    text = STUDY.replace("[space]", "[pruner]\nname = 'median'\n[space]").replace("[training]\nepochs = 4\n", "")
+    searched = text.replace("[space]", "[space]\nepochs = [3, 24]")
+    assert mistake(text=searched).startswith('pruner.name = "median": compares all trials at an epoch')
+    build(text=searched.replace("'median'", "'asha'"))
+    build("training.epochs=4", text=text)
