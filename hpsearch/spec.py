@@ -19,7 +19,7 @@ from hpsearch.errors import StudyFileError, UsageError
 from hpsearch.form import read_study
 from hpsearch.recipe import Recipe
 from hpsearch.relations import PEAK_SCHEDULER, highest
-from hpsearch.sections import SECTIONS, Budget, Data, Model, Objective, Pruner, Sampler
+from hpsearch.sections import FROM_COMPLETE, SECTIONS, Budget, Data, Model, Objective, Pruner, Sampler
 from hpsearch.space import Float, Parameter, Value, asked, order, recorded_name, to_table
 
 STORED = "the study in the storage"
@@ -73,6 +73,16 @@ class StudySpec:
         what = f"{len(self.space)} hyperparameters searched" if self.space else f"{len(self.seeds)} seeds"
         what = f"{len(self.candidates)} candidates, {what}" if self.candidates else what
         return f"{self.model.name} on {self.data.name}, {what}, {self.budget.trials} trials of {self.max_epochs} epochs"
+
+    def cautions(self) -> list[str]:
+        """What is allowed and hardly meant, one sentence each."""
+        found, pruner, first = [], self.pruner.name, self.pruner.min_epochs or 1
+        if self.sampler.name in FROM_COMPLETE and pruner != "none":
+            rule = f"sampler {self.sampler.name} learns from completed trials only, and few will be"
+            found.append(f'pruner.name = "{pruner}": {rule}; "none" is its default')
+        if pruner in ("asha", "hyperband") and 2 * first > self.max_epochs:
+            found.append(f"no trial will be pruned: min_epochs = {first} is past half of epochs = {self.max_epochs}")
+        return found
 
     def recipe(self, params: Mapping[str, Any], seed: int, stream_seed: int, candidate: int = 0) -> Recipe:
         """The recipe of one trial: fixed values, and what the trial recorded; anything else has its default.

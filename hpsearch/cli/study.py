@@ -65,6 +65,8 @@ def create_study(
     if study_name is not None and (complaint := name_complaint(study_name)):
         raise UsageError(f"--study-name {show(study_name)}: {complaint}")
     spec = catalogue.read(study, (*overrides, *([f"budget.trials={trials}"] if trials else [])))
+    for caution in spec.cautions():
+        click.echo(f"hpsearch: warning: {caution}", err=True)
     name = study_name or spec.name
     settings = settings_from(storage)
     if spec.model.export:

@@ -24,5 +24,7 @@ def validate(context: click.Context, files: tuple[str, ...], overrides: tuple[st
             click.echo(str(error), err=True)
         else:
             click.echo(f"{file}: ok, {study.summary()}")
+            for caution in study.cautions():
+                click.echo(f"{file}: warning: {caution}", err=True)
     if failed:
         context.exit(2)

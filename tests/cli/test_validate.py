@@ -38,6 +38,24 @@ def test_ok(file):
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("override", "caution"),
+    [
+        ("pruner.min_epochs=5", "no trial will be pruned: min_epochs = 5 is past half of epochs = 8"),
+        ("sampler={ name = 'gp' }", 'pruner.name = "asha": sampler gp learns from completed trials only'),
+        ("training.epochs=1", "no trial will be pruned: min_epochs = 1 is past half of epochs = 1"),
+    ],
+)
+def test_what_is_hardly_meant(override, caution, tmp_path):
+    result = run("quickstart", "--set", override)
+    assert (result.exit_code, result.stdout.startswith("quickstart: ok")) == (0, True)
+    assert result.stderr.startswith(f"quickstart: warning: {caution}")
+    assert result.stderr.count("\n") == 1
+    url = f"sqlite:///{tmp_path}/study.db"
+    created = CliRunner().invoke(cli, ["create-study", "quickstart", "--set", override, "--storage", url])
+    assert (created.exit_code, created.stderr.startswith(f"hpsearch: warning: {caution}")) == (0, True)
+
+
 def test_each_mistake_on_its_own_line(file):
     result = run(file, "--set", "training.epochs=0", "--set", "model.name=lennet")
     assert result.exit_code == 2
