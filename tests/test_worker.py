@@ -14,6 +14,7 @@ from hpsearch import worker
 from hpsearch.errors import DataError, UsageError
 from hpsearch.events import (
     EpochDone,
+    Event,
     StudyOpened,
     TrialEnded,
     TrialResumed,
@@ -233,9 +234,13 @@ def test_pause_resume_and_stop_reach_a_worker_within_two_epochs(
 def test_a_worker_waits_for_trials_of_a_dead_one(sqlite: Database, settings: Settings) -> None:
     create_study(sqlite, tiny(trials="trials = 2"), "tiny")
     study = load_study(sqlite, "tiny")
-    dead = ledger.take(sqlite, study.study_id, 1, "dead", 2.0, study.plan)
+    dead = ledger.take(sqlite, study.study_id, 1, "dead", 3600.0, study.plan)
     assert len(dead.leases) == 1
-    events = list(serve(sqlite, "tiny", settings, Interruption(), Limits()))
+    events: list[Event] = []
+    for event in serve(sqlite, "tiny", settings, Interruption(), Limits()):
+        events.append(event)
+        if isinstance(event, TrialEnded):  # from here on it has two seconds, however slow this machine is
+            ledger.prepare(sqlite, [(lease, {}) for lease in dead.leases], 2.0)
     assert [event.trial for event in events if isinstance(event, TrialEnded)] == [1, 0]
     assert events[-1] == WorkerLeft("study tiny: all of its 2 trials have been started")
 

@@ -2,6 +2,7 @@
 
 import math
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def test_a_trial_that_nobody_can_take_is_looked_for_with_pauses(
 ) -> None:
     """Its owner was stopped in the middle of a transaction, which keeps the trial locked."""
     monkeypatch.setattr("hpsearch.worker.IDLE_POLL_SECONDS", 0.5)
+    looked: list[float] = []
     url = postgres.new_database()
     with create(url) as database, create(url) as other:
         create_study(database, spec(1, 1), "tiny")
@@ -71,8 +73,12 @@ def test_a_trial_that_nobody_can_take_is_looked_for_with_pauses(
         assert ledger.take(database, study.study_id, 1, "stopped", 0.0, study.plan).leases
         with other.engine.begin() as connection:
             connection.execute(update(LEASES).values(token=LEASES.c.token))
-            events = list(serve(database, "tiny", settings, Interruption(), Limits(max_idle_seconds=2.0)))
-        assert 2 <= sum(isinstance(event, StudyOpened) for event in events) <= 8
+            interruption = Interruption()
+            for event in serve(database, "tiny", settings, interruption, Limits(max_idle_seconds=3600.0)):
+                looked += [time.monotonic()] if isinstance(event, StudyOpened) else []
+                interruption.requested = len(looked) == 4
+            assert looked[-1] - looked[0] >= 3 * 0.7 * 0.5  # a pause between two looks is that long at least
+            events = list(serve(database, "tiny", settings, Interruption(), Limits(max_idle_seconds=0.0)))
         assert events[-1] == WorkerLeft("study tiny: others hold what is left of it")
         list(serve(database, "tiny", settings, Interruption(), Limits(max_idle_seconds=0.0)))
         assert states(database) == [TrialState.COMPLETE]

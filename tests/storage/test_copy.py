@@ -141,20 +141,21 @@ def test_there_and_back_again(
 
 
 def test_a_running_study_goes_on_in_the_new_storage(storage_url: str, destination: str, tmp_path: Path) -> None:
-    settings = Settings(storage_url, tmp_path, None, "cpu", lease_seconds=1.0, checkpoint_seconds=0.0)
+    settings = Settings(storage_url, tmp_path, None, "cpu", checkpoint_seconds=0.0)
     with create(storage_url) as database:
         create_study(database, tiny(), "tiny")
         list(serve(database, "tiny", settings, Interruption(), Limits(max_trials=2)))
         study = load_study(database, "tiny")
-        session = Session(database, study, fleet.Worker("me", "here", 1, "cpu"), 1.0)
+        session = Session(database, study, fleet.Worker("me", "here", 1, "cpu"), 3600.0)
         lease = session.take(1).assignments[0].lease
-        report_epoch(database, lease, 1)
+        report_epoch(database, lease, 1, 3600.0)
         report = copied(storage_url, destination)
         assert report.num_running == 1
-        assert 0 < report.lease_seconds <= 1.0
+        assert 0 < report.lease_seconds <= 3600.0
         report_epoch(database, lease, 2)  # the old storage knows nothing of the new one
         with connect(destination) as new:
             assert [row["epoch"] for row in ledger.epochs(new, lease.trial_id)] == [1]
+            ledger.prepare(new, [(lease, {})], 0.0)  # the copy of its lease runs out
             list(serve(new, "tiny", settings, Interruption(), Limits()))
             study = load_study(new, "tiny")
             now = progress(new, study)
@@ -205,10 +206,10 @@ def test_workers_that_run_meanwhile(tmp_path: Path, postgres: PostgresServer) ->
         assert fsck.run(database, study, place, mend=True).left == ()
 
 
-def report_epoch(database: Database, lease: ledger.Lease, epoch: int) -> None:
+def report_epoch(database: Database, lease: ledger.Lease, epoch: int, seconds: float = 1.0) -> None:
     value = value_of(lease, epoch)
     measured = dict.fromkeys(tables.METRICS, 0.5) | {"validation_accuracy": value}
-    assert ledger.report(database, [ledger.Report(lease, epoch, value, measured, 1.0)], 1.0)
+    assert ledger.report(database, [ledger.Report(lease, epoch, value, measured, 1.0)], seconds)
 
 
 def wait_for_running(database: Database, number: int) -> None:
