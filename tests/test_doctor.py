@@ -197,6 +197,7 @@ def test_a_worker_holds_no_more_connections_than_doctor_counts(postgres: Postgre
     thread = threading.Thread(target=work)
     thread.start()
     count = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{url.rpartition('/')[2]}'"
+    count += " AND backend_type = 'client backend'"  # not the server's own cleaning
     with psycopg.connect(postgres.url("postgres").replace("+psycopg", ""), autocommit=True) as connection:
         while not done.wait(0.002):
             row = connection.execute(count.encode()).fetchone()

@@ -79,7 +79,7 @@ def test_a_live_view_in_a_terminal(tmp_path: Path) -> None:
     os.close(theirs)
     decoder = codecs.getincrementaldecoder("utf-8")()  # what is read may end within a character
     seen, deadline = "", time.monotonic() + 60
-    while ("training" not in seen or "images/s" not in seen) and time.monotonic() < deadline:
+    while any(text not in seen for text in ("training", "images/s", "as asked")) and time.monotonic() < deadline:
         seen += decoder.decode(os.read(ours, 10_000))
     watching.send_signal(signal.SIGINT)
     code = watching.wait(30)
