@@ -199,7 +199,7 @@ def test_sign_in_with_the_keyboard_and_out_again(chrome: Chrome, reading: str) -
         assert chrome.current_url == f"{reading}/hpsearch/sign-in"
         assert faults(chrome) == []
         chrome.switch_to.active_element.send_keys("not-the-token", Keys.ENTER)
-        assert "not the token" in chrome.find_element(By.ID, "problem").text
+        wait_until(lambda: any("not the token" in one.text for one in chrome.find_elements(By.ID, "problem")))
         chrome.find_element(By.ID, "token").send_keys(TOKEN, Keys.ENTER)
         wait_until(lambda: chrome.current_url == f"{reading}/hpsearch/")
         assert "made-up" in chrome.find_element(By.TAG_NAME, "main").text
