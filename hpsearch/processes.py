@@ -56,13 +56,17 @@ class Workers:
             running -= isinstance(event, WorkerExited)
             yield index, event
 
-    def terminate(self) -> None:
-        """Ask every worker to give its trial back and leave."""
+    def leave(self) -> None:
+        """Start none again from now on: they have been asked to leave."""
         with self._starting:
             self._leaving = True
-            for process in self._processes:
-                if process.poll() is None:
-                    process.send_signal(signal.SIGTERM)
+
+    def terminate(self) -> None:
+        """Ask every worker to give its trial back and leave."""
+        self.leave()
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
 
     def _start(self, index: int) -> "subprocess.Popen[str]":
         return subprocess.Popen(

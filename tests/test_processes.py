@@ -1,6 +1,7 @@
 """Workers in processes of their own: what they print that is no event neither hides one nor keeps anybody waiting."""
 
 import os
+import signal
 import threading
 from pathlib import Path
 
@@ -66,8 +67,9 @@ def test_a_worker_that_is_killed_starts_again_a_few_times(
     assert (tmp_path / "starts").read_text() == "x\n" * starts
 
 
+@pytest.mark.parametrize("how", ["terminate", "leave"])
 def test_a_worker_that_is_killed_while_all_leave_does_not_start_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     program = tmp_path / "python"
     program.write_text("#!/bin/sh\ntrap 'kill -9 $$' TERM\necho 5\nwhile :; do sleep 0.1; done\n")
@@ -77,7 +79,11 @@ def test_a_worker_that_is_killed_while_all_leave_does_not_start_again(
     monkeypatch.setattr("hpsearch.processes.Workers._take", lambda *_: ready.set())
     workers = Workers([[]], dict(os.environ))
     assert ready.wait(60.0)
-    workers.terminate()
+    if how == "terminate":
+        workers.terminate()
+    else:  # Ctrl-C, which every process of the terminal gets
+        workers.leave()
+        workers._processes[0].send_signal(signal.SIGTERM)
     assert events(workers) == [WorkerExited(-9)]
 
 

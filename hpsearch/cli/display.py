@@ -118,6 +118,8 @@ class Watch:
 
     def _open(self, worker: int, event: StudyOpened) -> str | None:
         self.devices[worker] = event.device
+        for key in [key for key in self.rows if key[0] == worker]:
+            del self.rows[key]  # of its process that was killed
         if event.study == self.study:
             return None
         self.study, self.metric, self.max_trials = event.study, event.metric, event.max_trials

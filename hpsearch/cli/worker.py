@@ -142,7 +142,8 @@ def _run_processes(arguments: list[list[str]], study: str | None, settings: Sett
     if settings.data_dir is not None:
         environment["HPSEARCH_DATA"] = str(settings.data_dir)
     group = Workers(arguments, environment)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the workers get Ctrl-C themselves; this process sees them off
+    # The workers get Ctrl-C themselves; this process sees them off. To ignore it would be handed down to them.
+    signal.signal(signal.SIGINT, lambda _number, _frame: group.leave())
     signal.signal(signal.SIGTERM, lambda _number, _frame: group.terminate())
     return show(group.events(), settings)
 

@@ -31,6 +31,12 @@ def end(watch: Watch, trial: int, state: str, epoch: int, finished: int) -> str:
     return watch.take(0, TrialEnded(trial, state, epoch, 0.1, "", finished, 12, trial, 0.1)) or ""
 
 
+def test_a_process_that_starts_again_shows_no_trials_of_the_one_that_was_killed(watch: Watch) -> None:
+    watch.take(1, TrialStarted(6, 60))
+    watch.take(0, StudyOpened("long", "validation_accuracy", "cpu", 12, 0, None, None))
+    assert list(watch.rows) == [(1, 6)]
+
+
 def test_nothing_is_known_before_the_first_epoch(watch: Watch) -> None:
     assert watch.time_left() == "time left unknown"
 
