@@ -80,7 +80,7 @@ class StudySpec:
         if self.sampler.name in FROM_COMPLETE and pruner != "none":
             rule = f"sampler {self.sampler.name} learns from completed trials only, and few will be"
             found.append(f'pruner.name = "{pruner}": {rule}; "none" is its default')
-        if pruner in ("asha", "hyperband") and 2 * first > self.max_epochs:
+        if pruner in ("asha", "hyperband") and 2 * first > self.max_epochs > 1:
             found.append(f"no trial will be pruned: min_epochs = {first} is past half of epochs = {self.max_epochs}")
         return found
 
