@@ -3,8 +3,8 @@
 #
 # Run, in the repository's folder, with the Python that has torch for the GPU:
 #     benchmarks/gpu.sh DATA RESULTS [PART ...]      DATA holds cifar-100-python; RESULTS is made
-# Parts: tests, throughput (no side begins after $MINUTES, 7), lenet and 2lp (searches of $TRIALS trials), convolutions, tf32,
-# precision. Without any: all, in this order.
+# Parts: tests, throughput (no side begins after $MINUTES, 7), lenet and 2lp (searches of $TRIALS trials), convolutions,
+# tf32, precision. Without any: all, in this order.
 set -eu
 data=$1 results=$2
 shift 2

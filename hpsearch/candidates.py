@@ -9,7 +9,7 @@ from hpsearch.relations import PEAK_SCHEDULER, Draft
 from hpsearch.sections import PRUNER_OPTIONS
 from hpsearch.space import Choice, Value, show, suggestion
 
-OF_THE_SEED = ("seed", "stream_seed", "stream_offset")  # all candidates have the same ones
+OF_THE_SEED = ("seed", "stream_seed", "stream_offset")  # what differs between the trials of one configuration
 OVER_SEEDS = ("none", "race")  # pruners that look at no single seed
 
 

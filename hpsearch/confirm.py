@@ -15,6 +15,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from hpsearch import spec as study_file
+from hpsearch.candidates import OF_THE_SEED
 from hpsearch.errors import StorageError, StudyFileError, UsageError
 from hpsearch.names import derived
 from hpsearch.recipe import Recipe
@@ -37,7 +38,6 @@ from hpsearch.storage.studies import (
 LINK_KEY = "hpsearch:link"  # study attribute: which study this one belongs to, and where its candidates come from
 CONFIRM = "confirm"
 DEFAULT_TOP, DEFAULT_SEEDS = 5, 5
-PAIRED = ("seed", "stream_seed", "stream_offset")  # what differs between the trials of one configuration
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,9 @@ def candidate_trials(study: LoadedStudy, number: int) -> list[FrozenTrial]:
 def configuration(recipe: Recipe) -> dict[str, Any]:
     """What a recipe sets, without the seeds and what is absent."""
     return {
-        key: value for key, value in recipe.as_dict().items() if value is not None and key not in (*PAIRED, "model")
+        key: value
+        for key, value in recipe.as_dict().items()
+        if value is not None and key not in (*OF_THE_SEED, "model")
     }
 
 

@@ -305,6 +305,6 @@ class FusedGroup:
 
 def _off_device(state: State | None) -> State | None:
     """In the machine's own memory."""
-    given = state.items() if state is not None else ()
-    moved = {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in given}
-    return moved if state is not None else None
+    if state is None:
+        return None
+    return {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in state.items()}

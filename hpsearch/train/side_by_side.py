@@ -58,7 +58,7 @@ class SideBySide:
                 self._each(threads, partial(self._train, blocks))
             self._each(threads, partial(self._end, started))
         crowded = [result for result in self._results.values() if isinstance(result, torch.OutOfMemoryError)]
-        if len(crowded) == len(self._programs):
+        if crowded and len(crowded) == len(self._programs):
             raise crowded[0]
         return {key: self._results[key] for key in self._programs}
 
