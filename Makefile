@@ -34,12 +34,13 @@ demo: $(VENV)/ready
 	$(HPSEARCH) final-test lenet-to-digits-5-9-32
 	$(HPSEARCH) report quickstart quickstart-confirm lenet-to-digits-5-9-32 -o $(DEMO)/report.html
 
+# Two files at once: a test has one thread, and many wait. The order is that of the names, or long files would come last.
 # What is not installed is skipped, and says so: a browser, Slurm, PgBouncer, docker-compose, Caddy, network namespaces.
 test: $(VENV)/ready
 	-tests/install.sh
 	-tests/web/install.sh
 	-tests/launch/install.sh
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Chromium, its driver and axe-core, for the tests of the dashboard's pages.
 browser: $(VENV)/ready
