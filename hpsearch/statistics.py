@@ -6,6 +6,7 @@ Everything here is a pure function of the recorded values; `values[candidate][se
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +14,13 @@ import numpy as np
 HIGHEST = {"accuracy": 1.0, "macro_f1": 1.0, "calibration_error": 1.0, "brier": 2.0, "loss": math.inf}
 
 CONFIDENCE = 0.95  # of every interval, and of a race to keep the best
+RESOLUTION = 1e-6  # of a recorded value, which training has in float32; what spreads no more does not spread
 FIRST_LOOK = 3  # seeds before a race decides for the first time: two differences say too little about their spread
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `num` seeds with its standard deviation and interval; nan where there are too few seeds."""
+    """A mean over `num` seeds with its standard deviation and interval; nan where seeds are too few or all alike."""
 
     num: int
     mean: float
@@ -30,7 +32,8 @@ class Estimate:
 def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
     """Mean and Student's t interval (Student 1908): covers the true mean at the stated rate for normal values.
 
-    Of the best of several candidates on the same seeds the mean is somewhat optimistic, and the interval with it.
+    Values that are all the same give no interval: accuracies have few decimals, and no spread tells nothing about the
+    spread. Of the best of several candidates on the same seeds the mean is somewhat optimistic, and the interval too.
     """
     from scipy.stats import t  # slow to import
 
@@ -39,6 +42,8 @@ def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimat
     if num < 2:
         return Estimate(num, mean, math.nan, math.nan, math.nan)
     std = float(np.std(values, ddof=1))
+    if _alike(values):
+        return Estimate(num, mean, std, math.nan, math.nan)
     half = float(t.ppf((1 + confidence) / 2, num - 1)) * std / math.sqrt(num)
     return Estimate(num, mean, std, mean - half, mean + half)
 
@@ -55,17 +60,19 @@ def shown(end: float, metric: str) -> float:
 def paired_p(worse: Sequence[float], better: Sequence[float]) -> float:
     """One-sided p-value of Student's paired t-test against "`worse` is at least as good as `better`".
 
-    1 if all differences are the same: accuracies have few decimals, and no spread tells nothing about the spread.
+    1 if all differences are the same, for which see `estimate`.
     """
     from scipy.stats import t
 
     differences = np.asarray(better) - np.asarray(worse)
-    if len(differences) < 2:
+    if len(differences) < 2 or _alike(differences):
         return 1.0
     spread = float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
-    if spread <= 1e-12:
-        return 1.0
     return float(t.sf(float(differences.mean()) / spread, len(differences) - 1))
+
+
+def _alike(values: Sequence[float] | np.ndarray[Any, Any]) -> bool:
+    return float(np.std(values, ddof=1)) <= RESOLUTION * max(1.0, float(np.abs(values).max()))
 
 
 # The race

@@ -46,8 +46,18 @@ def test_paired_p_is_scipys() -> None:
 
 
 def test_differences_without_spread_decide_nothing() -> None:
-    assert paired_p([0.50, 0.51, 0.52], [0.51, 0.52, 0.53]) == 1.0
+    for kind in (np.float64, np.float32):  # training counts in float32: 45/50 - 44/50 is not 46/50 - 45/50
+        worse, better = (np.array(right, kind) / kind(50) for right in ((44, 45, 46), (45, 46, 47)))
+        recorded = worse.astype(float).tolist(), better.astype(float).tolist()
+        assert paired_p(*recorded) == 1.0
+        assert race(recorded, 3).alive == (0, 1)
+        leads = estimate([b - a for a, b in zip(*recorded, strict=True)])
+        assert math.isnan(leads.low)
+        assert leads.mean == pytest.approx(0.02, abs=1e-6)
+        assert math.isnan(estimate([0.9, 0.9]).high)
     assert paired_p([0.5], [0.9]) == 1.0
+    differing = [0.5, 0.5, 0.5 + 1 / 50_000]  # one image of very many
+    assert estimate(differing).low < 0.5 < estimate(differing).high
 
 
 @pytest.mark.parametrize("num", [3, 5, 15])
@@ -76,7 +86,7 @@ def table(generator: np.random.Generator, kind: str, num: int, seeds: int) -> tu
         noise = generator.standard_t(3, (num, seeds)) * 0.008
     values = means[:, None] + shared + noise
     if kind == "few images":
-        values = np.round(values * 100) / 100
+        values = (np.round(values * 50) / 50).astype(np.float32).astype(float)  # as they are recorded
     return values.tolist(), best
 
 

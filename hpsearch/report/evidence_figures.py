@@ -64,7 +64,7 @@ def table_one(study: Gathered) -> Figure:
         pairs = [[None, None] if one is None else [one.mean, one.std] for one in [test, *found]]
         rows.append([label, len(group), *(value for pair in pairs for value in pair)])
     wide = [columns[0], columns[1], *(f"{name} {what}" for name in columns[2:] for what in ("mean", "std"))]
-    caption = "At the end of training; mean and standard deviation over seeds. A dash: the test split was not opened."
+    caption = "At the end of training; mean and standard deviation over seeds. A dash: not tested."
     return Figure(f"{study.name}-table", "Table 1: over seeds", caption, wide, rows, html=table(columns, shown))
 
 
@@ -101,23 +101,25 @@ def confirmed(study: Gathered) -> Figure:
     found = [one.over_seeds for one in shown]
     lows, highs = ([_end(one, end, study.metric) for one in found] for end in ("low", "high"))
     searched = [(one.origin.value, one.label) for one in shown if one.origin.value is not None]
-    traces = [
-        interval_dots("over new seeds", range(len(labels)), [one.mean for one in found], lows, highs, COLOURS[0]),
-        {
+    traces = [interval_dots("over seeds", range(len(labels)), [one.mean for one in found], lows, highs, COLOURS[0])]
+    if searched:
+        reported = {
             "type": "scatter",
             "mode": "markers",
             "name": "reported by the search",
             "x": [value for value, _ in searched],
             "y": [labels.index(label) for _, label in searched],
             "marker": {"color": COLOURS[3], "size": 11, "symbol": "diamond-open", "line": {"width": 2}},
-        },
-    ]
-    alike = ", ".join(one.label for one in study.confirmation.standings if one.in_set)
+        }
+        traces.append(reported)
+    alike = [one.label for one in study.confirmation.standings if one.in_set]
     seeds = f"{study.confirmation.seeds_done} of {study.confirmation.num_seeds}"
-    caption = (
-        f"Means with 95 % intervals (Student's t) after {seeds} seeds. The distance to the diamond is the luck of the "
-        f"search's seed. Cannot be told from the best: {alike}."
+    caption = f"Means with 95 % intervals (Student's t) after {seeds} seeds. " + (
+        "The distance to the diamond is the luck of the search's seed. " if searched else ""
     )
+    caption += f"Cannot be told from the best: {', '.join(alike) or 'none'}."
+    if len(labels) > 1 and alike:
+        caption += f" The mean of the best of {len(labels)} is somewhat optimistic."
     columns = ["candidate", "seeds", "mean", "std", "low", "high", "in_search", "luck", "in_set", "verdict"]
     rows: list[list[Cell]] = [
         [
@@ -201,9 +203,9 @@ def tested(study: Gathered, record: Mapping[str, Any]) -> Iterator[Figure]:
         for one in record["results"]
     ]
     rows = [
-        [one["label"], index, *(one[key]["values"][index] for key in ("accuracy", "macro_f1", "calibration_error"))]
+        [one["label"], seed, *(one[key]["values"][index] for key in ("accuracy", "macro_f1", "calibration_error"))]
         for one in record["results"]
-        for index in range(len(one["seeds"]))
+        for index, seed in enumerate(one["seeds"])
     ]
     columns = ["configuration", "seeds", "accuracy", "macro F1", "calibration error", "log loss", "Brier score"]
     caption = f"{when} Mean over seeds, with 95 % intervals."
@@ -303,7 +305,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in HTML; every cell is text."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    inside = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="scroll" role="region" aria-label="table" tabindex="0">{inside}</div>'
 
 
 def _firsts(
@@ -328,7 +331,7 @@ def _over(rows: Sequence[Row[Any]], name: str) -> Estimate | None:
 
 
 def _ends(found: Estimate) -> str:
-    return "one seed" if found.num < 2 else f"{found.low:.3f} to {found.high:.3f}"
+    return "no interval" if math.isnan(found.low) else f"{found.low:.3f} to {found.high:.3f}"
 
 
 def _plus_minus(found: Estimate | None) -> str:

@@ -1,5 +1,6 @@
 """What a report needs of a study, read once and kept as plain values."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -122,6 +123,8 @@ def _trial(spec: StudySpec, trial: FrozenTrial, rows: Sequence[Row[Any]]) -> Tri
     drawn = [name for name, parameter in spec.space.items() if recorded_name(name, parameter) in trial.params]
     searched = {name: recipe[name] for name in drawn if recipe.get(name) is not None}
     value = trial.value if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None
+    if value is not None and not math.isfinite(value):  # told by others, through Optuna
+        value = None
     return Trial(trial.number, trial.state.name, value, recipe, searched, spec.place(trial.number)[0], tuple(rows))
 
 

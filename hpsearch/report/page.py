@@ -21,14 +21,14 @@ from typing import Any
 
 from hpsearch.errors import UsageError
 from hpsearch.report import evidence_figures, search_figures
-from hpsearch.report.drawing import Cell, Figure, plain, short, words
+from hpsearch.report.drawing import Cell, Figure, cut, plain, short, words
 from hpsearch.report.gather import Gathered, gather
 from hpsearch.report.samples import samples
 from hpsearch.settings import Settings
 from hpsearch.storage.open import Database
 
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what a cell begins with that a spreadsheet computes
-NAMES = ("name", "x", "y")  # where names of studies, candidates and classes stand in a trace
+PLACES = ("x", "y")  # where names of classes and hyperparameters stand in a trace
 TEMPLATE = Path(__file__).parent / "page.html"
 
 
@@ -67,15 +67,16 @@ def study_figures(study: Gathered, settings: Settings) -> list[Figure]:
 def across(studies: Sequence[Gathered]) -> list[Figure]:
     """Figures of several studies together."""
     found = []
-    carried: dict[tuple[str | None, ...], list[Gathered]] = {}  # what differs in nothing but the size of its images
+    carried: dict[tuple[Any, ...], list[Gathered]] = {}  # what differs in nothing but the size of its images
     for study in studies:
         if any(arm.values for arm in study.arms):
             model, data = study.spec.model, study.spec.data
-            carried.setdefault((model.name, model.export, data.name, study.metric), []).append(study)
+            alike = (model.name, model.export, data.name, study.metric, study.spec.max_epochs, study.spec.seeds)
+            carried.setdefault(alike, []).append(study)
     found += [
-        evidence_figures.transferred(alike, f"transfer-{number}")
-        for number, alike in enumerate(carried.values())
-        if len(alike) > 1
+        evidence_figures.transferred(group, f"transfer-{number}")
+        for number, group in enumerate(carried.values())
+        if len(group) > 1
     ]
     tested = [(study.name, study.tested[0]) for study in studies if study.tested]
     for number, (one, other) in enumerate(combinations(tested, 2)):
@@ -169,7 +170,10 @@ def _numeric(text: str) -> bool:
 
 def _plot(figure: Figure) -> dict[str, Any]:
     layout = dict(figure.layout)
-    traces = [{key: plain(value) if key in NAMES else value for key, value in trace.items()} for trace in figure.traces]
+    traces = [trace | {key: plain(trace[key]) for key in PLACES if key in trace} for trace in map(dict, figure.traces)]
+    for trace in traces:
+        if "name" in trace:
+            trace["name"] = plain(cut(trace["name"]))
     return {"data": _finite(traces), "minWidth": layout.pop("minWidth", 0), "layout": _finite(layout)}
 
 

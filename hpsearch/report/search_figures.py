@@ -6,6 +6,7 @@ from typing import Any
 
 from hpsearch.report.drawing import COLOURS, FAINT, Cell, Figure, axis, colour, epoch_axis, line, short, words
 from hpsearch.report.gather import Gathered, Trial
+from hpsearch.search.importance import caution
 
 MANY = 200  # lines in one figure; beyond it only the best are drawn, and the CSV holds all
 BEST = 5  # trials that are shown one by one
@@ -64,8 +65,9 @@ def survival(study: Gathered) -> Figure:
             "marker": {"color": [COLOURS[3] if e in study.rungs else COLOURS[0] for e in epochs]},
         }
     ]
-    rungs = ", ".join(map(str, study.rungs)) or "none"
-    caption = f"Trials that trained at least so many epochs. Rungs of {study.spec.pruner.name} (in red): {rungs}."
+    name = study.spec.pruner.name
+    rungs = f"Rungs of {name} (in red): {', '.join(map(str, study.rungs))}." if study.rungs else f"Pruner: {name}."
+    caption = f"Trials that trained at least so many epochs. {rungs}"
     rows = [[epoch, count, int(epoch in study.rungs)] for epoch, count in zip(epochs, reached, strict=True)]
     layout = {
         "xaxis": epoch_axis(study.spec.max_epochs),
@@ -111,7 +113,7 @@ def best_curves(study: Gathered) -> Figure:
             x, y = trial.series(metric)
             name = f"trial {trial.number}, {metric.partition('_')[0]}"
             traces.append(line(name, x, y, colour(index), line={"dash": dash}))
-    caption = "Accuracy on the validation part (solid) and while training (dotted), on augmented images with dropout."
+    caption = "Accuracy on the validation part (solid), and on augmented images while training (dotted)."
     return Figure(
         f"{study.name}-curves",
         "Curves of the best trials" if study.best(1) else "Curves of the first trials",
@@ -163,17 +165,19 @@ def importances(study: Gathered) -> Figure:
             },
         }
     ]
-    caption = (
+    text = (
         f"{found.evaluator}, for reaching the best tenth, from {found.num_complete} completed trials; pruned ones do "
-        "not count. Lines: 95 % bootstrap intervals over the trials."
+        "not count. Lines: where 95 of 100 shares lie when the trials are drawn again with replacement."
     )
+    if few := caution(found.num_complete):
+        text += f" {few.capitalize()}."
     rows: list[list[Cell]] = [
         [name, found.shares[name].share, found.shares[name].low, found.shares[name].high] for name in found.shares
     ]
     layout = {"xaxis": axis("share", tickformat=".0%"), "yaxis": {"automargin": True}, "showlegend": False}
     columns = ["hyperparameter", "share", "low", "high"]
     height = 140 + 34 * len(names)
-    return Figure(f"{study.name}-importances", "Importances", caption, columns, rows, traces, layout, height=height)
+    return Figure(f"{study.name}-importances", "Importances", text, columns, rows, traces, layout, height=height)
 
 
 def parallel(study: Gathered) -> Figure:
@@ -184,17 +188,18 @@ def parallel(study: Gathered) -> Figure:
     values = [t.value or 0.0 for t in trials]
     low, high = min(values), max(values)
     axes = [Axis(name, [trial.searched.get(name) for trial in trials]) for name in names]
+    result = Axis(study.metric, values, linear=True)
     traces = []
     for trial in trials[-MANY:]:
-        share = ((trial.value or 0.0) - low) / ((high - low) or 1.0)
-        places = [one.place(trial.searched.get(one.name)) for one in axes]
-        tint = _scale(share if study.higher else 1 - share)
+        share = result.place(trial.value) or 0.0
+        places = [*(one.place(trial.searched.get(one.name)) for one in axes), share]
+        tint = _scale(1.0 if low == high else share if study.higher else 1 - share)
         name = f"trial {trial.number}: {trial.value:.4g}"
-        x, y = list(range(len(axes) + 1)), [*places, share]
+        x, y = zip(*((at, place) for at, place in enumerate(places) if place is not None), strict=True)
         style = {"width": 1.2}
         traces.append(line(name, x, y, tint, mode="lines", showlegend=False, line=style, hoverinfo="name"))
     notes = [note for place, one in enumerate(axes) for note in one.notes(place)]
-    notes += Axis(study.metric, values).notes(len(axes))
+    notes += result.notes(len(axes))
     ticks = {
         "tickvals": list(range(len(axes) + 1)),
         "ticktext": [words(n).replace(" ", "<br>") for n in [*names, study.metric]],
@@ -219,15 +224,15 @@ def _rank(study: Gathered, trial: Trial) -> float:
 
 
 class Axis:
-    """One hyperparameter: where its values stand between 0 and 1; absent ones stand at the bottom."""
+    """One hyperparameter, or the result: where its values stand between 0 and 1; absent ones stand nowhere."""
 
-    def __init__(self, name: str, values: Sequence[Cell]) -> None:
+    def __init__(self, name: str, values: Sequence[Cell], linear: bool = False) -> None:
         self.name = name
         given = [value for value in values if value is not None]
         self.names = sorted({str(value) for value in given}) if any(isinstance(v, str) for v in given) else []
         numbers = [float(value) for value in given if not isinstance(value, str)] if not self.names else []
         self.low, self.high = min(numbers, default=0.0), max(numbers, default=1.0)
-        self.log = self.low > 0 and self.high / self.low > 30
+        self.log = not linear and self.low > 0 and self.high / self.low > 30
 
     def place(self, value: Cell) -> float | None:
         if value is None:

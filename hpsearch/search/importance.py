@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.search.view import ViewStorage
 
-MIN_COMPLETE = 10  # below it the top tenth is a single trial
+MIN_COMPLETE = 41  # of fewer the best tenth is less than five, which Optuna advises at least
 
 
 @dataclass(frozen=True)
@@ -23,24 +23,37 @@ class Importances:
     num_complete: int
     shares: dict[str, float]
 
+    @property
+    def caution(self) -> str:
+        """That the trials are too few for more than a guess; empty if they are not."""
+        return caution(self.num_complete)
+
     def sentence(self) -> str:
         """One line for a person."""
         if not self.shares:
             return f"importances: too few completed trials ({self.num_complete}) to tell"
         listed = ", ".join(f"{name} {share:.0%}" for name, share in self.shares.items())
-        caution = (
-            f", a rough guess from {self.num_complete} completed trials" if self.num_complete < MIN_COMPLETE else ""
-        )
-        return f"importances for reaching the best tenth (PED-ANOVA{caution}): {listed}"
+        guess = f", {self.caution}" if self.caution else ""
+        return f"importances for reaching the best tenth (PED-ANOVA{guess}): {listed}"
+
+
+def caution(num_complete: int) -> str:
+    """What `Importances.caution` says."""
+    if num_complete >= MIN_COMPLETE:
+        return ""
+    return f"a rough guess from {num_complete} completed trials, fewer than {MIN_COMPLETE}"
 
 
 def importances(study: optuna.Study) -> Importances:
-    """PED-ANOVA importances of the parameters that all completed trials share (Watanabe et al., IJCAI 2023)."""
+    """PED-ANOVA importances over completed trials, of conditional parameters too.
+
+    Sources: Watanabe et al., IJCAI 2023 (arXiv 2304.10255); conditional parameters: arXiv 2601.20800, KDD 2026.
+    """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     shares: dict[str, float] = {}
     if len(complete) > 1 and len({trial.value for trial in complete}) > 1:
         with contextlib.suppress(ValueError, RuntimeError), warnings.catch_warnings():
-            # Suppressed: no parameter that all of them share, or no spread. Ignored: too few trials, which we say.
+            # Suppressed: no parameter, or none with a spread. Ignored: too few trials, which we say.
             warnings.simplefilter("ignore", UserWarning)
             shares = optuna.importance.get_param_importances(study)
     return Importances("PED-ANOVA", len(complete), dict(shares))
@@ -65,7 +78,11 @@ class Bootstrapped:
 
 
 def bootstrap(study: optuna.Study, num_samples: int = 50, seed: int = 0) -> Bootstrapped:
-    """Importances with 95 % intervals: percentiles over trials drawn again with replacement (Efron 1979)."""
+    """Importances, and how far they move when trials are drawn again with replacement (Efron 1979).
+
+    95 of 100 draws lie within the interval. It says how much the share depends on which trials there were: of few
+    trials, shares of parameters without any effect are large as well.
+    """
     found = importances(study)
     complete = [_inside(trial) for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
     generator = random.Random(seed)  # noqa: S311 -- no secret

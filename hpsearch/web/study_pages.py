@@ -11,7 +11,6 @@ from hpsearch.web import evidence, figures, queries, standing
 from hpsearch.web.queries import Listed, TrialRow
 from hpsearch.web.source import Source, rungs_of
 
-MIN_FOR_IMPORTANCES = 10  # complete trials: below it the top tenth is a single one
 PAGE_SIZE = 50  # trials of one page of the table
 TOP = 5  # configurations of the page Best
 SORTS = {
@@ -89,7 +88,6 @@ def one_study(source: Source, listed: Listed, study: LoadedStudy, with_figures: 
         "events": events(source.database, listed.study_id, last=15),
         "top": ranking[:TOP],
         "importances": mattering,
-        "few": now.complete < MIN_FOR_IMPORTANCES,
         "num_drawn": min(len([t for t in trials if t.epoch]), figures.MAX_CURVES),
         "num_with_epochs": len([t for t in trials if t.epoch]),
         "rungs": sorted(rungs_of(study)),

@@ -6,89 +6,30 @@ import io
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from sqlalchemy import update
 
 from benchmarks.filling import made_up
-from hpsearch import confirm, transfer
+from hpsearch import confirm
 from hpsearch.errors import StorageError, UsageError
 from hpsearch.export import export
 from hpsearch.final_test import final_test
 from hpsearch.interrupt import Interruption
-from hpsearch.report.drawing import COLOURS, Figure, interval_dots, label_axis
-from hpsearch.report.evidence_figures import _curve, _plus_minus_of, confirmed, confusion, transferred
+from hpsearch.report.drawing import Figure, line
 from hpsearch.report.gather import gather
-from hpsearch.report.page import across, csv_of, facts_of, page, study_figures, write
+from hpsearch.report.page import csv_of, facts_of, page, study_figures, write
 from hpsearch.report.samples import samples
-from hpsearch.report.search_figures import by_learning_rate, parallel
-from hpsearch.settings import Settings
 from hpsearch.spec import parse
-from hpsearch.statistics import Estimate, estimate
 from hpsearch.storage import fleet, ledger, openings
 from hpsearch.storage.open import Database, create
-from hpsearch.storage.studies import create_study, load_study, ranked
+from hpsearch.storage.studies import create_study, load_study
 from hpsearch.storage.tables import LEASES
 from hpsearch.worker import run
-from tests.chain import SMALL, Chain, make, silent
-from tests.studies import CANDIDATES, TINY
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
-    """The whole chain: searched, confirmed, tested, exported, carried over."""
-    folder = tmp_path_factory.mktemp("whole")
-    with create(f"sqlite:///{folder / 'study.db'}") as database:
-        chain = make(database, folder)
-        final_test(database, chain.search, chain.settings, None, silent)
-        export(database, chain.search, 1, folder / "out", chain.settings, silent)
-        plans = [transfer.plan(folder / "out", "digits:5-9", size, 2, 1, chain.settings) for size in (16, 24)]
-        for study in transfer.create(database, plans, chain.settings):
-            chain.work(study.name)
-        yield chain
-
-
-NAMES = ["small", "small-confirm", "lenet-to-digits-5-9-16", "lenet-to-digits-5-9-24"]
-
-
-def settings(tmp_path: Path) -> Settings:
-    return Settings(storage_url="", home=tmp_path, data_dir=None, device="cpu")
-
-
-class Seen(HTMLParser):
-    """Tags, and what they would fetch."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[str] = []
-        self.links: list[str] = []
-        self.titles: list[str] = []
-        self._in_title = False
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
-        self._in_title = tag == "h3"
-
-    def handle_data(self, data: str) -> None:
-        if self._in_title:
-            self.titles.append(data)
-            self._in_title = False
-
-
-def seen(text: str) -> Seen:
-    parser = Seen()
-    parser.feed(text)
-    return parser
-
-
-def drawn(text: str) -> dict[str, dict]:
-    """The figures that the page's script reads."""
-    found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text, re.S)
-    assert found is not None
-    return json.loads(found[1])
+from tests.chain import SMALL, Chain, silent
+from tests.report.reading import NAMES, drawn, seen, settings
+from tests.studies import CANDIDATES
 
 
 def test_every_figure_is_there(whole: Chain, tmp_path: Path) -> None:
@@ -205,9 +146,12 @@ def test_names_and_reasons_are_no_markup(whole: Chain, database: Database, tmp_p
     content = (tmp_path / "page.html").read_text()
     assert "<img src=x" not in content
     assert "&lt;img src=x" in content
-    study = gather(whole.database, "small")
-    figures = study_figures(study, whole.settings)
-    assert "</script><b>" not in page([(study, [*figures])], []).replace("x</script><b>", "x")
+    hostile = "</script><b>bold</b>"
+    figure = Figure("key", hostile, hostile, ["class"], [[hostile]], [line(hostile, [0], [hostile], "#000000")])
+    content = page([(replace(gather(whole.database, "small"), name=hostile), [figure])], [])
+    assert hostile not in content
+    assert "<b>bold" not in content
+    assert content.count("bold") >= 6
 
 
 def test_a_final_test_that_ended_while_the_split_was_open_counts_as_an_opening(
@@ -240,21 +184,6 @@ def test_the_test_of_another_study_of_the_name_is_not_that_of_a_confirmation(who
     assert gather(whole.database, "small-confirm").tested_elsewhere
 
 
-def test_labels_are_no_markup_to_plotly(whole: Chain) -> None:
-    """It makes a link of <a href="...">, in legends, ticks and categories."""
-    study, label = gather(whole.database, "small"), '<a href="https://elsewhere.example">a & b</a>'
-    traces = [interval_dots(label, [0], [0.5], [0.4], [0.6], COLOURS[0])]
-    figures = [
-        Figure("dots", "Dots", "", [], [], traces, {"yaxis": label_axis([label])}),
-        confusion("matrix", "Matrix", [[1, 0], [0, 1]], ["0", label], 1),
-    ]
-    made = drawn(page([(study, figures)], []))
-    shown = '&lt;a href="https://elsewhere.example">a &amp; b&lt;/a>'
-    assert made["dots"]["data"][0]["name"] == made["dots"]["layout"]["yaxis"]["ticktext"][0] == shown
-    assert made["matrix"]["data"][0]["x"] == made["matrix"]["data"][0]["y"] == ["0", shown]
-    assert [row[0] for row in figures[1].rows] == ["0", label]
-
-
 def test_no_name_of_a_study_stands_in_the_way_of_a_figure(database: Database, tmp_path: Path) -> None:
     """Scripts find figures by their ids, and the first element of an id is found."""
     names = ["small-best", "figures", "small"]
@@ -266,20 +195,6 @@ def test_no_name_of_a_study_stands_in_the_way_of_a_figure(database: Database, tm
     ids = re.findall(r'<(?:section|div|script)[^>]* id="([^"]*)"', text)
     assert len(ids) == len(set(ids))
     assert drawn(text).keys() < set(ids)
-
-
-def test_transfers_that_differ_in_more_than_the_size_are_not_drawn_together(whole: Chain) -> None:
-    sizes = [gather(whole.database, name) for name in NAMES[2:]]
-    (together,) = across(sizes)
-    assert "lenet on digits:5-9" in together.caption
-    spec = replace(sizes[1].spec, model=sizes[1].spec.model.model_copy(update={"name": "2lp"}))
-    assert across([sizes[0], replace(sizes[1], spec=spec)]) == []
-    arm = replace(sizes[0].arms[0], over_scratch=estimate([0.25]))
-    assert "transfer +0.250 (one seed)" in transferred([replace(sizes[0], arms=(arm,))], "one").caption
-
-
-def test_a_curve_has_a_gap_where_no_seed_has_a_number() -> None:
-    assert _curve([[0.5, None, 0.7], [0.3, None, 0.9]])[:2] == ([1, 3], [pytest.approx(0.4), pytest.approx(0.8)])
 
 
 def test_a_report_downloads_no_images(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,44 +230,10 @@ def test_a_study_whose_workers_went_away_is_not_running(sqlite: Database) -> Non
     assert (facts["state"], facts["trials"]) == ("waiting for workers", "2 of 4 ended, 2 running (2 abandoned)")
 
 
-def test_intervals_of_accuracies_are_drawn_within_their_bounds(whole: Chain) -> None:
-    study = gather(whole.database, "small-confirm")
-    assert study.confirmation is not None
-    wide = replace(study.confirmation.standings[0], over_seeds=Estimate(3, 0.9, 0.1, -0.2, 1.2))
-    drawn = confirmed(replace(study, confirmation=replace(study.confirmation, standings=(wide,))))
-    ends = drawn.traces[0]["error_x"]
-    assert (ends["array"], ends["arrayminus"]) == ([pytest.approx(0.1)], [pytest.approx(0.9)])
-    assert drawn.rows[0][4:6] == [-0.2, 1.2]
-    found = {"mean": 0.9, "low": -0.2, "high": 1.2}
-    assert _plus_minus_of(found, "accuracy") == "0.9000 (0.0000 to 1.0000)"
-    assert _plus_minus_of(found, "log_loss") == "0.9000 (0.0000 to 1.2000)"
-
-
 def test_no_text_is_a_formula_to_a_spreadsheet() -> None:
     rows = [["=1+1", -1.5], ["@a", None], ["-2", 3], ["-x", 0], ["dark, light", 1]]
     rows = list(csv.reader(io.StringIO(csv_of(Figure("key", "title", "", ["class", "+a"], rows)))))
     assert rows == [["class", "'+a"], ["'=1+1", "-1.5"], ["'@a", ""], ["-2", "3"], ["'-x", "0"], ["dark, light", "1"]]
-
-
-def test_of_many_trials_the_best_are_drawn(whole: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hpsearch.report.search_figures.MANY", 2)
-    study = gather(whole.database, "small")
-    best = {trial.number for trial in ranked(whole.search)[:2]}
-    for figure in (by_learning_rate(study), parallel(study)):
-        names = [trace["name"] for trace in figure.traces if trace.get("name")]
-        assert {int(re.findall(r"\d+", name)[0]) for name in names} == best
-        assert figure.caption.startswith("The 2 best of 4 trials")
-        assert {row[0] for row in figure.rows} == {0, 1, 2, 3}
-
-
-def test_hyperparameters_that_a_trial_does_not_have_are_empty(database: Database, tmp_path: Path) -> None:
-    create_study(database, parse(TINY, "tiny.toml"), "tiny")
-    chain = Chain(database, settings(tmp_path))
-    chain.work("tiny")
-    recorded = [trial.params.get("momentum") for trial in load_study(database, "tiny").optuna_study.trials]
-    assert None in recorded
-    table = parallel(gather(database, "tiny"))
-    assert [row[table.columns.index("momentum")] for row in table.rows] == recorded
 
 
 def test_nothing_is_left_of_a_page_that_was_interrupted(
@@ -384,7 +265,3 @@ def test_what_cannot_be_written(whole: Chain, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="did you mean"):
         write(whole.database, ["smal"], tmp_path / "page.html", whole.settings)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_the_best_of_the_page_is_the_best_of_the_storage(whole: Chain) -> None:
-    assert gather(whole.database, "small").best(1)[0].number == ranked(whole.search)[0].number
