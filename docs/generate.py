@@ -58,7 +58,8 @@ STUDIES = """# Study files
 
 A study is a question, written as a TOML file. `hpsearch create-study NAME` takes one of those below, `hpsearch
 create-study FILE.toml` your own, and `hpsearch validate FILE.toml` names every mistake in it. `--set key=value` changes
-a value without a new file: `--set training.epochs=5 --set space.learning_rate.high=0.5`.
+a value without a new file: `--set training.epochs=5 --set space.learning_rate.high=0.5`. Another pruner or sampler has
+other options, so its whole section is given: `--set 'pruner={{name="none"}}'`.
 
 ## The studies that come with hpsearch
 

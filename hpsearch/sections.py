@@ -56,7 +56,7 @@ class Pruner(Section):
     name: str = Field(
         "asha",
         description="the pruner; default `none` under the samplers `gp` and `cmaes`, which learn from completed trials "
-        "only; if nothing is searched `none`, or `race` between candidates",
+        "only, and if nothing is searched; `race` is for candidates",
     )
     min_epochs: int | None = Field(None, ge=1, description="epochs that every trial may train")
     factor: int | None = Field(None, ge=2, description="one in so many trials passes a rung; rungs grow by it")

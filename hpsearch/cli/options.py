@@ -24,7 +24,7 @@ def storage_option(function: Decorated) -> Decorated:
         "--storage",
         metavar="URL",
         help="sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE; "
-        "default: HPSEARCH_STORAGE, else sqlite:///storage/hpsearch.db.",
+        "default: HPSEARCH_STORAGE, else hpsearch.db in HPSEARCH_HOME, which is storage/.",
     )(function)
 
 
