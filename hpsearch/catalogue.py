@@ -1,7 +1,7 @@
 """Finds, lists and loads by name: studies, and everything that the tables and installed packages offer."""
 
-import importlib
 import os
+import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -68,8 +68,7 @@ def load(group: str, name: str) -> Any:
     Raises UsageError if no table holds the name, or if an installed package cannot be imported.
     """
     if target := TABLES[group][1].get(name):
-        module, _, attribute = target.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        return pkgutil.resolve_name(target)
     for entry in added(group):
         if entry.name == name:
             return load_entry(group, entry)

@@ -6,9 +6,9 @@ the storage is away (run the same command again).
 
 import difflib
 import errno
-import importlib
 import io
 import os
+import pkgutil
 import sys
 from collections.abc import Sequence
 
@@ -54,8 +54,7 @@ class LazyGroup(click.Group):
         """The imported command, or None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
-        module, attribute = COMMANDS[cmd_name][0].split(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        command: click.Command = pkgutil.resolve_name(COMMANDS[cmd_name][0])
         return command
 
     def resolve_command(

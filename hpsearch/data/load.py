@@ -13,7 +13,7 @@ from functools import partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
 
 import numpy as np
 from filelock import FileLock
@@ -88,7 +88,7 @@ def at_hand(name: str, *, data_dir: Path | None, cache_dir: Path, image_size: in
     if _open(place, name):
         return f"decoded in {place}"
     if base in PLACES:
-        found = _attribute(PLACES[base])(source)
+        found = resolve_name(PLACES[base])(source)
         return f"in {found}" if found else ""
     if base not in DATASETS:
         return "not decoded yet, and only its package knows whether its images are here"
@@ -98,17 +98,12 @@ def at_hand(name: str, *, data_dir: Path | None, cache_dir: Path, image_size: in
 def _functions(base: str, name: str) -> tuple[Callable[[Source], RawImages], Callable[[Source], str]]:
     """The reader of a data set and the function that tells whether its source has changed."""
     if base in DATASETS:
-        return _attribute(DATASETS[base]), _attribute(STAMPS[base]) if base in STAMPS else lambda _source: ""
+        return resolve_name(DATASETS[base]), resolve_name(STAMPS[base]) if base in STAMPS else lambda _source: ""
     for entry in entry_points(group="hpsearch.data", name=base):
         return partial(_foreign, entry), partial(_entry_stamp, entry)
     others = sorted({entry.name for entry in entry_points(group="hpsearch.data")})
     known = ", ".join([*DATASETS, *others])
     raise DataError(f"data.name = {name!r}: no such data set; choose one of {known} (folder as folder:PATH).")
-
-
-def _attribute(target: str) -> Any:
-    module, _, attribute = target.partition(":")
-    return getattr(import_module(module), attribute)
 
 
 def _foreign(entry: EntryPoint, source: Source) -> RawImages:

@@ -1,7 +1,7 @@
 """Build the model of a recipe: its hyperparameters by signature, its weights from the recipe's seed."""
 
-import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
@@ -40,8 +40,7 @@ def build_model(
 def built_in(name: str) -> Constructor:
     if name not in MODELS:
         raise UsageError(f"recipe: model = {name!r}: is none of {', '.join(sorted(MODELS))}")
-    module, _, attribute = MODELS[name].partition(":")
-    constructor: Constructor = getattr(importlib.import_module(module), attribute)
+    constructor: Constructor = pkgutil.resolve_name(MODELS[name])
     return constructor
 
 

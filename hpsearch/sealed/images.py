@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
-from importlib import import_module
+from pkgutil import resolve_name
 
 import numpy as np
 
@@ -45,9 +45,8 @@ def open_seal(source: Source, classes: tuple[str, ...]) -> SealedImages:
     base, _ = split_name(source.name)
     if base not in TESTS:
         raise DataError(f"data.name = {source.name!r}: hpsearch knows no test split of it; it has one of {list(TESTS)}")
-    module, _, function = TESTS[base].partition(":")
     try:
-        sealed: SealedImages = getattr(import_module(module), function)(source, classes)
+        sealed: SealedImages = resolve_name(TESTS[base])(source, classes)
     except OSError as error:
         raise DataError(
             f"data.name = {source.name!r}: its test split cannot be read ({error}); make it readable."

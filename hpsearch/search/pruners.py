@@ -3,8 +3,8 @@
 Every function of the table PRUNERS takes the study and the section's options.
 """
 
-import importlib
 import math
+import pkgutil
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
@@ -20,8 +20,7 @@ from hpsearch.spec import StudySpec
 
 def make_pruner(spec: StudySpec) -> BasePruner:
     """The study's pruner."""
-    module, function = PRUNERS[spec.pruner.name].split(":")
-    make: Callable[..., BasePruner] = getattr(importlib.import_module(module), function)
+    make: Callable[..., BasePruner] = pkgutil.resolve_name(PRUNERS[spec.pruner.name])
     return make(spec, **spec.pruner.options())
 
 

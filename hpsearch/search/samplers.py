@@ -4,8 +4,8 @@ Every function of the table SAMPLERS takes the study, a seed and the section's o
 trial, seeded from the study's seed and the trial's number: one worker alone repeats a study exactly.
 """
 
-import importlib
 import math
+import pkgutil
 import warnings
 from collections.abc import Callable
 from functools import cached_property, lru_cache
@@ -29,8 +29,7 @@ MAX_POINTS = 10_000  # of a space that is looked through whole for what has not 
 
 def make_sampler(spec: StudySpec, number: int, attempt: int = 0) -> BaseSampler:
     """The study's sampler for trial `number`; each `attempt` to find a configuration for it has draws of its own."""
-    module, function = SAMPLERS[spec.sampler.name].split(":")
-    make: Callable[..., BaseSampler] = getattr(importlib.import_module(module), function)
+    make: Callable[..., BaseSampler] = pkgutil.resolve_name(SAMPLERS[spec.sampler.name])
     options = spec.sampler.options()
     options.pop("seed", None)
     base = _base_seed(spec)

@@ -5,9 +5,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from importlib import import_module
 from itertools import zip_longest
-from typing import Any
+from pkgutil import resolve_name
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +67,7 @@ class Program:
         self.epoch = 0
         self.stream = Stream(recipe.augmentation, recipe.batch_size, recipe.stream_seed)
         self._schedule = schedule_of(recipe)
-        self._optimizer: Optimizer = _load(OPTIMIZERS[recipe.optimizer])
+        self._optimizer: Optimizer = resolve_name(OPTIMIZERS[recipe.optimizer])
         let_alone(self.model, data.device.type == "cpu")
         self._wide = self._factored_layers()
         wide = {id(layer.weight) for layer in self._wide}
@@ -288,7 +287,7 @@ def _is_all_of(images: Tensor, factors: Sequence[tuple[Tensor, Tensor]]) -> bool
 
 def schedule_of(recipe: Recipe) -> Schedule:
     """The recipe's schedule."""
-    schedule: Schedule = _load(SCHEDULES[recipe.scheduler])
+    schedule: Schedule = resolve_name(SCHEDULES[recipe.scheduler])
     return schedule
 
 
@@ -314,8 +313,3 @@ class RandomState:
     def _keep(self) -> None:
         self._cpu = torch.get_rng_state()
         self._gpu = [torch.cuda.get_rng_state(device) for device in self._devices]
-
-
-def _load(target: str) -> Any:
-    module, _, attribute = target.partition(":")
-    return getattr(import_module(module), attribute)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def folders(cache_dir: Path) -> list[Path]:
 def test_every_table_entry_can_be_imported() -> None:
     assert set(STAMPS) | set(PLACES) <= set(DATASETS)
     for target in [*DATASETS.values(), *PLACES.values(), *STAMPS.values()]:
-        assert callable(load_module._attribute(target))
+        assert callable(resolve_name(target))
 
 
 def test_arrays_are_mapped_and_statistics_are_of_the_training_part(tmp_path: Path) -> None:
