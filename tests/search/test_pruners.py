@@ -1,10 +1,8 @@
 """Pruners: rungs are a function of the values reported there, in whatever order."""
 
 import copy
-import inspect
 import math
 import random
-from importlib import import_module
 
 import optuna
 import pytest
@@ -13,7 +11,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.search import PRUNERS
 from hpsearch.search.pruners import RungPruner, make_pruner
-from hpsearch.sections import PRUNER_OPTIONS
 from hpsearch.spec import parse
 from tests.studies import TINY
 
@@ -135,10 +132,3 @@ def test_no_trial_ends_before_the_epochs_that_every_one_may_train(name: str, min
         if ended is None and pruner.prune(study, study.trials[-1]):
             ended = epoch
     assert ended == min_epochs if name != "hyperband" else ended is None or ended >= min_epochs
-
-
-def test_options_of_the_study_file_are_those_of_the_functions() -> None:
-    for name, target in PRUNERS.items():
-        module, function = target.split(":")
-        taken = list(inspect.signature(getattr(import_module(module), function)).parameters)[1:]
-        assert sorted(taken) == sorted(PRUNER_OPTIONS[name])

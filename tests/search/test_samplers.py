@@ -217,17 +217,6 @@ def test_cmaes_looks_through_the_trials_a_few_times_however_many_generations(mon
     assert len(looks) / 62 < 3
 
 
-def test_options_of_the_study_file_are_those_of_the_functions() -> None:
-    import inspect
-    from importlib import import_module
-
-    for name, target in SAMPLERS.items():
-        module, function = target.split(":")
-        taken = list(inspect.signature(getattr(import_module(module), function)).parameters)[2:]
-        draws = [] if name == "grid" else ["seed"]
-        assert sorted([*taken, *draws]) == sorted(SAMPLER_OPTIONS[name])
-
-
 def test_random_draws_are_optunas() -> None:
     spec = study_of("random", CONTINUOUS + CONDITIONAL)
     ours, theirs = optuna.create_study(sampler=make_sampler(spec, 3)), optuna.create_study()
