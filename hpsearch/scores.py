@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +30,6 @@ class Scores:
     log_loss: float
     brier: float
     reliability: tuple[tuple[float, float, int], ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        return dict(self.__dict__)
 
 
 def scores(probabilities: Probabilities, labels: Labels) -> Scores:

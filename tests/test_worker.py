@@ -94,7 +94,7 @@ def test_an_interrupted_trial_goes_on_where_it_was(database: Database, settings:
     assert (events[-1].state, events[-1].epoch) == ("WAITING", 1)
     study = load_study(database, "tiny")
     now = progress(database, study)
-    assert (now.started, now.waiting) == (0, 1)
+    assert (now.finished, now.running, now.waiting) == (0, 0, 1)
     first_epoch = study.optuna_study.trials[0].intermediate_values[1]
     events = work(database, tiny(), settings)
     assert TrialResumed(0, 1, 3) in events
@@ -169,7 +169,8 @@ def test_what_cannot_be_used_takes_no_trial(sqlite: Database, settings: Settings
         create_study(sqlite, StudySpec.from_json(changed), name)
         with pytest.raises(error):
             list(run(sqlite, name, settings, Interruption()))
-        assert progress(sqlite, load_study(sqlite, name)).started == 0
+        now = progress(sqlite, load_study(sqlite, name))
+        assert (now.finished, now.running) == (0, 0)
 
 
 def test_devices() -> None:

@@ -26,9 +26,8 @@ class ParzenEstimator(_ParzenEstimator):
         observations: dict[str, Array],
         search_space: dict[str, BaseDistribution],
         parameters: _ParzenEstimatorParameters,
-        predetermined_weights: Array | None = None,
     ) -> None:
-        super().__init__(observations, search_space, parameters, predetermined_weights)
+        super().__init__(observations, search_space, parameters)
         mixture = self._mixture_distribution
         self._mixture = _Mixture(mixture.weights, mixture.distributions)
 

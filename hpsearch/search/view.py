@@ -183,11 +183,6 @@ class ViewStorage(InMemoryStorage):
             return list(self._view_trials.values())
         return [trial for trial in self._view_trials.values() if trial.state in states]
 
-    def get_n_trials(self, study_id: int, state: Any = None) -> int:
-        """How many trials there are, in one or several states if given."""
-        states = (state,) if isinstance(state, TrialState) else state
-        return len(self.get_all_trials(study_id, deepcopy=False, states=states))
-
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """The trial itself."""
         return self._view_trials[trial_id]

@@ -83,11 +83,6 @@ class Progress:
         return self.complete + self.pruned + self.failed
 
     @property
-    def started(self) -> int:
-        """Trials that count against the budget."""
-        return self.finished + self.running
-
-    @property
     def done(self) -> bool:
         """Whether all that the budget allows has ended."""
         return self.state == budget.RUNNING and not self.startable and not self.running

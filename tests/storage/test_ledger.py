@@ -241,7 +241,8 @@ def test_a_released_trial_is_taken_again_with_what_it_has(database: Database, st
     for epoch in (1, 2, 3):
         report(database, lease, epoch, 0.1)
     assert ledger.release(database, [(lease, 2)], "a test") == {lease.trial_id}
-    assert progress(database, study).started == 0
+    now = progress(database, study)
+    assert (now.finished, now.running) == (0, 0)
     trial = study.optuna_study.trials[0]
     assert (trial.state, trial.intermediate_values, trial.params) == (TrialState.WAITING, {1: 0.1, 2: 0.1}, {"x": 0.25})
     assert [row["epoch"] for row in ledger.epochs(database, lease.trial_id)] == [1, 2]
