@@ -25,6 +25,7 @@ from hpsearch.storage.leases import Lease
 from hpsearch.storage.ledger import Drawn, End
 from hpsearch.storage.open import FAULTS, Database, connect
 from hpsearch.storage.studies import RECIPE_KEY, load_study
+from tests.sessions import report, take
 
 LEASE_SECONDS, SPEED = 120.0, 10_000.0
 STACK_BYTES = 512 * 1024  # of a thread
@@ -124,7 +125,7 @@ def _work(session: Session, load: Load, begin: float, seen: Seen, dice: random.R
         try:
             if not leases:
                 started = time.monotonic()
-                leases, epoch = [one.lease for one in session.take(load.lanes).assignments], 0
+                leases, epoch = [one.lease for one in take(session, load.lanes)], 0
                 if started >= measured:
                     seen.changes.append(time.monotonic() - started)
             due = max(due + load.period, time.monotonic())
@@ -132,7 +133,7 @@ def _work(session: Session, load: Load, begin: float, seen: Seen, dice: random.R
             if due >= end:
                 break
             epoch += 1
-            session.report(reports(leases, epoch), LEASE_SECONDS, SPEED)
+            report(session, reports(leases, epoch), LEASE_SECONDS, SPEED)
             if due >= measured:
                 seen.reports.append(time.monotonic() - due)
             if epoch >= last:

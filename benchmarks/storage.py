@@ -40,6 +40,7 @@ from hpsearch.storage.open import Database, connect
 from hpsearch.storage.studies import LoadedStudy, load_study
 from hpsearch.storage.tables import INTERMEDIATE_VALUES
 from tests.postgres import running_server
+from tests.sessions import report, take
 
 LANES, EPOCHS, TRIALS, LEASE = 64, 100, 1_000, 600.0
 STUDY = ("training.epochs=100", "pruner.min_epochs=1")  # rungs at 1, 3, 9, 27 and 81
@@ -97,9 +98,9 @@ def rungs(new: New) -> None:
 def our_epochs(new: New, spec: StudySpec) -> float:
     with study_of(new, spec, TRIALS) as (database, study):
         mine = session(database, study)
-        leases = [one.lease for one in mine.take(LANES).assignments]
+        leases = [one.lease for one in take(mine, LANES)]
         epochs = [reports(leases, epoch) for epoch in range(1, EPOCHS + 1)]
-        return timed(lambda: [mine.report(epoch, LEASE, 1.0) for epoch in epochs])[0]
+        return timed(lambda: [report(mine, epoch, LEASE) for epoch in epochs])[0]
 
 
 def their_epochs(new: New, pruner: optuna.pruners.BasePruner, rungs: tuple[int, ...] = ()) -> float:
@@ -162,7 +163,7 @@ def our_suggestions(new: New, spec: StudySpec) -> tuple[float, float]:
     """The first trial, with the reading of the study, and 64 more."""
     with study_of(new, spec, TRIALS) as (database, study):
         mine = session(database, study)
-        return timed(mine.take, 1)[0], timed(mine.take, LANES)[0]
+        return timed(take, mine, 1)[0], timed(take, mine, LANES)[0]
 
 
 def ask_optuna(study: optuna.Study, spec: StudySpec, num: int) -> None:
@@ -234,9 +235,9 @@ def empty_lanes(url: str, _spec: StudySpec, num_trials: int, lanes: int, ready: 
         ready.wait()
         done = 0
         while done < num_trials:
-            leases = [one.lease for one in mine.take(min(lanes, num_trials - done)).assignments]
+            leases = [one.lease for one in take(mine, min(lanes, num_trials - done))]
             for epoch in range(1, EMPTY_REPORTS + 1):
-                mine.report(reports(leases, epoch), LEASE, 1.0)
+                report(mine, reports(leases, epoch), LEASE)
             ends = [End(lease, TrialState.COMPLETE, quality(lease.number, EMPTY_REPORTS)) for lease in leases]
             done += len(mine.finish(ends))
         ready.wait()
@@ -250,7 +251,8 @@ from hpsearch.storage import fleet
 from hpsearch.storage.open import connect
 from hpsearch.storage.studies import load_study
 database = connect(URL)
-assert Session(database, load_study(database, NAME), fleet.Worker("w", "here", 1, "cpu"), 60.0).take(1).assignments
+session = Session(database, load_study(database, NAME), fleet.Worker("w", "here", 1, "cpu"), 60.0)
+assert session.assign(session.lease(1).leases)
 """
 THEIRS = """
 import optuna, warnings
@@ -306,7 +308,7 @@ def parts(new: New, num_trials: int) -> dict[str, float]:
     with study_of(new, spec, num_trials) as (database, study):
         mine = session(database, study)
         found = {"first look at the study (view)": timed(mine._view.sync)[0]}
-        mine.take(1)
+        take(mine, 1)
         found["take"], taken = timed(ledger.take, database, study.study_id, LANES, "me", LEASE, study.plan)
         leases = taken.leases
         found["sync, 64 new trials"], _ = timed(mine._view.sync)

@@ -40,14 +40,6 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class Hand:
-    """What `take` gave; if it is less than what was asked for, `reason` says why."""
-
-    assignments: tuple[Assignment, ...]
-    reason: str
-
-
-@dataclass(frozen=True)
 class Verdict:
     """After a report: the ids of trials that belong to somebody else now, and of those that fail their rung."""
 
@@ -84,19 +76,10 @@ class Session:
         self.wanted = budget.RUNNING
         self.goes_on: Callable[[], bool] = lambda: True  # asked before each suggestion: many may take long
 
-    def take(self, num: int, placed: Callable[[Recipe], Recipe] = lambda recipe: recipe) -> Hand:
-        """Take up to `num` trials: abandoned ones, waiting ones, new ones, and draw up those that are new.
-
-        `placed` says with which recipe a trial begins here: at which epoch of its stream.
-
-        Raises:
-            StorageError: the study has been deleted.
-        """
-        taken = self.lease(num)
-        return Hand(self.assign(taken.leases, placed), taken.reason)
-
     def lease(self, num: int, lease_seconds: float = 0.0) -> Taken:
-        """Take up to `num` trials, for `lease_seconds` if that is longer than a worker may be silent.
+        """Take up to `num` trials: abandoned ones, waiting ones, new ones.
+
+        They are this worker's for `lease_seconds`, if that is longer than it may be silent.
 
         Raises:
             StorageError: the study has been deleted.
@@ -122,7 +105,10 @@ class Session:
     def assign(
         self, leases: Sequence[Lease], placed: Callable[[Recipe], Recipe] = lambda recipe: recipe
     ) -> tuple[Assignment, ...]:
-        """What the trials train that this worker holds: as recorded, or drawn up now; again after a fault."""
+        """What the trials train that this worker holds: as recorded, or drawn up now; again after a fault.
+
+        `placed` says with which recipe a trial begins here: at which epoch of its stream.
+        """
         recipes = self._recorded([lease for lease in leases if lease.token > 1 or lease.trial_id in self._attempted])
         recipes |= self._draw_up([lease for lease in leases if lease.trial_id not in recipes], placed)
         return tuple(Assignment(lease, recipes[lease.trial_id]) for lease in leases if lease.trial_id in recipes)
@@ -142,14 +128,8 @@ class Session:
         with self.waiting():
             return ledger.report(self.database, reports, lease_seconds)
 
-    def report(self, reports: Sequence[Report], lease_seconds: float, images_per_second: float) -> Verdict:
-        """Record one epoch of each trial, all of them before anything is decided; decide over all that is known."""
-        kept = self.record(reports, lease_seconds)
-        self.beat_if_due(images_per_second)
-        return self.decide(reports, kept)
-
     def decide(self, reports: Sequence[Report], kept: set[int]) -> Verdict:
-        """What the epochs mean that were recorded for the trials `kept`."""
+        """What the epochs mean that were recorded for the trials `kept`, all of them before: over all that is known."""
         at_rung = [one for one in reports if self.decides(one.epoch)]
         if at_rung:
             with self.waiting():

@@ -13,6 +13,7 @@ from hpsearch.storage.ledger import End, Report
 from hpsearch.storage.open import Database, create
 from hpsearch.storage.studies import create_study, load_study
 from hpsearch.storage.tables import METRICS, SYSTEM_ATTRIBUTES, TRIALS
+from tests.sessions import report, take
 from tests.studies import TINY
 
 SPACE = """
@@ -29,9 +30,9 @@ def session(database: Database, owner: str) -> Session:
 
 def train(mine: Session) -> None:
     """One trial, which is the better the nearer it is to a point."""
-    (one,) = mine.take(1).assignments
+    (one,) = take(mine, 1)
     value = -abs(one.recipe.learning_rate - 0.02) - abs(one.recipe.weight_decay - 1e-4)
-    mine.report([Report(one.lease, 1, value, dict.fromkeys(METRICS, 0.5))], 60.0, 1.0)
+    report(mine, [Report(one.lease, 1, value, dict.fromkeys(METRICS, 0.5))])
     assert mine.finish([End(one.lease, TrialState.COMPLETE, value)])
 
 

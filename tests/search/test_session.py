@@ -18,6 +18,7 @@ from hpsearch.storage.ledger import End, Report
 from hpsearch.storage.open import Database, connect, create
 from hpsearch.storage.studies import create_study, load_study
 from hpsearch.storage.tables import METRICS
+from tests.sessions import report, take
 from tests.studies import TINY
 
 HEAD = TINY.split("[space]")[0]
@@ -43,12 +44,12 @@ def session(database: Database, owner: str = "me") -> Session:
 
 def train(mine: Session, num: int) -> tuple[list[Assignment], str]:
     """Take trials and end them at once, with a value that favours SGD and small batches; and why there are no more."""
-    hand = mine.take(num)
-    leases = [one.lease for one in hand.assignments]
-    mine.report([Report(lease, 1, 0.5, MEASURED) for lease in leases], 60.0, 1.0)
-    ends = [End(one.lease, TrialState.COMPLETE, value(one)) for one in hand.assignments]
-    assert len(mine.finish(ends)) == len(leases)
-    return list(hand.assignments), hand.reason
+    taken = mine.lease(num)
+    assigned = mine.assign(taken.leases)
+    report(mine, [Report(one.lease, 1, 0.5, MEASURED) for one in assigned])
+    ends = [End(one.lease, TrialState.COMPLETE, value(one)) for one in assigned]
+    assert len(mine.finish(ends)) == len(assigned)
+    return list(assigned), taken.reason
 
 
 def value(one: Assignment) -> float:
@@ -168,9 +169,9 @@ def test_seeds_of_a_study_that_searches_nothing_are_no_doubles(database: Databas
 def test_who_lost_a_trial_learns_it_from_the_verdict(database: Database) -> None:
     create_study(database, parse(study_text(SIXTY, 60), "test.toml"), "s")
     mine = session(database)
-    lost, kept = (one.lease for one in mine.take(2).assignments)
+    lost, kept = (one.lease for one in take(mine, 2))
     load_study(database, "s").optuna_study.tell(lost.number, state=TrialState.FAIL)  # a person ends it
-    verdict = mine.report([Report(lease, 1, 0.5, MEASURED) for lease in (lost, kept)], 60.0, 1.0)
+    verdict = report(mine, [Report(lease, 1, 0.5, MEASURED) for lease in (lost, kept)])
     assert verdict.lost == {lost.trial_id}
     assert lost.trial_id not in verdict.pruned
 
@@ -178,10 +179,10 @@ def test_who_lost_a_trial_learns_it_from_the_verdict(database: Database) -> None
 def test_the_worst_of_a_batch_fail_their_rung(database: Database) -> None:
     create_study(database, parse(study_text(SIXTY, 60), "test.toml"), "s")
     mine = session(database)
-    leases = [one.lease for one in mine.take(9).assignments]
-    verdict = mine.report([Report(one, 1, one.number / 9, MEASURED) for one in leases], 60.0, 1.0)
+    leases = [one.lease for one in take(mine, 9)]
+    verdict = report(mine, [Report(one, 1, one.number / 9, MEASURED) for one in leases])
     assert verdict.pruned == {lease.trial_id for lease in leases[:6]}
-    verdict = mine.report([Report(one, 2, one.number / 9, MEASURED) for one in leases], 60.0, 1.0)
+    verdict = report(mine, [Report(one, 2, one.number / 9, MEASURED) for one in leases])
     assert not verdict.pruned  # epoch 2 is no rung
     assert mine.wanted == budget.RUNNING
 
@@ -207,7 +208,7 @@ def test_what_was_drawn_up_of_a_trial_that_is_lost_is_forgotten(
         return set_up(*given)
 
     monkeypatch.setattr(ledger, "set_up", late)
-    assert [one.lease.number for one in mine.take(2).assignments] == [1]
+    assert [one.lease.number for one in take(mine, 2)] == [1]
     mine._view.sync()
     lost, kept = mine._view.trials()
     assert lost.params == {}

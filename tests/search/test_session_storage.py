@@ -11,6 +11,7 @@ from hpsearch.storage.ledger import Report
 from hpsearch.storage.open import Database
 from hpsearch.storage.studies import create_study, load_study
 from hpsearch.storage.tables import LEASES
+from tests.sessions import report, take
 from tests.storage.trials import MEASURED
 from tests.studies import TINY
 
@@ -24,13 +25,13 @@ def mine(database: Database) -> Session:
 
 def test_a_trial_that_was_lost_at_its_rung_is_not_pruned(database: Database, mine: Session) -> None:
     """Its values are known, for another worker has it: that one decides."""
-    leases = [one.lease for one in mine.take(9).assignments]
+    leases = [one.lease for one in take(mine, 9)]
     reports = [Report(lease, 1, lease.number / 9, MEASURED) for lease in leases]
     assert len(mine.record(reports, 60.0)) == 9
     worst = leases[0].trial_id
     with database.engine.begin() as connection:
         connection.execute(update(LEASES).where(LEASES.c.trial_id == worst).values(token=LEASES.c.token + 1))
-    verdict = mine.report(reports, 60.0, 1.0)
+    verdict = report(mine, reports)
     assert verdict.lost == {worst}
     assert verdict.pruned == {lease.trial_id for lease in leases[1:6]}
 
@@ -39,7 +40,7 @@ def test_trials_are_given_back_at_the_first_attempt_or_not_at_all(
     mine: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a worker that leaves because the storage is away would end with an error instead."""
-    (one,) = mine.take(1).assignments
+    (one,) = take(mine, 1)
 
     def away(*_: object) -> None:
         raise OperationalError("UPDATE", {}, Exception("connection refused"))

@@ -17,6 +17,7 @@ from hpsearch.storage.ledger import Report as Epoch
 from hpsearch.storage.open import Database, create
 from hpsearch.storage.studies import create_study, load_study
 from hpsearch.storage.tables import METRICS
+from tests.sessions import take
 from tests.studies import TINY
 
 COMPLETE, DONE, PRUNED, FAILED, ABANDONED, WAITING = range(6)  # the trials of the study, by number
@@ -30,9 +31,8 @@ class Sandbox:
         create_study(database, parse(TINY, "tiny.toml"), "tiny")
         self.study = load_study(database, "tiny")
         self.session = Session(database, self.study, fleet.Worker("me", "here", 1, "cpu"), 3600.0)
-        hand = self.session.take(6)
-        self.ids = [assignment.lease.trial_id for assignment in hand.assignments]
-        self.leases = [assignment.lease for assignment in hand.assignments]
+        self.leases = [assignment.lease for assignment in take(self.session, 6)]
+        self.ids = [lease.trial_id for lease in self.leases]
         for number, epochs in ((COMPLETE, 3), (DONE, 3), (PRUNED, 2), (FAILED, 1), (ABANDONED, 2), (WAITING, 2)):
             for epoch in range(1, epochs + 1):
                 self.report(self.leases[number], epoch, seconds=0.0 if number == ABANDONED else 3600.0)

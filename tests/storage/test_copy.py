@@ -30,6 +30,7 @@ from hpsearch.storage.studies import create_study, load_study, progress, study_n
 from hpsearch.worker import Limits, serve
 from tests.cli.running import hpsearch, start
 from tests.postgres import PostgresServer, running_server
+from tests.sessions import take
 from tests.storage.sandbox import ABANDONED, Sandbox, value_of
 from tests.working import tiny
 
@@ -147,7 +148,7 @@ def test_a_running_study_goes_on_in_the_new_storage(storage_url: str, destinatio
         list(serve(database, "tiny", settings, Interruption(), Limits(max_trials=2)))
         study = load_study(database, "tiny")
         session = Session(database, study, fleet.Worker("me", "here", 1, "cpu"), 3600.0)
-        lease = session.take(1).assignments[0].lease
+        lease = take(session, 1)[0].lease
         report_epoch(database, lease, 1, 3600.0)
         report = copied(storage_url, destination)
         assert report.num_running == 1

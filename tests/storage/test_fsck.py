@@ -21,6 +21,7 @@ from hpsearch.storage.open import create
 from hpsearch.storage.studies import create_study, load_study, progress
 from hpsearch.storage.tables import METRICS
 from hpsearch.worker import Limits, serve
+from tests.sessions import take
 from tests.storage.sandbox import ABANDONED, COMPLETE, DONE, PRUNED, Sandbox, kinds
 from tests.studies import TINY
 
@@ -342,7 +343,7 @@ def test_whoever_lost_a_trial_that_was_mended_cannot_write_about_it(sandbox: San
 def test_a_double_that_a_person_ordered_is_a_note(sandbox: Sandbox) -> None:
     fleet.extend(sandbox.database, sandbox.study.study_id, 1)
     sandbox.study.optuna_study.enqueue_trial(sandbox.trials()[DONE].params)
-    sandbox.session.take(3)
+    take(sandbox.session, 3)
     report = sandbox.fsck()
     assert report.ok
     assert [finding.sentence for finding in report.left] == [
@@ -353,7 +354,7 @@ def test_a_double_that_a_person_ordered_is_a_note(sandbox: Sandbox) -> None:
 def test_a_double_that_nobody_ordered_is_damage(sandbox: Sandbox) -> None:
     fleet.extend(sandbox.database, sandbox.study.study_id, 1)
     sandbox.study.optuna_study.enqueue_trial(sandbox.trials()[DONE].params)
-    sandbox.session.take(3)
+    take(sandbox.session, 3)
     sandbox.sql("DELETE FROM trial_system_attributes WHERE key = 'fixed_params'")
     report = sandbox.fsck(mend=True)
     assert kinds(report) == ["configuration"]
@@ -362,7 +363,7 @@ def test_a_double_that_nobody_ordered_is_damage(sandbox: Sandbox) -> None:
 
 def test_trials_that_are_not_hpsearchs_own(sandbox: Sandbox) -> None:
     fleet.extend(sandbox.database, sandbox.study.study_id, 2)
-    sandbox.session.take(2)  # what waits, so that `ask` makes a new one
+    take(sandbox.session, 2)  # what waits, so that `ask` makes a new one
     sandbox.study.optuna_study.ask()
     sandbox.study.optuna_study.add_trial(optuna.trial.create_trial(value=0.5))
     report = sandbox.fsck(mend=True)
