@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hpsearch.cli.options import complete_recorded, json_option, open_database, print_json, storage_option
+from hpsearch.cli.options import complete_recorded, json_option, load, print_json, storage_option
 from hpsearch.cli.tables import print_table
 
 if TYPE_CHECKING:
@@ -33,10 +33,9 @@ def confirm(study: str, top: int | None, seeds: int | None, storage: str | None,
     """
     from hpsearch import confirm as confirming
     from hpsearch.errors import UsageError
-    from hpsearch.storage.studies import load_study, progress
+    from hpsearch.storage.studies import progress
 
-    database = open_database(storage)
-    loaded = load_study(database, study)
+    database, loaded = load(study, storage)
     linked = confirming.find(database, loaded)
     if linked is None:
         now = progress(database, loaded)

@@ -1,14 +1,8 @@
 """Commands that reach running workers: pause, resume and stop a study, and allow it more trials."""
 
-from typing import TYPE_CHECKING
-
 import click
 
-from hpsearch.cli.options import complete_recorded, open_database, storage_option
-
-if TYPE_CHECKING:
-    from hpsearch.storage.open import Database
-    from hpsearch.storage.studies import LoadedStudy
+from hpsearch.cli.options import complete_recorded, load, storage_option
 
 
 @click.command()
@@ -47,14 +41,14 @@ def extend(study: str, trials: int, storage: str | None) -> None:
     from hpsearch.storage import fleet
     from hpsearch.storage.studies import progress
 
-    database, loaded = _load(study, storage)
+    database, loaded = load(study, storage)
     if loaded.spec.candidates:
         raise UsageError(
             f"study {study}: its trials are its candidates over {len(loaded.spec.seeds)} seeds, and more would count "
             "nowhere; for more seeds delete it and make it again by `hpsearch confirm` or `hpsearch transfer --seeds N`"
         )
     most = most_trials(loaded.spec)
-    before = _max_trials(database, loaded)
+    before = progress(database, loaded).max_trials
     if most is not None and before + trials > most:
         raise UsageError(
             f"--trials {trials}: study {study} has {before} trials and {most} configurations in all; "
@@ -77,22 +71,9 @@ def extend(study: str, trials: int, storage: str | None) -> None:
 def _set(study: str, storage: str | None, state: str, sentence: str) -> None:
     from hpsearch.storage import fleet
 
-    database, loaded = _load(study, storage)
+    database, loaded = load(study, storage)
     before = fleet.control(database, loaded.study_id, state)
     if before == state:
         click.echo(f"study {study} is {state} already")
     else:
         click.echo(f"study {study}: {state}; {sentence.format(study=study)}")
-
-
-def _load(study: str, storage: str | None) -> "tuple[Database, LoadedStudy]":
-    from hpsearch.storage.studies import load_study
-
-    database = open_database(storage)
-    return database, load_study(database, study)
-
-
-def _max_trials(database: "Database", loaded: "LoadedStudy") -> int:
-    from hpsearch.storage.studies import progress
-
-    return progress(database, loaded).max_trials

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from hpsearch.cli.options import complete_recorded, open_database, settings_from, storage_option
+from hpsearch.cli.options import complete_recorded, load, settings_from, storage_option
 
 
 @click.command()
@@ -20,10 +20,8 @@ def export(study: str, rank: int, folder: str, data_dir: Path | None, storage: s
     are those of the seed with the median value.
     """
     from hpsearch.export import export as write
-    from hpsearch.storage.studies import load_study
 
-    database = open_database(storage)
-    loaded = load_study(database, study)
+    database, loaded = load(study, storage)
     settings = settings_from(storage, None, data_dir)
     metrics = write(database, loaded, rank, folder, settings, lambda text: click.echo(text, err=True))
     click.echo(

@@ -8,7 +8,7 @@ import click
 from hpsearch.cli.options import (
     complete_recorded,
     json_option,
-    open_database,
+    load,
     print_json,
     settings_from,
     storage_option,
@@ -35,12 +35,10 @@ def final_test(
     from hpsearch.confirm import searched
     from hpsearch.errors import UsageError
     from hpsearch.storage.openings import openings
-    from hpsearch.storage.studies import load_study
 
     if again is not None and not again.strip():
         raise UsageError("--again: is empty; give the reason for which the test split is opened once more")
-    database = open_database(storage)
-    loaded = load_study(database, study)
+    database, loaded = load(study, storage)
     if show and again is not None:
         raise UsageError("--again opens the test split and --show does not: leave out one of them")
     if show:

@@ -7,7 +7,7 @@ import click
 from hpsearch.cli.options import (
     complete_recorded,
     json_option,
-    open_database,
+    load,
     print_json,
     settings_from,
     storage_option,
@@ -30,10 +30,9 @@ def fsck(study: str, repair: bool, storage: str | None, as_json: bool) -> int:
     is left wrong; notes do not count.
     """
     from hpsearch.storage.fsck import run
-    from hpsearch.storage.studies import load_study
 
-    database = open_database(storage)
-    report = run(database, load_study(database, study), settings_from().checkpoints, mend=repair)
+    database, loaded = load(study, storage)
+    report = run(database, loaded, settings_from().checkpoints, mend=repair)
     if as_json:
         findings = [_row(one, True) for one in report.repaired] + [_row(one, False) for one in report.left]
         print_json({"study": study, "trials": report.num_trials, "ok": report.ok, "findings": findings})

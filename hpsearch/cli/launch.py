@@ -10,7 +10,7 @@ import click
 from hpsearch.cli.options import (
     complete_recorded,
     json_option,
-    open_database,
+    load,
     print_json,
     settings_from,
     storage_option,
@@ -85,7 +85,7 @@ def slurm(
     script = array.script(read(template), str(template)) if template else array.script(SCRIPT)
     if env_file:
         _check_env_file(env_file)
-    _check_study(study, storage)
+    load(study, storage)
     _check_file_system(settings.storage_url)
     if dry_run:
         click.echo(script, nl=False)
@@ -138,7 +138,7 @@ def kubernetes(
     )
     choose_token("0.0.0.0", public_url, given=None)  # noqa: S104 - checks the URL as the dashboard will
     text = pods.text(read(template), str(template)) if template else pods.text()
-    _check_study(study, storage)
+    load(study, storage)
     if file_of(settings.storage_url) is not None:
         raise UsageError(
             f"storage {redact(settings.storage_url)}: pods do not reach a SQLite file; create the study in a "
@@ -158,7 +158,7 @@ def status(study: str, storage: str | None, as_json: bool) -> None:
 
     found = tasks(study)
     if not found:
-        _check_study(study, storage)
+        load(study, storage)
     if as_json:
         print_json([asdict(task) for task in found])
         return
@@ -188,14 +188,8 @@ def cancel(study: str, storage: str | None) -> None:
 
     number = slurm_jobs.cancel(study)
     if number == 0:
-        _check_study(study, storage)
+        load(study, storage)
     click.echo(f"study {study}: {number} jobs cancelled" if number else f"study {study}: no jobs to cancel")
-
-
-def _check_study(study: str, storage: str | None) -> None:
-    from hpsearch.storage.studies import load_study
-
-    load_study(open_database(storage), study)
 
 
 def _current_folder() -> Path:

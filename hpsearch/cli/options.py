@@ -14,6 +14,7 @@ from hpsearch.settings import Settings
 
 if TYPE_CHECKING:
     from hpsearch.storage.open import Database
+    from hpsearch.storage.studies import LoadedStudy
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -55,6 +56,14 @@ def open_database(storage: str | None) -> "Database":
     from hpsearch.storage.open import connect
 
     return click.get_current_context().with_resource(connect(settings_from(storage).storage_url))
+
+
+def load(study: str, storage: str | None) -> "tuple[Database, LoadedStudy]":
+    """`open_database`, and the study of that name in it."""
+    from hpsearch.storage.studies import load_study
+
+    database = open_database(storage)
+    return database, load_study(database, study)
 
 
 def print_json(value: object) -> None:

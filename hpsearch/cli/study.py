@@ -10,6 +10,7 @@ from hpsearch.cli.options import (
     complete_available,
     complete_recorded,
     json_option,
+    load,
     open_database,
     print_json,
     settings_from,
@@ -27,7 +28,6 @@ from hpsearch.cli.tables import (
 
 if TYPE_CHECKING:
     from hpsearch.storage.open import Database
-    from hpsearch.storage.studies import LoadedStudy
 
 
 # What `list` does not know of a study that it cannot read.
@@ -129,7 +129,7 @@ def status(study: str, watching: bool, storage: str | None, as_json: bool) -> No
     from hpsearch.storage.events import events
     from hpsearch.storage.studies import progress
 
-    database, loaded = _load(study, storage)
+    database, loaded = load(study, storage)
     if watching:
         if as_json:
             raise click.UsageError("--watch is for people and --json for machines: leave out one of them")
@@ -174,7 +174,7 @@ def status(study: str, watching: bool, storage: str | None, as_json: bool) -> No
 @json_option
 def trials(study: str, storage: str | None, as_json: bool) -> None:
     """Show the trials of a study, in the order of their numbers."""
-    _database, loaded = _load(study, storage)
+    _database, loaded = load(study, storage)
     rows = [trial_row(loaded, trial) for trial in loaded.optuna_study.get_trials(deepcopy=False)]
     if as_json:
         print_json(list(map(_finite, rows)))
@@ -198,7 +198,7 @@ def best(study: str, top: int, storage: str | None, as_json: bool) -> None:
     from hpsearch.search.importance import importances
     from hpsearch.storage.studies import ranked
 
-    _database, loaded = _load(study, storage)
+    _database, loaded = load(study, storage)
     rows = [trial_row(loaded, trial) for trial in ranked(loaded)[:top]]
     found = importances(loaded.optuna_study)
     if as_json:
@@ -210,13 +210,6 @@ def best(study: str, top: int, storage: str | None, as_json: bool) -> None:
     print_best(loaded, rows)
     if loaded.spec.space:
         click.echo(found.sentence())
-
-
-def _load(study: str, storage: str | None) -> "tuple[Database, LoadedStudy]":
-    from hpsearch.storage.studies import load_study
-
-    database = open_database(storage)
-    return database, load_study(database, study)
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
