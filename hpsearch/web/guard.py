@@ -5,11 +5,11 @@ somebody has open could delete a study.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from werkzeug.sansio.http import parse_cookie
+from werkzeug.wrappers import Response
 
 from hpsearch.web.access import Access, Sessions
 
@@ -39,22 +39,6 @@ ALWAYS = {
 }
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """An answer instead of the application's: a status line, and a sentence that says what to do."""
-
-    status: str
-    sentence: str
-    headers: tuple[tuple[str, str], ...] = ()
-
-    def answer(self, start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """Send it as plain text."""
-        body = f"{self.sentence}\n".encode()
-        kind = ("Content-Type", "text/plain; charset=utf-8")
-        start_response(self.status, [kind, ("Content-Length", str(len(body))), *self.headers])
-        return [body]
-
-
 class Guard:
     """A WSGI application around another one."""
 
@@ -67,37 +51,35 @@ class Guard:
         for check in (self._host, self._method, self._origin, self._signed_in):
             refusal = check(environ)
             if refusal is not None:
-                return refusal.answer(respond)
+                return refusal(environ, respond)
         environ.setdefault("HTTP_ACCEPT_ENCODING", "identity")  # without it optuna-dashboard's /static answers 500
         return self._application(environ, respond)
 
-    def _host(self, environ: Environ) -> Refusal | None:
+    def _host(self, environ: Environ) -> Response | None:
         name = host_name(environ.get("HTTP_HOST", ""))
         if name is not None and self._access.knows_host(name):
             return None
-        return Refusal(
+        return _refusal(
             "403 Forbidden",
             "This dashboard does not answer to the host name of this request; use the address that it printed "
             "when it started, or start it with --public-url.",
         )
 
-    def _method(self, environ: Environ) -> Refusal | None:
+    def _method(self, environ: Environ) -> Response | None:
         method, own = environ["REQUEST_METHOD"], is_own(environ["PATH_INFO"])
         if method in READING or (own and method == "POST"):
             return None
         if own or method not in ("POST", "PUT", "DELETE"):
-            return Refusal(
-                "405 Method Not Allowed", f"Nothing here answers to {method[:20]}.", (("Allow", "GET, HEAD"),)
-            )
+            return _refusal("405 Method Not Allowed", f"Nothing here answers to {method[:20]}.", Allow="GET, HEAD")
         if self._access.allow_write:
             return None
-        return Refusal(
+        return _refusal(
             "405 Method Not Allowed",
             "This dashboard is read-only; who may change studies starts it with --allow-write.",
-            (("Allow", "GET, HEAD"),),
+            Allow="GET, HEAD",
         )
 
-    def _origin(self, environ: Environ) -> Refusal | None:
+    def _origin(self, environ: Environ) -> Response | None:
         """Requests that another site makes in somebody's browser; links from there are fine."""
         site, mode = environ.get("HTTP_SEC_FETCH_SITE"), environ.get("HTTP_SEC_FETCH_MODE")
         origin, reading = environ.get("HTTP_ORIGIN"), environ["REQUEST_METHOD"] in READING
@@ -107,9 +89,9 @@ class Guard:
             same = self._access.is_own_origin(origin, environ["HTTP_HOST"])
         if same and (site in (None, "same-origin", "none") or (reading and mode == "navigate")):
             return None
-        return Refusal("403 Forbidden", "This request comes from another site, or does not say from where.")
+        return _refusal("403 Forbidden", "This request comes from another site, or does not say from where.")
 
-    def _signed_in(self, environ: Environ) -> Refusal | None:
+    def _signed_in(self, environ: Environ) -> Response | None:
         if not self._sessions.required or environ["PATH_INFO"] in OPEN:
             return None
         if self._sessions.name(cookie(environ, self._access.cookie)) is not None:
@@ -117,23 +99,28 @@ class Guard:
         if environ["PATH_INFO"] == METRICS:
             return self._bearer(environ)
         if environ["REQUEST_METHOD"] in READING and "text/html" in environ.get("HTTP_ACCEPT", ""):
-            return Refusal("303 See Other", "Sign in first.", (("Location", SIGN_IN),))
-        return Refusal("401 Unauthorized", f"Sign in at {SIGN_IN} first.")
+            return _refusal("303 See Other", "Sign in first.", Location=SIGN_IN)
+        return _refusal("401 Unauthorized", f"Sign in at {SIGN_IN} first.")
 
-    def _bearer(self, environ: Environ) -> Refusal | None:
+    def _bearer(self, environ: Environ) -> Response | None:
         address = environ.get("REMOTE_ADDR", "")
         scheme, _, token = _text(environ.get("HTTP_AUTHORIZATION", "")).partition(" ")
         if scheme.lower() != "bearer":
-            return Refusal(
+            return _refusal(
                 "401 Unauthorized",
                 "Metrics want the dashboard's token in the header Authorization: Bearer TOKEN.",
-                (("Www-Authenticate", "Bearer"),),
+                WWW_Authenticate="Bearer",
             )
         if (seconds := self._sessions.wait_seconds(address)) > 0:
-            return Refusal("429 Too Many Requests", "Too many wrong tokens.", (("Retry-After", f"{seconds:.0f}"),))
+            return _refusal("429 Too Many Requests", "Too many wrong tokens.", Retry_After=f"{seconds:.0f}")
         if self._sessions.is_token(token.strip(), address):
             return None
-        return Refusal("401 Unauthorized", "That is not the token that this dashboard was started with.")
+        return _refusal("401 Unauthorized", "That is not the token that this dashboard was started with.")
+
+
+def _refusal(status: str, sentence: str, **headers: str) -> Response:
+    """An answer instead of the application's: a status line, and a sentence that says what to do."""
+    return Response(f"{sentence}\n", status, {key.replace("_", "-"): value for key, value in headers.items()})
 
 
 def with_headers(environ: Environ, start_response: Callable[..., Any]) -> Callable[..., Any]:

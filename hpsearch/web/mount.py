@@ -10,6 +10,7 @@ from urllib.parse import parse_qs
 import optuna_dashboard
 from optuna.trial import TrialState
 from sqlalchemy import Connection, func, select
+from werkzeug.wrappers import Response
 
 from hpsearch.storage.open import FAULTS, connect
 from hpsearch.storage.studies import CREATED_KEY
@@ -47,16 +48,18 @@ class OptunaDashboard:
         try:
             return self._respond(environ, start_response)
         except FAULTS:  # what a driver says can hold user names and addresses
-            return _reason(start_response, "503 Service Unavailable", "The storage does not answer; try again soon.")
+            return _reason("503 Service Unavailable", "The storage does not answer; try again soon.")(
+                environ, start_response
+            )
 
     def _respond(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"].rstrip("/")
         if NO_STUDY.match(path):
-            return _reason(start_response, "404 Not Found", "There is no study of that number.")
+            return _reason("404 Not Found", "There is no study of that number.")(environ, start_response)
         if path.startswith(("/api/", "/csv/")):
             self._renew()
             if (sentence := self._too_costly(path) or self._not_renamed(path)) is not None:
-                return _reason(start_response, "422 Unprocessable Content", sentence)
+                return _reason("422 Unprocessable Content", sentence)(environ, start_response)
         shown = STUDY.fullmatch(path)
         self._storage.look_at(int(shown[1]) if shown else None)
         if environ["REQUEST_METHOD"] == "GET":
@@ -121,27 +124,27 @@ class OptunaDashboard:
 
     def _page(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         """The page that all of optuna-dashboard runs in, with a link to hpsearch's pages."""
-        status, headers, body = self._answer(environ)
-        if status.startswith("200"):
-            body = body.replace(b"</body>", self._links().encode() + b"</body>")
-        kept = [(name, value) for name, value in headers if name.lower() not in ("last-modified", "etag")]
-        start_response(status, [*kept, ("Content-Length", str(len(body)))])
-        return [body]
+        answer = self._answer(environ)
+        if answer.status_code == 200:
+            answer.set_data(answer.get_data().replace(b"</body>", self._links().encode() + b"</body>"))
+        for name in ("Last-Modified", "ETag"):
+            answer.headers.pop(name, None)
+        return answer(environ, start_response)
 
     def _study(
         self, environ: Environ, start_response: Callable[..., Any], study_id: int, after: int
     ) -> Iterable[bytes]:
         """A study with its trials from number `after` on; the application writes all else."""
-        status, headers, body = self._answer({**environ, "QUERY_STRING": f"after={NO_TRIALS}"})
-        if status.startswith("200"):
-            rest = json.loads(body)
+        answer = self._answer({**environ, "QUERY_STRING": f"after={NO_TRIALS}"})
+        if answer.status_code == 200:
+            rest = json.loads(answer.get_data())
             del rest["trials"]
-            body = b"".join((b'{"trials": ', self._ended.trials(study_id, after), b", ", json.dumps(rest).encode()[1:]))
-        start_response(status, [*headers, ("Content-Length", str(len(body)))])
-        return [body]
+            trials = self._ended.trials(study_id, after)
+            answer.set_data(b"".join((b'{"trials": ', trials, b", ", json.dumps(rest).encode()[1:])))
+        return answer(environ, start_response)
 
-    def _answer(self, environ: Environ) -> tuple[str, list[tuple[str, str]], bytes]:
-        """What the application answers: status, headers without the length, and body."""
+    def _answer(self, environ: Environ) -> Response:
+        """What the application answers, as a whole; Response.from_app would raise what its page of an error tells."""
         started: list[Any] = []
 
         def collect(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> None:
@@ -149,11 +152,9 @@ class OptunaDashboard:
 
         parts = self._application(environ, collect)
         try:
-            body = b"".join(parts)
+            return Response(b"".join(parts), *started)
         finally:
             getattr(parts, "close", lambda: None)()
-        status, headers = started
-        return status, [(name, value) for name, value in headers if name.lower() != "content-length"], body
 
     def _links(self) -> str:
         sheets = ["optuna.css"] if self._allow_write else ["optuna.css", "optuna-read-only.css"]
@@ -176,7 +177,5 @@ def _distinct_values(connection: Connection, study_id: int) -> list[int]:
     return list(connection.scalars(complete.group_by(PARAMS.c.param_name)))
 
 
-def _reason(start_response: Callable[..., Any], status: str, sentence: str) -> Iterable[bytes]:
-    body = json.dumps({"reason": sentence}).encode()
-    start_response(status, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
-    return [body]
+def _reason(status: str, sentence: str) -> Response:
+    return Response(json.dumps({"reason": sentence}), status, mimetype="application/json")
