@@ -196,16 +196,6 @@ def trial_events(connection: Connection, trial_id: int) -> list[dict[str, Any]]:
     return [dict(row._mapping) for row in rows]
 
 
-def last_event(connection: Connection, study_id: int) -> dict[str, Any] | None:
-    """The newest event of a study."""
-    columns = (EVENTS.c.at, TRIALS.c.number, EVENTS.c.kind, EVENTS.c.text)
-    joined = select(*columns).outerjoin(TRIALS, TRIALS.c.trial_id == EVENTS.c.trial_id)
-    row = connection.execute(
-        joined.where(EVENTS.c.study_id == study_id).order_by(EVENTS.c.event_id.desc()).limit(1)
-    ).one_or_none()
-    return dict(row._mapping) if row else None
-
-
 def workers(connection: Connection, study_id: int | None = None) -> list[WorkerRow]:
     """The workers of one study, or of all, those of one study together."""
     running = TRIALS.c.state == TrialState.RUNNING

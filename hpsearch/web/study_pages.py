@@ -50,7 +50,6 @@ def _study_row(source: Source, listed: Listed, study: LoadedStudy, workers: list
     now = progress(source.database, study)
     with source.database.engine.connect() as connection:
         trials = queries.trials(connection, listed.study_id)
-        event = queries.last_event(connection, listed.study_id)
         hours = queries.hours_since_start(connection, listed.study_id)
     return {
         "listed": listed,
@@ -59,7 +58,7 @@ def _study_row(source: Source, listed: Listed, study: LoadedStudy, workers: list
         "state": standing.state(now),
         "seconds_left": standing.seconds_left(study.spec.budget, trials, now, hours),
         "workers": sum(worker.alive for worker in workers if worker.study_id == listed.study_id),
-        "event": event,
+        "event": next(iter(events(source.database, listed.study_id, last=1)), None),
     }
 
 
