@@ -197,7 +197,7 @@ def check_data(settings: Settings) -> Iterator[Check]:
 
 
 def _check_data_set(name: str, image_size: int, settings: Settings) -> Check:
-    cache = settings.home / "datasets"
+    cache = settings.datasets
     try:
         found = at_hand(name, data_dir=settings.data_dir, cache_dir=cache, image_size=image_size)
     except (UsageError, OSError) as error:

@@ -113,7 +113,7 @@ def _complete(
 
 def _source(study: LoadedStudy, settings: Settings) -> Source:
     data = study.spec.data
-    downloads = settings.home / "datasets" / "downloads"
+    downloads = settings.datasets / "downloads"
     return Source(data.name, split_name(data.name)[1], settings.data_dir, downloads, data.image_size)
 
 

@@ -50,6 +50,11 @@ class Settings:
     storage_to: str = field(default="", repr=False)
 
     @property
+    def datasets(self) -> Path:
+        """Where data sets are that were downloaded or decoded."""
+        return self.home / "datasets"
+
+    @property
     def checkpoints(self) -> str:
         """Where checkpoints are."""
         return self.artifacts or str(self.home / "checkpoints")

@@ -125,7 +125,7 @@ def _over_seeds(study: LoadedStudy) -> list[Chosen]:
 
 def dataset_of(spec: StudySpec, settings: Settings) -> DataSet:
     """The training and validation part of the specification's data set, as it is here."""
-    cache = settings.home / "datasets"
+    cache = settings.datasets
     return load(spec.data.name, data_dir=settings.data_dir, cache_dir=cache, image_size=spec.data.image_size)
 
 

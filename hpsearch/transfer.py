@@ -61,7 +61,7 @@ def plan(
     head = layers(build(metrics, tensors, where))[-1][0]
     classes = tuple(metrics.model.classes)
     size = image_size or metrics.preprocessing.image_size
-    target = load(data, data_dir=settings.data_dir, cache_dir=settings.home / "datasets", image_size=size)
+    target = load(data, data_dir=settings.data_dir, cache_dir=settings.datasets, image_size=size)
     _suit(metrics, target, where)
     recipe = Recipe(**metrics.configuration)
     native = recipe.native_size or (

@@ -17,7 +17,6 @@ import torch
 from optuna.trial import TrialState
 
 from hpsearch import catalogue, crashes, weights
-from hpsearch.data.load import load
 from hpsearch.ends import Ends
 from hpsearch.errors import DataError, HpsearchError, StorageAway, TrialsFail, UsageError
 from hpsearch.events import LOST_STATE, Event, StudyOpened, TrialEnded, TrialStarted, WorkerLeft, WorkerWarned
@@ -34,6 +33,7 @@ from hpsearch.storage.studies import LoadedStudy, load_study, progress, study_na
 from hpsearch.train.device_data import place
 from hpsearch.train.lanes import Lanes
 from hpsearch.train.plan import PROGRAMS, LaneCount
+from hpsearch.trained import dataset_of
 from hpsearch.training import Training
 from hpsearch.trial import Bench, one_line
 from hpsearch.trying import try_models
@@ -330,12 +330,7 @@ def _prepare(
         raise UsageError(f"study {study.name}: {'; '.join(mistakes)}")
     constructor = catalogue.load("hpsearch.models", spec.model.name)
     with interruption.allowed():  # a download takes long
-        dataset = load(
-            spec.data.name,
-            data_dir=settings.data_dir,
-            cache_dir=settings.home / "datasets",
-            image_size=spec.data.image_size,
-        )
+        dataset = dataset_of(spec, settings)
     pin_data(database, study, dataset.fingerprint)
     kept = open_checkpoints(settings.weights)
     bench = Bench(

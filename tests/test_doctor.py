@@ -306,7 +306,7 @@ def test_a_decoded_data_set_is_found_in_the_cache(settings: Settings) -> None:
     from hpsearch.data.load import load
 
     new_study(settings.storage_url)
-    load("digits", data_dir=None, cache_dir=settings.home / "datasets", image_size=8)
+    load("digits", data_dir=None, cache_dir=settings.datasets, image_size=8)
     check = next(iter(doctor.check_data(settings)))
     assert (check.state, "decoded in" in check.text) == (OK, True)
 

@@ -49,7 +49,7 @@ def test_lanes_train_what_single_runs_train(database: Database, settings: Settin
     first_end = next(index for index, event in enumerate(events) if isinstance(event, TrialEnded))
     assert sum(isinstance(event, TrialStarted) for event in events[:first_end]) == lanes
     assert started == list(range(20))
-    data = place(load("digits", data_dir=None, cache_dir=settings.home / "datasets", image_size=8), "cpu")
+    data = place(load("digits", data_dir=None, cache_dir=settings.datasets, image_size=8), "cpu")
     recipes = [Recipe(**trial.user_attrs[RECIPE_KEY]) for trial in trials]
     assert len({recipe.stream_seed for recipe in recipes}) == 1
     assert any(recipe.stream_offset for recipe in recipes)  # those that joined others on their way

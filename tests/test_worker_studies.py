@@ -160,7 +160,7 @@ def test_what_cannot_be_built_anywhere_in_the_space_takes_no_trial(
 def test_a_batch_size_that_leaves_one_image_to_batch_normalisation_takes_no_trial(
     sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, searched: str
 ) -> None:
-    num = len(load("digits", data_dir=None, cache_dir=settings.home / "datasets", image_size=8).train_labels)
+    num = len(load("digits", data_dir=None, cache_dir=settings.datasets, image_size=8).train_labels)
     size = next(size for size in range(4, num) if num % size == 1)
     text = TINY.partition("[[first]]")[0].replace("hidden_width = 16", "" if searched else f"batch_size = {size}")
     if searched:
@@ -179,7 +179,7 @@ def test_ctrl_c_ends_a_download(sqlite: Database, settings: Settings, monkeypatc
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("it goes on")
 
-    monkeypatch.setattr("hpsearch.worker.load", asked)
+    monkeypatch.setattr("hpsearch.trained.load", asked)
     interruption = Interruption()
     with interruption.listening():
         (left,) = serve(sqlite, "tiny", settings, interruption, Limits())
@@ -226,7 +226,7 @@ def test_a_study_whose_data_cannot_be_had_is_tried_again(
             raise answers.pop()
         return load(*arguments, **named)
 
-    monkeypatch.setattr("hpsearch.worker.load", fetched)
+    monkeypatch.setattr("hpsearch.trained.load", fetched)
     monkeypatch.setattr("hpsearch.worker.DATA_SECONDS", patience)
     events: list[object] = []
     try:
