@@ -31,7 +31,7 @@ def compare(studies: Sequence[LoadedStudy]) -> list[Arm]:
     arms = []
     for study in studies:
         objective = study.spec.objective
-        sign = 1.0 if objective.direction == "maximize" else -1.0
+        sign = 1.0 if objective.maximize else -1.0
         rows = values(study.spec, study.optuna_study.get_trials(deepcopy=False))
         labels = [label for label, _ in study.spec.candidates]
         scratch = rows[labels.index(SCRATCH)] if SCRATCH in labels else []

@@ -190,7 +190,7 @@ def _search(study: LoadedStudy) -> dict[str, Any] | None:
     found = bootstrap(study.optuna_study)
     values = [trial.value for trial in trials if trial.state == TrialState.COMPLETE]
     finite = [value for value in values if value is not None and math.isfinite(value)]
-    best = (max if study.spec.objective.direction == "maximize" else min)(finite, default=None)
+    best = (max if study.spec.objective.maximize else min)(finite, default=None)
     return {
         "study": study.name,
         "trials": ended,

@@ -94,6 +94,10 @@ class Objective(Section):
     def direction(self) -> Literal["maximize", "minimize"]:
         return "minimize" if self.metric == "validation_loss" else "maximize"
 
+    @property
+    def maximize(self) -> bool:
+        return self.direction == "maximize"
+
 
 SECTIONS: dict[str, type[Section]] = {
     "model": Model,

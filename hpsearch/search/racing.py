@@ -37,7 +37,7 @@ def standing(spec: StudySpec, trials: Iterable[FrozenTrial]) -> Race:
 def values(spec: StudySpec, trials: Iterable[FrozenTrial]) -> list[list[float | None]]:
     """The objective of every candidate and seed, the higher the better; see `hpsearch.statistics.race`."""
     table: list[list[float | None]] = [[None] * len(spec.seeds) for _ in range(len(spec.candidates) or 1)]
-    sign = 1.0 if spec.objective.direction == "maximize" else -1.0
+    sign = 1.0 if spec.objective.maximize else -1.0
     for trial in trials:
         candidate, block = spec.place(trial.number)
         if block >= len(spec.seeds):

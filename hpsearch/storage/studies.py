@@ -46,8 +46,7 @@ class LoadedStudy:
     @property
     def plan(self) -> budget.Plan:
         """What the study may use."""
-        maximize = self.spec.objective.direction == "maximize"
-        return budget.Plan(self.spec.budget, self.spec.max_epochs, maximize, self.created)
+        return budget.Plan(self.spec.budget, self.spec.max_epochs, self.spec.objective.maximize, self.created)
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def create_study(
         StorageError: the name is taken.
     """
     attributes = {SPEC_KEY: spec.to_json(), CREATED_KEY: datetime.now(UTC).isoformat(), **(attributes or {})}
-    direction = StudyDirection.MAXIMIZE if spec.objective.direction == "maximize" else StudyDirection.MINIMIZE
+    direction = StudyDirection.MAXIMIZE if spec.objective.maximize else StudyDirection.MINIMIZE
     study = models.StudyModel(
         study_name=name,
         directions=[models.StudyDirectionModel(objective=0, direction=direction)],
@@ -180,7 +179,7 @@ def progress(database: Database, study: LoadedStudy) -> Progress:
     of_study = TRIALS.c.study_id == study.study_id
     values = models.TrialValueModel.__table__
     column = values.c.value
-    best = column.desc() if study.spec.objective.direction == "maximize" else column.asc()
+    best = column.desc() if study.spec.objective.maximize else column.asc()
     with _there(database, study), database.statements() as connection:
         by_state = select(TRIALS.c.state, func.count()).where(of_study).group_by(TRIALS.c.state)
         counts: dict[TrialState, int] = {state: n for state, n in connection.execute(by_state)}  # noqa: C416 -- a Row is no pair to dict()
@@ -247,7 +246,7 @@ def _there(database: Database, study: LoadedStudy) -> Iterator[None]:
 def ranked(study: LoadedStudy) -> list[FrozenTrial]:
     """The completed trials, the best first."""
     complete = study.optuna_study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    sign = -1.0 if study.spec.objective.direction == "maximize" else 1.0
+    sign = -1.0 if study.spec.objective.maximize else 1.0
     return sorted(complete, key=lambda trial: (sign * (trial.value if trial.value is not None else 0.0), trial.number))
 
 

@@ -101,7 +101,7 @@ def note(listed: Listed, study: LoadedStudy, state: str, summary: str) -> str:
 
 def _additions(source: Source, listed: Listed, study: LoadedStudy) -> Attributes:
     now = progress(source.database, study)
-    name, maximize = study.spec.objective.metric, study.spec.objective.direction == "maximize"
+    name, maximize = study.spec.objective.metric, study.spec.objective.maximize
     with source.database.engine.connect() as connection:
         trials = queries.trials(connection, listed.study_id)
         drawn, best = figures.chosen(trials, maximize)

@@ -72,7 +72,7 @@ def one_study(source: Source, listed: Listed, study: LoadedStudy, with_figures: 
         last = queries.last_epochs(connection, [trial.trial_id for trial in running])
         workers = queries.workers(connection, listed.study_id)
         hours = queries.hours_since_start(connection, listed.study_id)
-    ranking = figures.ranked(trials, _maximize(study))
+    ranking = figures.ranked(trials, study.spec.objective.maximize)
     mattering = source.importances(listed, study, now.complete) if study.spec.space else None
     context = {
         "listed": listed,
@@ -95,7 +95,7 @@ def one_study(source: Source, listed: Listed, study: LoadedStudy, with_figures: 
 
 
 def _study_figures(source: Source, study: LoadedStudy, trials: list[TrialRow], mattering: Any) -> Context:
-    name, maximize = study.spec.objective.metric, _maximize(study)
+    name, maximize = study.spec.objective.metric, study.spec.objective.maximize
     drawn, best = figures.chosen(trials, maximize)
     ids = [trial.trial_id for trial in drawn]
     with source.database.engine.connect() as connection:
@@ -117,7 +117,7 @@ def trials_table(source: Source, listed: Listed, study: LoadedStudy, sort: str, 
     """Trials: one page of the table, in the order asked for; a leading minus turns it round."""
     with source.database.engine.connect() as connection:
         trials = queries.trials(connection, listed.study_id)
-        ordered = _ordered(trials, sort, _maximize(study))
+        ordered = _ordered(trials, sort, study.spec.objective.maximize)
         num_pages = max(1, -(-len(trials) // PAGE_SIZE))
         page = min(max(1, page), num_pages)
         shown = ordered[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
@@ -131,7 +131,7 @@ def trials_table(source: Source, listed: Listed, study: LoadedStudy, sort: str, 
         "rows": rows,
         "names": list(study.spec.space) or ["seed"],
         "sort": sort,
-        "maximize": _maximize(study),
+        "maximize": study.spec.objective.maximize,
         "page": page,
         "num_pages": num_pages,
         "num_trials": len(trials),
@@ -142,7 +142,7 @@ def best_of(source: Source, listed: Listed, study: LoadedStudy) -> Context:
     """Best: the best configurations side by side, and what to do with them."""
     with source.database.engine.connect() as connection:
         trials = queries.trials(connection, listed.study_id)
-        top = figures.ranked(trials, _maximize(study))[:TOP]
+        top = figures.ranked(trials, study.spec.objective.maximize)[:TOP]
         ids = [trial.trial_id for trial in top]
         recipes, last = queries.recipes(connection, ids, study.spec.space), queries.last_epochs(connection, ids)
     now, folder = progress(source.database, study), evidence.export_folder(source.home, study)
@@ -194,7 +194,3 @@ def _ordered(trials: list[TrialRow], sort: str, maximize: bool) -> list[TrialRow
     valued = [trial for trial in trials if trial.value is not None]
     complete_first = sorted(valued, key=lambda t: (t.state != "COMPLETE", sign * (t.value or 0.0)), reverse=turned)
     return [*complete_first, *without]
-
-
-def _maximize(study: LoadedStudy) -> bool:
-    return study.spec.objective.direction == "maximize"

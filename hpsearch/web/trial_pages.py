@@ -59,7 +59,7 @@ def one_trial(
         trial = next((one for one in trials if one.number == number), None)
         if trial is None:
             return None
-        best = next(iter(figures.ranked(trials, study.spec.objective.direction == "maximize")), None)
+        best = next(iter(figures.ranked(trials, study.spec.objective.maximize)), None)
         ids = [trial.trial_id, *([best.trial_id] if best is not None and best.number != number else [])]
         recipes = queries.recipes(connection, ids, study.spec.space)
         points = queries.epochs(connection, [trial.trial_id], METRICS).get(trial.trial_id, [])
