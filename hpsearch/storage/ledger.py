@@ -357,7 +357,7 @@ def _finish(connection: Connection, ends: Sequence[End]) -> set[int]:
     mine = [end for end in ends if end.lease.trial_id in held]
     missing = [(end.lease, end.state, end.value) for end in ends if end.lease.trial_id not in held]
     before = leases.ended(connection, missing)
-    values = [_objective_row(end.lease.trial_id, end.value) for end in mine if end.value is not None]
+    values = [objective_row(end.lease.trial_id, end.value) for end in mine if end.value is not None]
     if values:
         connection.execute(insert(VALUES), values)
     bulk.set_attributes(connection, USER_ATTRIBUTES, [(end.lease.trial_id, end.user_attrs) for end in mine])
@@ -370,7 +370,8 @@ def _finish(connection: Connection, ends: Sequence[End]) -> set[int]:
     return held | before
 
 
-def _objective_row(trial_id: int, value: float) -> dict[str, Any]:
+def objective_row(trial_id: int, value: float) -> dict[str, Any]:
+    """A trial's value as Optuna's table holds it."""
     stored, value_type = models.TrialValueModel.value_to_stored_repr(value)
     return {"trial_id": trial_id, "objective": 0, "value": stored, "value_type": value_type}
 

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, delete, insert, update
 from hpsearch.storage.checks import facts as reading
 from hpsearch.storage.checks.facts import Facts, Trial
 from hpsearch.storage.checks.findings import Finding, about
+from hpsearch.storage.ledger import objective_row
 from hpsearch.storage.tables import EPOCHS, INTERMEDIATE_VALUES, LEASES, VALUES
 
 NOT_MADE_UP = "what was not recorded is not made up; only training again would tell"
@@ -134,10 +135,6 @@ def _check_last(trial: Trial, finite: bool) -> Iterator[Finding]:
     if not finite:
         yield about(trial, "value", text, why_not="the last epoch gave no finite number to take instead")
         return
-    stored, kind = models.TrialValueModel.value_to_stored_repr(trial.last_value)
-    row = {"value": stored, "value_type": kind}
-    if trial.objective is None:
-        cure: Any = insert(VALUES).values(trial_id=trial.trial_id, objective=0, **row)
-    else:
-        cure = update(VALUES).where(VALUES.c.trial_id == trial.trial_id).values(row)
-    yield about(trial, "value", text, (cure,), "believes the curve")
+    gone = delete(VALUES).where(VALUES.c.trial_id == trial.trial_id)
+    cure = (gone, insert(VALUES).values(objective_row(trial.trial_id, trial.last_value)))
+    yield about(trial, "value", text, cure, "believes the curve")

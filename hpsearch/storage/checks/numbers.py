@@ -3,13 +3,12 @@
 import json
 import math
 from collections.abc import Iterator
-from datetime import UTC, datetime
 
 from optuna.trial import TrialState
 from sqlalchemy import insert, literal, select, update
 
 from hpsearch.search.samplers import max_trials
-from hpsearch.storage import budget
+from hpsearch.storage import budget, bulk
 from hpsearch.storage.checks.facts import Facts, Trial
 from hpsearch.storage.checks.findings import Finding, about
 from hpsearch.storage.ledger import REASON_KEY
@@ -48,7 +47,7 @@ def _room(facts: Facts) -> float:
 
 
 def _gap(study_id: int, number: int) -> Finding:
-    now = datetime.now(UTC).replace(tzinfo=None)
+    now = bulk.now()
     row = {"study_id": study_id, "number": number, "state": TrialState.FAIL}
     of_it = (TRIALS.c.study_id == study_id) & (TRIALS.c.number == number)
     reason = select(TRIALS.c.trial_id, literal(REASON_KEY), literal(json.dumps(LOST))).where(of_it)
