@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -244,10 +245,11 @@ def _there(database: Database, study: LoadedStudy) -> Iterator[None]:
 
 
 def ranked(study: LoadedStudy) -> list[FrozenTrial]:
-    """The completed trials, the best first."""
+    """The completed trials, the best first; others can record an infinite value, which is none."""
     complete = study.optuna_study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    valued = [trial for trial in complete if trial.value is not None and math.isfinite(trial.value)]
     sign = -1.0 if study.spec.objective.maximize else 1.0
-    return sorted(complete, key=lambda trial: (sign * (trial.value if trial.value is not None else 0.0), trial.number))
+    return sorted(valued, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
 
 
 def recorded_recipe(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,9 +42,10 @@ def chosen(trials: Sequence[TrialRow], maximize: bool) -> tuple[list[TrialRow], 
 
 
 def ranked(trials: Iterable[TrialRow], maximize: bool) -> list[TrialRow]:
-    """The complete trials, the best first."""
+    """The complete trials, the best first; others can record an infinite value, which is none."""
     sign = -1.0 if maximize else 1.0
-    complete = [trial for trial in trials if trial.state == "COMPLETE" and trial.value is not None]
+    valued = [trial for trial in trials if trial.value is not None and math.isfinite(trial.value)]
+    complete = [trial for trial in valued if trial.state == "COMPLETE"]
     return sorted(complete, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
 
 
@@ -86,10 +87,15 @@ def curves(drawn: Sequence[TrialRow], best: TrialRow | None, values: Curves, col
             numbers += [*(trial.number for _ in points), None]
         if x:
             label = title or f"best: trial {best.number}" if best else title
-            traces.append(
-                {"type": "scatter", "mode": "lines", "name": label, "x": x, "y": y, "customdata": numbers}
-                | {"meta": {"role": role}, "hovertemplate": "trial %{customdata}, epoch %{x}: %{y}<extra></extra>"}
-            )
+            line: dict[str, Any] = {"type": "scatter", "mode": "lines", "name": label, "x": x, "y": y}
+            line |= {"customdata": numbers, "meta": {"role": role}}
+            line |= {"hovertemplate": "trial %{customdata}, epoch %{x}: %{y}<extra></extra>"}
+            traces.append(line)
+            # A line through one point is none; y ends with None, which stands before its first one as well.
+            lone = [at for at in range(len(y)) if y[at] is not None and y[at - 1] is None and y[at + 1] is None]
+            if lone:
+                dots = {key: [line[key][at] for at in lone] for key in ("x", "y", "customdata")}
+                traces.append(line | {"mode": "markers", "showlegend": False} | dots)
     return _figure(traces, x="epoch", y="", percent=name.endswith("accuracy"), layout={"showlegend": False})
 
 
@@ -201,13 +207,13 @@ def confusion_matrix(found: Confusion) -> Figure:
     return _figure([trace], x="taken for", y="class", layout=layout)
 
 
-def class_accuracies(named: Sequence[tuple[str, Confusion]]) -> Figure:
-    """The accuracy on each class, one dot for each trial; classes in the order of the first trial's accuracies."""
-    classes = named[0][1].classes
-    first = [accuracy or 0.0 for accuracy in named[0][1].accuracies]
+def class_accuracies(named: Sequence[tuple[str, str, Confusion]]) -> Figure:
+    """The accuracy on each class, one dot for each trial (role, label, matrix), in the order of the first one's."""
+    classes = named[0][2].classes
+    first = [accuracy or 0.0 for accuracy in named[0][2].accuracies]
     order = sorted(range(len(classes)), key=lambda index: -first[index])
     traces = []
-    for role, (label, found) in zip(SIDE_BY_SIDE, named, strict=False):
+    for role, label, found in named:
         if found.classes != classes:
             continue
         y = [None if (a := found.accuracies[index]) is None else round(a, 4) for index in order]

@@ -129,7 +129,8 @@ def painted(name: str, figure: figures.Figure) -> figures.Figure:
     for trace in figure["traces"]:
         colour = COLOURS[trace["meta"]["role"]]
         thick = {"color": colour, "width": 1 if trace["meta"]["role"] == "faint" else 2}
-        traces.append(trace | ({"marker": {"color": colour}} if trace["type"] == "bar" else {"line": thick}))
+        filled = trace["type"] == "bar" or trace["mode"] == "markers"
+        traces.append(trace | ({"marker": {"color": colour}} if filled else {"line": thick}))
     title = {"text": spoken(name).capitalize()}
     return {"data": traces, "layout": figure["layout"] | {"title": title, "showlegend": True}}
 

@@ -132,7 +132,8 @@ def compared(source: Source, wanted: list[tuple[int, int]], with_figures: bool) 
         return context, {}
     named = [(one.label, one.points) for one in picked]
     drawn = {name: figures.side_by_side(named, columns[name], name) for name in COMPARED}
-    matrices = [(one.label, one.confusion) for one in picked if one.confusion is not None]
+    coloured = zip(figures.SIDE_BY_SIDE, picked, strict=False)
+    matrices = [(role, one.label, one.confusion) for role, one in coloured if one.confusion is not None]
     if matrices:
         drawn["classes"] = figures.class_accuracies(matrices)
     for index, one in enumerate(picked):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import re
 import threading
 import time
@@ -14,17 +15,19 @@ from werkzeug.test import Client
 
 from benchmarks.filling import made_up
 from hpsearch.artifacts import FolderCheckpoints, study_prefix, trial_key
+from hpsearch.cli.main import main
 from hpsearch.sections import Budget
 from hpsearch.space import Choice, Float
 from hpsearch.storage.open import create
-from hpsearch.storage.studies import SPEC_KEY, Progress, load_study
+from hpsearch.storage.studies import SPEC_KEY, Progress, load_study, ranked
+from hpsearch.storage.studies import progress as progress_of
 from hpsearch.storage.tables import LEASES
-from hpsearch.web import figures, queries, standing, study_pages, trial_pages, words
+from hpsearch.web import figures, notes, queries, standing, study_pages, trial_pages, words
 from hpsearch.web import source as sources
 from hpsearch.web.live import MAX_PERIOD_SECONDS, Content, Live
 from hpsearch.web.queries import TrialRow
 from hpsearch.web.source import Source
-from tests.web.serving import HOST, Opener, local, settings_for
+from tests.web.serving import HOST, Opener, confuse, local, settings_for
 
 
 def row(number: int, state: str, value: float | None, epoch: int, seconds: float = 10.0, owner: str = "a") -> TrialRow:
@@ -51,6 +54,37 @@ def test_many_trials_are_thinned_and_none_that_matters_is_lost() -> None:
     assert len(figures.thinned([(n, 0.0) for n in range(999)])) == figures.MAX_EPOCHS_DRAWN
 
 
+def test_a_curve_of_one_point_is_a_dot() -> None:
+    trials = [
+        row(0, "PRUNED", 0.1, 1),
+        row(1, "COMPLETE", 0.4, 3),
+        row(2, "COMPLETE", 0.3, 3),
+        row(3, "PRUNED", 0.1, 2),
+    ]
+    values = {
+        100: [(1, 0.1)],
+        101: [(1, 0.2), (2, 0.3), (3, 0.4)],
+        102: [(1, 0.1), (2, None), (3, 0.3)],
+        103: [(1, None)],
+    }
+    drawn = figures.curves(trials, trials[1], values, 1, "validation_accuracy")["traces"]
+    found = {(trace["meta"]["role"], trace["mode"]): trace for trace in drawn}
+    assert set(found) == {
+        ("faint", "lines"),
+        ("faint", "markers"),
+        ("plain", "lines"),
+        ("plain", "markers"),
+        ("best", "lines"),
+    }
+    dots = [found[role, "markers"] for role in ("faint", "plain")]
+    assert [(one["x"], one["y"], one["customdata"]) for one in dots] == [
+        ([1], [0.1], [0]),
+        ([1, 3], [0.1, 0.3], [2, 2]),
+    ]
+    colours = [trace["marker"]["color"] for trace in notes.painted("s", {"traces": dots, "layout": {}})["data"]]
+    assert colours == [notes.COLOURS["faint"], notes.COLOURS["plain"]]
+
+
 def test_rungs_count_who_reached_them_and_who_went_on() -> None:
     trials = [
         row(0, "COMPLETE", 0.5, 9),
@@ -68,6 +102,27 @@ def test_the_best_so_far_follows_the_direction() -> None:
     trials = [row(n, "COMPLETE", value, 1) for n, value in enumerate([0.3, 0.1, 0.5, 0.4, 0.05])]
     assert figures.history(trials, "validation_accuracy", True)["traces"][-1]["y"] == [0.3, 0.5, 0.5]
     assert figures.history(trials, "validation_loss", False)["traces"][-1]["y"] == [0.3, 0.1, 0.05, 0.05]
+
+
+def test_an_infinite_value_is_none(client: Opener, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As Optuna's own API records one."""
+    settings = settings_for(tmp_path)
+    with create(settings.storage_url) as database:
+        study = made_up(database, "s", 8, 2, prune=False)
+        running = study.fill(5, leave_running=1)
+        study.study.optuna_study.tell(running[0][0].number, math.inf)
+        best = ranked(study.study)[0].number
+        assert len(ranked(study.study)) == 4
+        assert progress_of(database, study.study).best_number == best
+    asker = client(settings, local())
+    for path in ("", "?live=1", "/best", "/trials?sort=value", "/trial/4?live=1"):
+        assert asker.get(f"/hpsearch/study/1{path}", headers={"Host": HOST}).status_code == 200, path
+    page = asker.get("/hpsearch/study/1/best", headers={"Host": HOST}).text
+    assert re.findall(r">trial (\d+)</a>", page)[0] == str(best)
+    assert "trial 4<" not in page
+    with pytest.raises(SystemExit):
+        main(["best", "s", "--json", "--storage", settings.storage_url])
+    assert json.loads(capsys.readouterr().out)["best"][0]["number"] == best
 
 
 def test_parallel_coordinates_place_values_on_their_axes() -> None:
@@ -297,3 +352,15 @@ def test_lanes_and_checkpoints_of_a_trial_that_has_not_ended(client: Opener, tmp
     page = client(settings, local()).get("/hpsearch/study/1/trial/2", headers={"Host": HOST}).text
     assert "after epochs 3 and 2" in page
     assert "made-up:1:0, 2 trials at once" in page
+
+
+def test_compared_trials_keep_their_colours(tmp_path: Path) -> None:
+    """Also where one of them has no confusion matrix."""
+    settings = settings_for(tmp_path)
+    with create(settings.storage_url) as database:
+        made_up(database, "s", 4, 2, prune=False).fill(4)
+        confuse(database, tmp_path, 1, "class")
+        _, drawn = trial_pages.compared(Source(database, settings), [(1, 3), (1, 0)], with_figures=True)
+    assert [(trace["name"], trace["meta"]["role"]) for trace in drawn["classes"]["traces"]] == [
+        ("s, trial 0", "second")
+    ]
