@@ -29,7 +29,7 @@ from hpsearch.storage.tables import (
 )
 
 ENDED = ("COMPLETE", "PRUNED", "FAIL")
-ALIVE_SECONDS = 60.0  # a worker gives a sign every second or after each epoch; after so long it counts as silent
+ALIVE_SECONDS = 60.0  # a worker gives a sign every second or after each epoch; one without a lease is silent then
 
 
 class TrialRow(NamedTuple):
@@ -44,6 +44,7 @@ class TrialRow(NamedTuple):
     owner: str | None
     owners: int  # how many workers have had it
     crashes: int
+    abandoned: bool = False  # whether its lease has run out
 
     @property
     def ended(self) -> bool:
@@ -81,11 +82,12 @@ class WorkerRow:
     storage_share: float
     started_seconds: float  # since it started
     silent_seconds: float
+    holds: bool  # a lease that has not run out: an epoch may take as long
 
     @property
     def alive(self) -> bool:
-        """Whether it has given a sign lately."""
-        return self.silent_seconds < ALIVE_SECONDS
+        """Whether it has given a sign lately, or need not yet."""
+        return self.holds or self.silent_seconds < ALIVE_SECONDS
 
     @property
     def answer(self) -> str:
@@ -112,15 +114,16 @@ def trials(connection: Connection, study_id: int, number: int | None = None) -> 
     """Every trial of the study, by number; or the one of that number alone, if there is one."""
     columns = (TRIALS.c.trial_id, TRIALS.c.number, TRIALS.c.state, VALUES.c.value, VALUES.c.value_type)
     lease = (LEASES.c.epoch, LEASES.c.seconds, LEASES.c.owner, LEASES.c.token, LEASES.c.crashes)
-    joined = select(*columns, *lease).outerjoin(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id)
+    expired = (TRIALS.c.state == TrialState.RUNNING) & (LEASES.c.expires < leases.clock(connection))
+    joined = select(*columns, *lease, expired).outerjoin(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id)
     joined = joined.outerjoin(VALUES, (VALUES.c.trial_id == TRIALS.c.trial_id) & (VALUES.c.objective == 0))
     joined = joined.where(TRIALS.c.study_id == study_id).order_by(TRIALS.c.number)
     if number is not None:
         joined = joined.where(TRIALS.c.number == number)
     back = models.TrialValueModel.stored_repr_to_value
     return [
-        TrialRow(i, n, state.name, None if kind is None else back(value, kind), epoch or 0, s or 0.0, o, t or 0, c or 0)
-        for i, n, state, value, kind, epoch, s, o, t, c in connection.execute(joined)
+        TrialRow(i, n, state.name, kind and back(value, kind), epoch or 0, s or 0.0, o, t or 0, c or 0, bool(gone))
+        for i, n, state, value, kind, epoch, s, o, t, c, gone in connection.execute(joined)
     ]
 
 
@@ -199,7 +202,8 @@ def trial_events(connection: Connection, trial_id: int) -> list[dict[str, Any]]:
 def workers(connection: Connection, study_id: int | None = None) -> list[WorkerRow]:
     """The workers of one study, or of all, those of one study together."""
     running = TRIALS.c.state == TrialState.RUNNING
-    held = select(LEASES.c.owner, func.count().label("num")).join(TRIALS, TRIALS.c.trial_id == LEASES.c.trial_id)
+    counted = (func.count().label("num"), func.max(LEASES.c.expires).label("until"))
+    held = select(LEASES.c.owner, *counted).join(TRIALS, TRIALS.c.trial_id == LEASES.c.trial_id)
     held_by = held.where(running).group_by(LEASES.c.owner).subquery()
     names = ("owner", "host", "process", "device", "study_id")
     columns = [WORKERS.c[name] for name in names]
@@ -214,6 +218,7 @@ def workers(connection: Connection, study_id: int | None = None) -> list[WorkerR
         WORKERS.c.storage_share,
         (now - WORKERS.c.started).label("started_seconds"),
         (now - WORKERS.c.seen).label("silent_seconds"),
+        func.coalesce(held_by.c.until >= now, False).label("holds"),
     )
     statement = statement.outerjoin(STUDIES, STUDIES.c.study_id == WORKERS.c.study_id)
     statement = statement.outerjoin(CONTROL, CONTROL.c.study_id == WORKERS.c.study_id)

@@ -41,7 +41,8 @@ def seconds_left(given: Budget, trials: Sequence[TrialRow], now: Progress, hours
     spent training counts, but for the hours since the first trial began.
     """
     ended = [trial for trial in trials if trial.ended]
-    busy = min(now.running - now.abandoned, len({trial.owner for trial in trials if trial.state == "RUNNING"}))
+    training = {trial.owner for trial in trials if trial.state == "RUNNING" and not trial.abandoned}
+    busy = min(now.running - now.abandoned, len(training))
     if len(ended) < MIN_ENDED or busy <= 0 or now.state != budget.RUNNING:
         return None
     mean = sum(trial.seconds for trial in ended) / len(ended)

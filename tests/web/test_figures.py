@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import update
 from werkzeug.test import Client
 
+from benchmarks import filling
 from benchmarks.filling import made_up
 from hpsearch.artifacts import FolderCheckpoints, study_prefix, trial_key
 from hpsearch.cli.main import main
@@ -181,6 +182,25 @@ def test_lanes_of_one_device_share_its_time() -> None:
         standing.seconds_left(Budget(trials=999, gpu_hours=2 + 100 / 3600), trials, replace(now, max_trials=999))
         == 7200
     )
+
+
+def test_time_left_counts_no_worker_that_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with create(settings_for(tmp_path).storage_url) as database:
+        filled = made_up(database, "s", 20, 4, prune=False)
+        filled.fill(8, leave_running=4)
+        monkeypatch.setattr(filling, "OWNER", "other:2:0")
+        filled.start(4)
+
+        def left() -> float | None:
+            with database.engine.connect() as connection:
+                trials = queries.trials(connection, 1)
+            return standing.seconds_left(filled.study.spec.budget, trials, progress_of(database, filled.study))
+
+        both = left()
+        assert both is not None
+        with database.engine.begin() as connection:
+            connection.execute(update(LEASES).where(LEASES.c.owner == "other:2:0").values(expires=0.0))
+        assert left() == 2 * both
 
 
 def test_values_are_written_for_people() -> None:

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import update
 
 from benchmarks.filling import made_up
 from hpsearch.settings import Settings
 from hpsearch.storage.events import KINDS
 from hpsearch.storage.open import create
+from hpsearch.storage.tables import LEASES, WORKERS
 from tests.web.serving import HOST, TOKEN, Opener, local, settings_for
 
 PATH = "/hpsearch/metrics"
@@ -55,6 +57,24 @@ def test_what_has_not_happened_is_a_zero(client: Opener, tmp_path: Path) -> None
     for kind in KINDS:
         assert ("hpsearch_events", frozenset({("study", "made-up"), ("kind", kind)})) in found
     assert found["hpsearch_events", frozenset({("study", "made-up"), ("kind", "crashed")})] == 0
+
+
+def test_a_worker_in_a_long_epoch_is_not_silent(client: Opener, tmp_path: Path) -> None:
+    """A sign comes with each epoch; until its lease runs out, a worker owes none."""
+    settings = settings_for(tmp_path)
+    with create(settings.storage_url) as database:
+        filled = made_up(database, "made-up", 4, 2)
+        filled.fill(4, leave_running=1)
+        filled.beat()
+        asker = client(settings, local())
+        for expires, state in ((LEASES.c.expires, "training"), (0.0, "silent")):
+            with database.engine.begin() as connection:
+                connection.execute(update(WORKERS).values(seen=WORKERS.c.seen - 90))
+                connection.execute(update(LEASES).values(expires=expires))
+            found = scraped(asker.get(PATH, headers={"Host": HOST}).text)
+            assert found["hpsearch_workers", frozenset({("state", state)})] == 1
+            speed = found["hpsearch_images_per_second", frozenset({("study", "made-up")})]
+            assert (speed > 0) == (state == "training")
 
 
 def test_only_with_the_token(settings: Settings, client: Opener) -> None:
