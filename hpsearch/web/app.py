@@ -77,7 +77,11 @@ class Pages:
         if study is None:
             return _html("foreign", listed=listed, title=listed.name)
         parts = ("summary", "importances", "top", "running", "study-workers", "budget", "events")
-        return self._respond("study", parts, lambda drawn: study_pages.one_study(self.source, listed, study, drawn))
+
+        def make(drawn: bool) -> tuple[Context, Context]:
+            return study_pages.one_study(self.source, listed, study, drawn)
+
+        return self._respond("study", parts, make, listed)
 
     def trials(self, study_id: int) -> AnyResponse:
         """The table of a study's trials."""
@@ -87,12 +91,12 @@ class Pages:
         def make(_: bool) -> tuple[Context, Context]:
             return study_pages.trials_table(self.source, listed, study, sort, page), {}
 
-        return self._respond("trials", ("trials",), make)
+        return self._respond("trials", ("trials",), make, listed)
 
     def best(self, study_id: int) -> AnyResponse:
         """The best configurations of a study."""
         listed, study = self.ours(study_id)
-        return self._respond("best", ("best",), lambda _: (study_pages.best_of(self.source, listed, study), {}))
+        return self._respond("best", ("best",), lambda _: (study_pages.best_of(self.source, listed, study), {}), listed)
 
     def export(self, study_id: int) -> AnyResponse:
         """The study's export as a ZIP archive, if `hpsearch export` has put one where the page says."""
@@ -112,12 +116,19 @@ class Pages:
             found = trial_pages.one_trial(self.source, listed, study, number, drawn)
             return found or abort(404, f"Study {listed.name} has no trial {number}.")
 
-        return self._respond("trial", ("trial", "configuration", "lineage", "confused"), make)
+        return self._respond("trial", ("trial", "configuration", "lineage", "confused"), make, listed)
 
     def compare(self) -> AnyResponse:
         """Two to four trials side by side."""
-        wanted = _wanted(request.args.getlist("t"), request.args.get("study", type=int))
-        return self._respond("compare", ("compared",), lambda drawn: trial_pages.compared(self.source, wanted, drawn))
+        wanted, odd = _wanted(request.args.getlist("t"), request.args.get("study", type=int))
+
+        def make(drawn: bool) -> tuple[Context, Context]:
+            context, drawings = trial_pages.compared(self.source, wanted, drawn)
+            return context | {"odd": odd}, drawings
+
+        compared = {study_id for study_id, _ in wanted}
+        shown = [listed for listed in self.source.listed() if listed.study_id in compared]
+        return self._respond("compare", ("compared",), make, *shown)
 
     def workers(self) -> AnyResponse:
         """All workers."""
@@ -133,7 +144,8 @@ class Pages:
         listed, study = self.find(study_id)
         return listed, study or abort(404, f"Study {listed.name} was {listed.maker}.")
 
-    def _respond(self, page: str, parts: tuple[str, ...], make: Make) -> AnyResponse:
+    def _respond(self, page: str, parts: tuple[str, ...], make: Make, *shown: Listed) -> AnyResponse:
+        """The page, or what is new of it; of the studies `shown` another one may have had the id a moment ago."""
         if request.args.get("live") is None:
             context, _ = make(False)
             return _html(page, **context)
@@ -142,7 +154,7 @@ class Pages:
             context, figures = make(True)
             return Content({name: render_template(f"parts/{name}.html", **context) for name in parts}, figures)
 
-        answer = self.live.answer(request.full_path, content)
+        answer = self.live.answer((request.full_path, *shown), content)
         response = Response(answer.packed, mimetype="application/json", headers={"Content-Encoding": "gzip"})
         response.set_etag(answer.tag)
         response.cache_control.no_cache = True
@@ -262,9 +274,10 @@ def _html(template: str, **context: Any) -> Response:
     return Response(render_template(f"{template}.html", **context), mimetype="text/html")
 
 
-def _wanted(given: list[str], study_id: int | None) -> list[tuple[int, int]]:
-    """Trials as the address names them: t=STUDY-NUMBER, or t=NUMBER of the study that `study` names."""
+def _wanted(given: list[str], study_id: int | None) -> tuple[list[tuple[int, int]], list[str]]:
+    """Trials as the address names them, t=STUDY-NUMBER or t=NUMBER of the study `study`; and what is none."""
     found: list[tuple[int, int]] = []
+    odd: list[str] = []
     for text in " ".join(given).replace(",", " ").split():
         study, dash, number = text.rpartition("-")
         if (
@@ -273,4 +286,6 @@ def _wanted(given: list[str], study_id: int | None) -> list[tuple[int, int]]:
             and (study.isdecimal() and len(study) < 10 if dash else study_id is not None)
         ):
             found.append((int(study) if dash else study_id or 0, int(number)))
-    return list(dict.fromkeys(found))[: trial_pages.MOST_COMPARED]
+        else:
+            odd.append(text)
+    return list(dict.fromkeys(found)), odd

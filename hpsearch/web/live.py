@@ -11,7 +11,7 @@ import json
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,11 +43,11 @@ class Live:
     """The last answers, by page."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._answers: OrderedDict[str, Answer] = OrderedDict()
-        self._locks: dict[str, threading.Lock] = {}
+        self._answers: OrderedDict[Hashable, Answer] = OrderedDict()
+        self._locks: dict[Hashable, threading.Lock] = {}
         self._lock, self._clock = threading.Lock(), clock
 
-    def answer(self, page: str, make: Callable[[], Content]) -> Answer:
+    def answer(self, page: Hashable, make: Callable[[], Content]) -> Answer:
         """The answer for a page; everybody who looks within its period gets the same one."""
         with self._lock:
             lock = self._locks.setdefault(page, threading.Lock())
@@ -66,7 +66,7 @@ class Live:
             self._keep(page, answer)
         return answer
 
-    def _keep(self, page: str, answer: Answer) -> None:
+    def _keep(self, page: Hashable, answer: Answer) -> None:
         with self._lock:
             self._answers[page] = answer
             self._answers.move_to_end(page)

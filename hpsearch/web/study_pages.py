@@ -189,8 +189,8 @@ def _ordered(trials: list[TrialRow], sort: str, maximize: bool) -> list[TrialRow
     key, turned = sort.removeprefix("-"), sort.startswith("-")
     if key != "value":
         return sorted(trials, key=SORTS.get(key, SORTS["number"]), reverse=turned)
-    sign = -1.0 if maximize else 1.0
+    sign = -1.0 if maximize != turned else 1.0
     without = [trial for trial in trials if trial.value is None]
     valued = [trial for trial in trials if trial.value is not None]
-    complete_first = sorted(valued, key=lambda t: (t.state != "COMPLETE", sign * (t.value or 0.0)), reverse=turned)
+    complete_first = sorted(valued, key=lambda t: (t.state != "COMPLETE", sign * (t.value or 0.0)))
     return [*complete_first, *without]

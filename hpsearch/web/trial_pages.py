@@ -68,6 +68,7 @@ def one_trial(
         happened = queries.trial_events(connection, trial.trial_id)
         files = queries.artifacts(connection, trial.trial_id)
     found = source.confusion(files)
+    epochs = recipes.get(trial.trial_id, {}).get("epochs")
     context = {
         "listed": listed,
         "study": study,
@@ -76,7 +77,7 @@ def one_trial(
         "best": best,
         "lines": configuration([recipes.get(trial_id, {}) for trial_id in ids], study),
         "last": dict(zip(("epoch", *METRICS), points[-1], strict=True)) if points else {},
-        "epochs": recipes.get(trial.trial_id, {}).get("epochs", study.spec.max_epochs),
+        "epochs": epochs if isinstance(epochs, int) and epochs > 0 else study.spec.max_epochs,
         "reason": reason,
         "traceback": trace,
         "start": start,
@@ -117,14 +118,16 @@ def trial_figures(points: list[tuple[Any, ...]], found: Confusion | None) -> Con
 
 
 def compared(source: Source, wanted: list[tuple[int, int]], with_figures: bool) -> tuple[Context, Context]:
-    """Compare: trials given as (study id, number), side by side; those that do not exist are left out."""
-    picked = [one for pair in wanted[:MOST_COMPARED] if (one := _pick(source, *pair)) is not None]
+    """Compare: trials given as (study id, number), side by side; the page says which are left out."""
+    taken, surplus = wanted[:MOST_COMPARED], wanted[MOST_COMPARED:]
+    picked = [one for pair in taken if (one := _pick(source, *pair)) is not None]
     columns = {name: index for index, name in enumerate(METRICS, start=1)}
     context = {
         "picked": picked,
         "lines": configuration([one.recipe for one in picked], *[one.study for one in picked]),
         "last": [dict(zip(("epoch", *METRICS), one.points[-1], strict=True)) if one.points else {} for one in picked],
-        "missing": [pair for pair in wanted if not any((p.listed.study_id, p.trial.number) == pair for p in picked)],
+        "surplus": surplus,
+        "missing": [pair for pair in taken if not any((p.listed.study_id, p.trial.number) == pair for p in picked)],
         "studies": [one for one in source.listed() if one.created],
         "roles": figures.SIDE_BY_SIDE,
     }

@@ -28,7 +28,7 @@ from hpsearch.web import source as sources
 from hpsearch.web.live import MAX_PERIOD_SECONDS, Content, Live
 from hpsearch.web.queries import TrialRow
 from hpsearch.web.source import Source
-from tests.web.serving import HOST, Opener, confuse, local, settings_for
+from tests.web.serving import HOST, Opener, local, settings_for
 
 
 def row(number: int, state: str, value: float | None, epoch: int, seconds: float = 10.0, owner: str = "a") -> TrialRow:
@@ -287,6 +287,13 @@ def test_the_order_is_said_as_it_is(client: Opener, tmp_path: Path, metric: str,
         assert re.findall('aria-sort="([a-z]+)"', page) == [order]
 
 
+@pytest.mark.parametrize(("sort", "numbers"), [("value", [0, 2, 3, 1, 4]), ("-value", [2, 0, 1, 3, 4])])
+def test_complete_trials_come_first_in_both_directions(sort: str, numbers: list[int]) -> None:
+    values = [("COMPLETE", 0.5), ("PRUNED", 0.1), ("COMPLETE", 0.3), ("PRUNED", 0.2), ("FAIL", None)]
+    trials = [row(number, state, value, 3) for number, (state, value) in enumerate(values)]
+    assert [trial.number for trial in study_pages._ordered(trials, sort, True)] == numbers
+
+
 def test_hyperparameters_that_a_condition_excludes_are_not_shown(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     with create(settings.storage_url) as database:
@@ -372,15 +379,3 @@ def test_lanes_and_checkpoints_of_a_trial_that_has_not_ended(client: Opener, tmp
     page = client(settings, local()).get("/hpsearch/study/1/trial/2", headers={"Host": HOST}).text
     assert "after epochs 3 and 2" in page
     assert "made-up:1:0, 2 trials at once" in page
-
-
-def test_compared_trials_keep_their_colours(tmp_path: Path) -> None:
-    """Also where one of them has no confusion matrix."""
-    settings = settings_for(tmp_path)
-    with create(settings.storage_url) as database:
-        made_up(database, "s", 4, 2, prune=False).fill(4)
-        confuse(database, tmp_path, 1, "class")
-        _, drawn = trial_pages.compared(Source(database, settings), [(1, 3), (1, 0)], with_figures=True)
-    assert [(trace["name"], trace["meta"]["role"]) for trace in drawn["classes"]["traces"]] == [
-        ("s, trial 0", "second")
-    ]
