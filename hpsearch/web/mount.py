@@ -9,7 +9,7 @@ from urllib.parse import parse_qs
 
 import optuna_dashboard
 from optuna.trial import TrialState
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, String, cast, func, select
 from werkzeug.wrappers import Response
 
 from hpsearch.storage.open import FAULTS, connect
@@ -24,7 +24,7 @@ MAX_RANK_POINTS = 500_000  # about 60 bytes each in the answer
 NO_TRIALS = 10**9  # the first trial that optuna-dashboard writes itself
 AFTER = re.compile(r"[0-9]{1,9}")  # the application answers whatever else is asked for
 PLOT = re.compile(r"/api/studies/(\d+)/plot/(contour|rank)")
-NO_STUDY = re.compile(r"/(api/studies|csv)/\d{10}")  # more than a database's integer holds
+NO_STUDY = re.compile(r"/(api|csv|artifacts)/(.*/)?\d{10,}(/|$)")  # more than a database's integer holds
 STUDY = re.compile(r"/api/studies/(\d+)")
 RENAME = re.compile(r"/api/studies/(\d+)/rename")
 PAGE = re.compile(r"/dashboard(/.*)?")
@@ -44,7 +44,11 @@ class OptunaDashboard:
         self._known: dict[int, str] = {}
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """Answer one request."""
+        """Answer one request; HEAD as GET, without the body, or its length would be another one."""
+        if environ["REQUEST_METHOD"] == "HEAD":
+            body = self({**environ, "REQUEST_METHOD": "GET"}, start_response)
+            getattr(body, "close", lambda: None)()
+            return []
         try:
             return self._respond(environ, start_response)
         except FAULTS:  # what a driver says can hold user names and addresses
@@ -55,7 +59,7 @@ class OptunaDashboard:
     def _respond(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"].rstrip("/")
         if NO_STUDY.match(path):
-            return _reason("404 Not Found", "There is no study of that number.")(environ, start_response)
+            return _reason("404 Not Found", "There is no study or trial of that number.")(environ, start_response)
         if path.startswith(("/api/", "/csv/")):
             self._renew()
             if (sentence := self._too_costly(path) or self._not_renamed(path)) is not None:
@@ -165,7 +169,9 @@ class OptunaDashboard:
 def _identities(connection: Connection) -> dict[int, str]:
     """Every study's id, with what tells it apart from another one that had the same id."""
     of_study, created = STUDY_USER_ATTRIBUTES, STUDY_USER_ATTRIBUTES.c.key == CREATED_KEY
-    joined = select(STUDIES.c.study_id, STUDIES.c.study_name, of_study.c.value_json)
+    first = select(cast(TRIALS.c.datetime_start, String)).where(TRIALS.c.study_id == STUDIES.c.study_id)
+    begun = first.order_by(TRIALS.c.trial_id).limit(1).scalar_subquery()  # of one that hpsearch did not create
+    joined = select(STUDIES.c.study_id, STUDIES.c.study_name, func.coalesce(of_study.c.value_json, begun))
     joined = joined.outerjoin(of_study, (of_study.c.study_id == STUDIES.c.study_id) & created)
     return {study_id: f"{name} {text}" for study_id, name, text in connection.execute(joined)}
 

@@ -330,6 +330,14 @@ def test_a_reused_study_id_is_not_the_old_study(client: Opener, tmp_path: Path) 
     assert "2 of 2 trials" in page
 
 
+def test_heads_are_those_of_gets(client: Opener, settings: Settings) -> None:
+    asker = client(settings, local())
+    for path in ("/dashboard", "/api/studies/1", "/csv/1", "/api/studies/999", "/hpsearch/"):
+        got, head = (ask(asker, method, path) for method in ("GET", "HEAD"))
+        assert (head.status, head.headers["Content-Length"]) == (got.status, got.headers["Content-Length"]), path
+        assert head.data == b""
+
+
 def test_the_database_password_appears_nowhere(
     client: Opener,
     postgres: PostgresServer,

@@ -156,6 +156,16 @@ def test_other_damage_takes_down_no_page(client: Opener, settings: Settings) -> 
         assert left.value.code == 0
 
 
+@pytest.mark.parametrize("epochs", [0, None, "9", -1])
+def test_a_recipe_with_epochs_that_are_none(client: Opener, settings: Settings, epochs: object) -> None:
+    with create(settings.storage_url) as database, database.engine.begin() as connection:
+        recipe = json.dumps({"learning_rate": 0.1, "epochs": epochs})
+        table = USER_ATTRIBUTES
+        connection.execute(update(table).where(table.c.key == RECIPE_KEY).values(value_json=recipe))
+    page = client(settings, local()).get("/hpsearch/study/1/trial/0", headers=SAME)
+    assert (page.status_code, "2 of 2" in page.text) == (200, True)
+
+
 def test_a_confirmation_whose_search_cannot_be_read_is_shown(client: Opener, settings: Settings) -> None:
     with create(settings.storage_url) as database:
         odd = load_study(database, "odd")
@@ -169,7 +179,14 @@ def test_optuna_dashboard_says_when_the_storage_is_away(
     client: Opener, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asker = client(settings, local())
-    for path in ("/api/studies/99999999999999999999/plot/contour", "/api/studies/99999999999", "/csv/99999999999"):
+    large = "99999999999999999999"
+    for path in (
+        f"/api/studies/{large}/plot/contour",
+        "/api/studies/99999999999",
+        "/csv/99999999999",
+        f"/artifacts/{large}/1/abc",
+        f"/artifacts/1/{large}/abc",
+    ):
         assert asker.get(path, headers=SAME).status_code == 404
     away = OperationalError("SELECT 1", {}, Exception("secret-host is down"))
     monkeypatch.setattr("hpsearch.web.mount._identities", lambda _connection: (_ for _ in ()).throw(away))
