@@ -2,6 +2,7 @@
 
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 from optuna.artifacts import FileSystemArtifactStore
 from waitress.channel import HTTPChannel
 from waitress.server import create_server
+from werkzeug.exceptions import ServiceUnavailable
 
-from hpsearch.errors import UsageError
+from hpsearch.errors import StorageError, UsageError
 from hpsearch.settings import Settings
-from hpsearch.storage.open import connect
+from hpsearch.storage.open import connect, file_of
 from hpsearch.storage.s3 import SCHEME, Bucket
 from hpsearch.web.access import Access, Sessions
 from hpsearch.web.app import make_app
@@ -32,26 +34,66 @@ MAX_CONNECTIONS = 200
 BEHIND_PROXY = {"trusted_proxy": "*", "trusted_proxy_count": 1, "trusted_proxy_headers": {"x-forwarded-for"}}
 
 
+class Both:
+    """optuna-dashboard and hpsearch's own pages over one storage.
+
+    A SQLite file can be moved away, and another one put in its place, while connections to it are open: then all is
+    opened anew. While there is none, nothing is opened, which would make an empty one.
+    """
+
+    def __init__(self, settings: Settings, access: Access, sessions: Sessions) -> None:
+        self._settings, self._access, self._sessions = settings, access, sessions
+        self._file, self._lock = file_of(settings.storage_url), threading.Lock()
+        self._store = _artifact_store(settings.pictures)
+        self._open()
+
+    def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer one request."""
+        try:
+            with self._lock:
+                if (now := _identity(self._file)) != self._known:
+                    if now is not None:  # else it may come back
+                        self.close()
+                    self._open()
+                chosen: Any = self._own if is_own(environ["PATH_INFO"]) else self._theirs
+        except StorageError:
+            chosen = ServiceUnavailable("The storage does not answer; try again soon.", retry_after=5)
+        answer: Iterable[bytes] = chosen(environ, start_response)
+        return answer
+
+    def close(self) -> None:
+        """Close the database's connections."""
+        self._theirs.close()
+        self._database.close()
+
+    def _open(self) -> None:
+        known = _identity(self._file)
+        self._database = connect(self._settings.storage_url)
+        source = Source(self._database, self._settings)
+        self._own = make_app(source, self._access, self._sessions)
+        write = self._access.allow_write
+        self._theirs = OptunaDashboard(self._settings.storage_url, self._store, Notes(source), allow_write=write)
+        self._known = known
+
+
+def _identity(file: Path | None) -> tuple[int, int] | None:
+    """What tells a file from another one at its path, as long as somebody holds it open; None if there is none."""
+    try:
+        found = None if file is None else file.stat()
+    except OSError:
+        return None
+    return None if found is None else (found.st_dev, found.st_ino)
+
+
 @contextmanager
 def application(settings: Settings, access: Access) -> Iterator[Application]:
     """Both applications behind the guard, as one for any WSGI server; at its end, their databases are closed."""
     sessions = Sessions(access.token)
-    database = connect(settings.storage_url)
-    store = _artifact_store(settings.pictures)
-    source = Source(database, settings)
-    own = make_app(source, access, sessions)
-    theirs = OptunaDashboard(settings.storage_url, store, Notes(source), allow_write=access.allow_write)
-
-    def both(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
-        chosen: Any = own if is_own(environ["PATH_INFO"]) else theirs
-        answer: Iterable[bytes] = chosen(environ, start_response)
-        return answer
-
+    both = Both(settings, access, sessions)
     try:
         yield Guard(both, access, sessions)
     finally:
-        theirs.close()
-        database.close()
+        both.close()
 
 
 def _artifact_store(place: str) -> Any:
