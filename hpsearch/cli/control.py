@@ -65,7 +65,8 @@ def extend(study: str, trials: int, storage: str | None) -> None:
     if now.state == "running" and not now.startable:
         click.echo(f"none of them can start: {now.reason}; this limit cannot be raised")
     else:
-        click.echo(f"next: hpsearch worker {study}")
+        resume = "" if now.state == "running" else f"hpsearch resume {study} && "  # else workers leave, or wait
+        click.echo(f"next: {resume}hpsearch worker {study}")
 
 
 def _set(study: str, storage: str | None, state: str, sentence: str) -> None:

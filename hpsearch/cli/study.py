@@ -233,21 +233,11 @@ def _summary(database: "Database", name: str) -> dict[str, Any]:
     except StorageError as error:
         state = "damaged" if name in study_names(database) else "deleted"
         return {"study": name, "state": state} | dict.fromkeys(UNKNOWN) | {"problem": str(error)}
-    budget = now.max_trials
-    state = (
-        "finished"
-        if now.done
-        else now.state
-        if now.state != "running"
-        else "running"
-        if now.running > now.abandoned
-        else "waiting for workers"
-    )
     return {
         "study": name,
-        "state": state,
-        "trials": f"{now.finished}/{budget}",
-        "budget": budget,
+        "state": now.word,
+        "trials": f"{now.finished}/{now.max_trials}",
+        "budget": now.max_trials,
         "complete": now.complete,
         "pruned": now.pruned,
         "failed": now.failed,

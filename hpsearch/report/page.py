@@ -120,11 +120,8 @@ def _section(study: Gathered, figures: Sequence[Figure]) -> str:
 def facts_of(study: Gathered) -> list[tuple[str, str]]:
     """The study in a few words and numbers."""
     now, spec = study.progress, study.spec
-    wanted = "waiting for workers" if now.state == "running" else now.state  # else people have paused or stopped it
-    state = "finished" if now.done else "running" if now.running > now.abandoned else wanted
     left = f" ({now.abandoned} abandoned)" if now.abandoned else ""  # by workers that went away
-    if not study.begun:
-        state = "empty: no trial has begun"
+    state = now.word if study.begun else "empty: no trial has begun"
     best = "none yet" if now.best_value is None else f"{short(now.best_value)} in trial {now.best_number}"
     seal = {0: "sealed", 1: "opened once"}.get(study.num_openings, f"opened {study.num_openings} times")
     if len(study.tested) < study.num_openings:

@@ -88,6 +88,15 @@ class Progress:
         return self.state == budget.RUNNING and not self.startable and not self.running
 
     @property
+    def word(self) -> str:
+        """The study's state in a word or two, for a person."""
+        if self.done:
+            return "finished"
+        if self.state != budget.RUNNING:
+            return self.state
+        return "running" if self.running > self.abandoned else "waiting for workers"
+
+    @property
     def unfinished(self) -> bool:
         """Whether more is to come: trials run or may start, or wait until it is resumed; not once it is stopped."""
         paused = self.state == budget.PAUSED and self.finished < self.max_trials

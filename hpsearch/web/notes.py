@@ -17,7 +17,7 @@ from optuna.study._frozen import FrozenStudy
 
 from hpsearch.errors import StorageError
 from hpsearch.storage.studies import LoadedStudy, progress
-from hpsearch.web import figures, queries, standing
+from hpsearch.web import figures, queries
 from hpsearch.web.queries import Listed
 from hpsearch.web.source import Source, rungs_of
 from hpsearch.web.words import metric, number, spoken
@@ -108,7 +108,7 @@ def _additions(source: Source, listed: Listed, study: LoadedStudy) -> Attributes
         values = queries.epochs(connection, [trial.trial_id for trial in drawn], figures.CURVES)
     best_so_far = f", best {spoken(name)} {metric(now.best_value, name)} in trial {now.best_number}" if best else ""
     summary = f"{now.finished} of {now.max_trials} trials ended{best_so_far}"
-    added: Attributes = {NOTE_VERSION: 0, f"{NOTE_TEXT}0": note(listed, study, standing.state(now), summary)}
+    added: Attributes = {NOTE_VERSION: 0, f"{NOTE_TEXT}0": note(listed, study, now.word, summary)}
     for column, of in enumerate(figures.CURVES, start=1):
         added |= _slot(of, figures.curves(drawn, best, values, column, of))
     if rungs := rungs_of(study):

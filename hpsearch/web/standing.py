@@ -22,15 +22,6 @@ class Used:
     share: float | None
 
 
-def state(now: Progress) -> str:
-    """The study's state in a word or two."""
-    if now.done:
-        return "finished"
-    if now.state != budget.RUNNING:
-        return now.state
-    return "running" if now.running - now.abandoned > 0 else "waiting for workers"
-
-
 def seconds_left(given: Budget, trials: Sequence[TrialRow], now: Progress, hours: float | None = None) -> float | None:
     """A guess from the device time of the trials that have ended, for as many devices as train now.
 

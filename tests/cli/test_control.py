@@ -120,7 +120,13 @@ def test_extend(folder: Path) -> None:
     hpsearch(folder, "create-study", "tiny.toml", "--trials", "1")
     hpsearch(folder, "worker", "tiny")
     assert "1000000000 at most" in hpsearch(folder, "extend", "tiny", "--trials", "1000000000", code=2).stderr
-    assert "3 trials instead of 1" in hpsearch(folder, "extend", "tiny", "--trials", "2").stdout
+    extended = hpsearch(folder, "extend", "tiny", "--trials", "1").stdout
+    assert "2 trials instead of 1" in extended
+    assert extended.endswith("next: hpsearch worker tiny\n")
+    hpsearch(folder, "stop", "tiny")
+    extended = hpsearch(folder, "extend", "tiny", "--trials", "1").stdout
+    assert extended.endswith("next: hpsearch resume tiny && hpsearch worker tiny\n")
+    hpsearch(folder, "resume", "tiny")
     hpsearch(folder, "worker", "tiny")
     assert status(folder)["trials"] == "3/3"
 

@@ -145,9 +145,9 @@ def test_time_left() -> None:
     assert standing.seconds_left(only_trials, trials, progress(complete=4, running=2)) == (6 * 30 - 20) / 2
     assert standing.seconds_left(only_trials, trials, progress(complete=4)) is None
     assert standing.seconds_left(only_trials, trials[:2], progress(complete=2, running=2)) is None
-    assert standing.state(progress(running=2, abandoned=2)) == "waiting for workers"
-    assert standing.state(progress(running=2, state="paused")) == "paused"
-    assert standing.state(progress(complete=10, startable=0)) == "finished"
+    assert progress(running=2, abandoned=2).word == "waiting for workers"
+    assert progress(running=2, state="paused").word == "paused"
+    assert progress(complete=10, startable=0).word == "finished"
 
 
 @pytest.mark.parametrize(
