@@ -82,7 +82,8 @@ def choose_token(host: str, public_url: str | None, given: str | None) -> str | 
     """
     if public_url is not None and not _is_public(public_url):
         raise UsageError(
-            f"--public-url {public_url}: must be https://NAME or http://NAME, with or without a port, without a path"
+            f"--public-url {public_url}: must be https://NAME or http://NAME, with or without a port, without a path; "
+            "letters beyond ASCII as browsers send them (xn--...)"
         )
     if given is not None and len(given) < MIN_TOKEN_LENGTH:
         raise UsageError(
@@ -165,7 +166,7 @@ def _is_public(url: str) -> bool:
     except ValueError:
         return False
     plain = not (parts.path.strip("/") or parts.query or parts.fragment or parts.username)
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and plain and port_is_fine
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and plain and port_is_fine and url.isascii()
 
 
 def _is_address(name: str) -> bool:

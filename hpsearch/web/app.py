@@ -116,7 +116,7 @@ class Pages:
             found = trial_pages.one_trial(self.source, listed, study, number, drawn)
             return found or abort(404, f"Study {listed.name} has no trial {number}.")
 
-        return self._respond("trial", ("trial", "configuration", "lineage", "confused"), make, listed)
+        return self._respond("trial", ("trial", "neighbours", "configuration", "lineage", "confused"), make, listed)
 
     def compare(self) -> AnyResponse:
         """Two to four trials side by side."""
@@ -132,7 +132,7 @@ class Pages:
 
     def workers(self) -> AnyResponse:
         """All workers."""
-        return self._respond("workers", ("workers",), lambda _: (study_pages.all_workers(self.source), {}))
+        return self._respond("workers", ("workers", "control"), lambda _: (study_pages.all_workers(self.source), {}))
 
     def find(self, study_id: int) -> tuple[Listed, LoadedStudy | None]:
         """A study of the database, whoever made it, or an answer that there is none."""

@@ -88,7 +88,7 @@ def test_tokens_that_can_be_guessed(monkeypatch: pytest.MonkeyPatch, settings: S
     with pytest.raises(UsageError, match="at least 12"):
         choose_token("127.0.0.1", None, "short")
     wrong = ("search.example.org", "https://[bad", "https://x/path", "https://x:99999", "https://user@x", "https://x?q")
-    for url in wrong:
+    for url in (*wrong, "https://münchen.de"):  # which browsers call xn--mnchen-3ya.de
         with pytest.raises(UsageError, match="without a path"):
             choose_token("127.0.0.1", url, None)
     for url in ("https://search.example.org", "https://search.example.org:8443/"):

@@ -13,10 +13,11 @@ from selenium.webdriver.common.keys import Keys
 from benchmarks.filling import made_up
 from hpsearch.storage import fleet
 from hpsearch.storage.open import create
+from hpsearch.web.source import Source
 from tests.cli.running import hpsearch, start
 from tests.studies import TINY
 from tests.web.browser import NARROW, SCHEMES, WIDE, browser, complaints, faults, hosts, look, missing
-from tests.web.serving import TOKEN, serving, settings_for
+from tests.web.serving import TOKEN, confuse, serving, settings_for
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
@@ -89,7 +90,7 @@ def text(driver: Chrome, part: str) -> str:
 def press(driver: Chrome, button: str) -> None:
     """Press a button of the study that trains, and wait for its page, which must not come after another one."""
     driver.execute_script("window.before = true")
-    row = driver.find_element(By.XPATH, "//form[contains(@aria-label, 'tiny')]")
+    row = driver.find_element(By.XPATH, "//*[@aria-label='Control of study tiny']")
     row.find_element(By.XPATH, f".//button[text()='{button}']").click()
     wait_until(lambda: driver.execute_script("return !window.before && document.readyState === 'complete'"))
 
@@ -166,6 +167,47 @@ def test_a_page_says_once_that_its_study_is_gone(chrome: Chrome, tmp_path: Path)
         time.sleep(5)
         assert complaints(chrome) == []  # it has not asked again
         assert chrome.execute_script(news) == "This is no longer here."
+
+
+def test_one_page_that_is_missing_does_not_end_the_looks(
+    chrome: Chrome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for(tmp_path)
+    with create(settings.storage_url) as database, serving(settings) as address:
+        made_up(database, "s", 4, 2, prune=False)
+        chrome.get(f"{address}/hpsearch/study/1")
+        wait_until(lambda: chrome.execute_script(DRAWN))
+        missing = []
+        find = Source.find
+        monkeypatch.setattr(Source, "find", lambda *given: find(*given) if missing else missing.append(1))
+        fleet.control(database, 1, "paused")
+        wait_until(lambda: "paused" in text(chrome, "events"))
+        assert missing
+    complaints(chrome)
+
+
+def test_what_comes_later_needs_no_reload(chrome: Chrome, tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    look(chrome, WIDE, "light")
+    with create(settings.storage_url) as database, serving(settings, allow_write=True) as address:
+        filled = made_up(database, "s", 4, 2, prune=False)
+        chrome.get(f"{address}/hpsearch/workers")
+        wait_until(lambda: chrome.execute_script(DRAWN))
+        assert "Pause" not in text(chrome, "control")
+        filled.beat()
+        wait_until(lambda: "Pause" in text(chrome, "control"))
+        filled.fill(1)
+        chrome.get(f"{address}/hpsearch/study/1/trial/0")
+        wait_until(lambda: chrome.execute_script(DRAWN))
+        heading = chrome.find_element(By.XPATH, "//h2[text()='Confusions']")
+        assert not heading.is_displayed()
+        assert "Next" not in text(chrome, "neighbours")
+        filled.fill(1)
+        confuse(database, tmp_path, 1, "class")
+        wait_until(lambda: "Next" in text(chrome, "neighbours"))
+        plot = "document.querySelector('[data-figure=confusion] svg')"
+        wait_until(lambda: chrome.execute_script(f"return {plot} && {plot}.getBoundingClientRect().width > 200"))
+        assert heading.is_displayed()
 
 
 def test_long_names_fit_on_narrow_screens(chrome: Chrome, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 // Keeps a page current: asks for its parts and figures again and again, and replaces only what has changed.
 "use strict";
 
-const known = { tag: null, parts: {}, figures: {}, period: 2, failures: 0, gone: false };
+const known = { tag: null, parts: {}, figures: {}, period: 2, failures: 0, missing: 0, gone: false };
+const PATIENCE = 60_000; // milliseconds that an answer may take
+const GONE_AFTER = 3; // times in a row that it is not there: a proxy that restarts can say so once
 
 function address() {
   const here = new URL(location.href);
@@ -13,9 +15,10 @@ function address() {
 async function look() {
   const headers = known.tag ? { "If-None-Match": known.tag } : {};
   try {
-    const answer = await fetch(address(), { headers, cache: "no-store", redirect: "error" });
+    const answer = await fetch(address(), { headers, cache: "no-store", redirect: "error", signal: AbortSignal.timeout(PATIENCE) });
     if (answer.status === 401) return location.reload(); // the session is over: the server shows the sign-in page
-    known.gone = answer.status === 404;
+    known.missing = answer.status === 404 ? known.missing + 1 : 0;
+    known.gone = known.missing === GONE_AFTER;
     if (known.gone) return say("This is no longer here.");
     if (answer.status !== 304) {
       if (!answer.ok) throw new Error(`status ${answer.status}`);
