@@ -350,9 +350,20 @@ def test_the_database_password_appears_nowhere(
     with create(url) as database:
         made_up(database, "made-up", 6, 2).fill(6)
     asker = client(settings, local(allow_write=True))
-    seen: list[bytes] = []
-    for path in [*own_paths(settings), *their_paths(settings), "/api/studies/1", "/nowhere"]:
-        seen += [ask(asker, method, path, SAME).get_data() for method in ("GET", "POST")]
+    paths = [*own_paths(settings), *their_paths(settings), "/api/studies/1", "/nowhere"]
+
+    def answers() -> list[TestResponse]:
+        return [ask(asker, method, path, SAME) for path in paths for method in ("GET", "POST")]
+
+    there = answers()
+    postgres.drop_database(url)  # and now its driver has something to say
+    away = answers()
     captured = capfd.readouterr()
-    assert b"s3cret-word" not in b"".join(map(unpacked, seen))
-    assert "s3cret-word" not in captured.out + captured.err + caplog.text
+    assert not [answer.request.path for answer in there if answer.status_code == 503]
+    assert {"/hpsearch/", "/api/studies/1", "/csv/1"} <= {one.request.path for one in away if one.status_code == 503}
+    said = captured.out + captured.err + caplog.text
+    said += "".join(unpacked(answer.get_data()).decode(errors="replace") for answer in (*there, *away))
+    assert "s3cret-word" not in said
+    texts = b"".join(unpacked(answer.get_data()) for answer in away if answer.status_code >= 500)
+    assert url.rpartition("/")[2].encode() not in texts  # of its name and place people hear nothing either
+    assert str(postgres.port).encode() not in texts
