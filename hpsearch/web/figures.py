@@ -148,19 +148,19 @@ def parallel(
     axes = [(key, _scale(space[key], [recipes[trial.trial_id].get(key) for trial in shown])) for key in space]
     traces = []
     for trial, value in zip(shown, values, strict=True):
-        recipe, height = recipes[trial.trial_id], (value - low) / ((high - low) or 1.0)
+        recipe, height = recipes[trial.trial_id], (value - low) / (high - low) if low < high else 0.5
         places = [(index, scale.place(recipe.get(key))) for index, (key, scale) in enumerate(axes)]
         points = [*((index, round(place, 4)) for index, place in places if place is not None), (len(axes), height)]
         trace = _line(str(trial.number), "scale", points)
-        trace["meta"]["at"] = round(height if maximize else 1 - height, 3)
+        trace["meta"]["at"] = 1.0 if low == high else round(height if maximize else 1 - height, 3)
         traces.append(trace | {"hoverinfo": "text", "text": f"trial {trial.number}: {written(value, name)}"})
-    ends = [(0.0, written(low, name)), (1.0, written(high, name))] if shown else []
+    ends = [(0.0, written(low, name)), (1.0, written(high, name))] if low < high else [(0.5, written(low, name))]
     titles = [spoken(key).replace(" ", "<br>") for key in (*space, name)]
     layout = {
         "showlegend": False,
         "xaxis": {"tickvals": list(range(len(titles))), "ticktext": titles, "range": [-0.3, len(axes) + 0.6]},
         "yaxis": {"visible": False, "range": [-0.06, 1.06]},
-        "scales": [*(scale.labels for _, scale in axes), ends],
+        "scales": [*(scale.labels for _, scale in axes), ends if shown else []],
     }
     return _figure(traces, x="", y="", layout=layout)
 

@@ -135,6 +135,10 @@ def test_parallel_coordinates_place_values_on_their_axes() -> None:
     assert worst["y"] == pytest.approx([0.5, 1.0, 0.0])
     assert best["y"] == pytest.approx([1.0, 0.0, 0.25, 1.0])
     assert (worst["meta"]["at"], best["meta"]["at"]) == (0.0, 1.0)
+    for maximize in (True, False):  # of equal values each is the best
+        alone = figures.parallel(trials[:1], recipes, space, "validation_accuracy", maximize)
+        assert (alone["traces"][0]["y"][-1], alone["traces"][0]["meta"]["at"]) == (0.5, 1.0)
+        assert alone["layout"]["scales"][-1] == [(0.5, "20.00 %")]
 
 
 def test_time_left() -> None:
