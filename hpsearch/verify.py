@@ -4,8 +4,9 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+from hpsearch.claims import about
 from hpsearch.errors import UsageError
-from hpsearch.export import about, build, contents, parts, recipe_in
+from hpsearch.export import build, contents, parts, recipe_in
 from hpsearch.export_schema import CARD, CONFIG, FILES, METRICS, MODEL, Metrics
 from hpsearch.model_card import UNTESTED, card
 from hpsearch.recipe import Recipe
