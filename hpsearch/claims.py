@@ -44,7 +44,7 @@ def claims(
         },
         "search": _search(study),
         "confirmation": _confirmation(one),
-        "test": _test(looks),
+        "test": _test(one.label, looks),
     }
     return Metrics.model_validate(content)
 
@@ -123,14 +123,17 @@ def _confirmation(one: Chosen) -> dict[str, Any] | None:
     return content
 
 
-def _test(looks: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _test(label: str, looks: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The first result of this configuration: of an opening others may have been tested, alone or beside it."""
     made = [record for record in looks if "result" in record]  # the others ended while the split was open
-    if not made:
+    found = [(record, result) for record in made for result in record.get("results", [record["result"]])]
+    own = [(record, result) for record, result in found if result["label"] == label]
+    if not own:
         return None
-    result = made[0]["result"]  # the first look is the one that counts
+    record, result = own[0]
     keys = ("num", "mean", "std", "low", "high")
     content = {name: {key: result[name][key] for key in keys} for name in ("accuracy", "macro_f1", "calibration_error")}
-    return {"time": made[0]["time"], "openings": len(looks), "label": result["label"], **content}
+    return {"time": record["time"], "openings": len(looks), "label": label, **content}
 
 
 def _estimate(found: Estimate) -> dict[str, Any]:

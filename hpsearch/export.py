@@ -81,7 +81,7 @@ def export(
     metrics = claims(study, one, rank, dataset, found, looks)
     files = {
         CONFIG: config(one.study.spec, recipe_of(one.middle)).encode(),
-        MODEL: save_tensors({name: tensor.contiguous() for name, tensor in found.model.state_dict().items()}),
+        MODEL: save_tensors(_alone(found.model.state_dict())),
         METRICS: (json.dumps(metrics.model_dump(), indent=1) + "\n").encode(),
         CARD: card(metrics, opened=None if gone else bool(looks)).encode(),
     }
@@ -94,6 +94,11 @@ def export(
             for name, content in files.items():
                 shelf.put(name, content)
     return metrics
+
+
+def _alone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies, as safetensors refuses tensors that share memory, which tied weights do."""
+    return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
 
 
 @contextmanager

@@ -146,6 +146,28 @@ def test_an_export_of_the_confirmation_tells_of_the_test_of_what_it_confirms(cha
         openings.withdraw(chain.database, chain.search, number)
 
 
+def test_it_tells_of_the_test_of_its_own_configuration(chain: Chain, tmp_path: Path) -> None:
+    """Several may be tested in one opening, and the best of them is another one."""
+    own = export(chain.database, chain.search, 2, tmp_path / "own", chain.settings, silent)
+    measured = {"num": 3, "std": 0.1, "low": 0.2, "high": 0.8}
+    results = [
+        {"label": label} | dict.fromkeys(("accuracy", "macro_f1", "calibration_error"), measured | {"mean": mean})
+        for label, mean in (("another", 0.7), (own.label, 0.5))
+    ]
+    number = len(openings.numbered(chain.database, chain.search))
+    for there, mean in ((results, 0.5), (results[:1], None)):
+        openings.begin(chain.database, chain.search, number, {"time": "now", "result": there[0], "results": there})
+        try:
+            place = tmp_path / f"tested-{mean}"
+            test = export(chain.database, chain.search, 2, place, chain.settings, silent).test
+            said = (place / "README.md").read_text()
+        finally:
+            openings.withdraw(chain.database, chain.search, number)
+        assert (test and (test.label, test.accuracy.mean)) == (mean and (own.label, mean))
+        assert ("no result of this configuration" in said) == (mean is None)
+        assert len(verify(place, chain.settings)) == 7
+
+
 def test_a_rate_of_decay_that_decides_nothing_does_not_matter(chain: Chain, tmp_path: Path) -> None:
     """`gamma` is for the exponential schedule; a study may fix it, and search the schedule."""
     text = SMALL.replace("epochs = 3", "epochs = 1\ngamma = 0.9").partition("[[first]]")[0]

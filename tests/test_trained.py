@@ -62,6 +62,18 @@ def test_a_network_of_another_loss_is_no_evidence(sqlite: Database, settings: Se
             network(changed, first, data_of(changed, place), place, silent)
 
 
+@pytest.mark.parametrize(("metric", "worse"), [("validation_accuracy", 0.2), ("validation_loss", 0.3)])
+def test_of_two_seeds_the_worse_one_is_in_the_middle(
+    metric: str, worse: float, sqlite: Database, settings: Settings
+) -> None:
+    text = PLAIN.replace("seeds = 2", "seeds = 4") + f'[objective]\nmetric = "{metric}"\n'
+    create_study(sqlite, parse(text, "plain.toml"), "plain")
+    study = load_study(sqlite, "plain")
+    for value in (0.4, 0.2, 0.3, 0.1):
+        study.optuna_study.add_trial(optuna.trial.create_trial(value=value))
+    assert choose(sqlite, study, confirmed=False)[0].middle.value == worse
+
+
 def test_losses_are_the_same_up_to_rounding() -> None:
     assert same_loss(1.2345678, 1.2345701)
     assert same_loss(0.0, 3e-6)

@@ -51,6 +51,11 @@ def open_seal(source: Source, classes: tuple[str, ...]) -> SealedImages:
         raise DataError(
             f"data.name = {source.name!r}: its test split cannot be read ({error}); make it readable."
         ) from error
+    except MemoryError as error:
+        raise DataError(
+            f"data.name = {source.name!r}: its test images, {source.image_size} pixels high and wide, need more memory "
+            "than there is; open it on a machine with more."
+        ) from error
     if len(sealed.labels) == 0 or len(np.unique(sealed.labels)) < len(classes):
         raise DataError(f"data.name = {source.name!r}: its test split must hold images of every class; add them")
     return sealed

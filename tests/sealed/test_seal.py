@@ -204,3 +204,14 @@ def test_one_test_image_of_a_class_of_stl5_is_enough(tmp_path: Path) -> None:
 def test_a_folder_of_a_user_who_is_not_there_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no folder"):
         open_seal(Source("folder:~nobody-of-that-name", "~nobody-of-that-name", None, tmp_path, 8), ("a", "b"))
+
+
+def test_test_images_that_do_not_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The final test takes back an opening that ends so: nobody has seen an image."""
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("hpsearch.sealed.digits.read_test", full)
+    with pytest.raises(DataError, match=r"'digits': its test images, 16 pixels .* than there is; open it on a machine"):
+        open_seal(Source("digits", "", None, tmp_path, 16), ("a", "b"))

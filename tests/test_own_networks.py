@@ -1,0 +1,76 @@
+"""Networks of one's own, from training to an export and to transfer: tied weights, and layers in any order."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hpsearch
+from hpsearch.data.load import load
+from hpsearch.export import export
+from hpsearch.interrupt import Interruption
+from hpsearch.models import MODELS
+from hpsearch.settings import Settings
+from hpsearch.spec import parse
+from hpsearch.storage.open import Database
+from hpsearch.storage.studies import create_study, load_study
+from hpsearch.verify import verify
+from hpsearch.worker import run
+from tests.chain import silent
+
+TEXT = """
+name = "own"
+seeds = 1
+[model]
+name = "{model}"
+[data]
+name = "digits:0-4"
+image_size = 8
+[training]
+epochs = 1
+"""
+
+
+class Tied(nn.Module):
+    """Two layers that are one matrix, behind a norm that counts its batches."""
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        channels, height, width = input_shape
+        self.first = nn.Linear(channels * height * width, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.second, self.third = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.third.weight = self.second.weight
+        self.output = nn.Linear(8, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = self.norm(self.first(images.flatten(1))).relu()
+        logits: Tensor = self.output(self.third(self.second(values).relu()).relu())
+        return logits
+
+
+def made(name: str, database: Database, settings: Settings, place: Path) -> Path:
+    """A study of a network of this file, trained and exported."""
+    create_study(database, parse(TEXT.format(model=name), "own.toml"), "own")
+    list(run(database, "own", settings, Interruption()))
+    export(database, load_study(database, "own"), 1, place, settings, silent)
+    return place
+
+
+@pytest.fixture(autouse=True)
+def named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "tied", f"{__name__}:Tied")
+
+
+def test_tied_weights_are_exported(sqlite: Database, settings: Settings, tmp_path: Path) -> None:
+    place = made("tied", sqlite, settings, tmp_path / "out")
+    assert len(verify(place, settings)) == 7
+    network = hpsearch.load_export(place)
+    own = network.network
+    assert isinstance(own, Tied)
+    assert own.third.weight is own.second.weight
+    dataset = load("digits:0-4", data_dir=None, cache_dir=settings.home / "datasets", image_size=8)
+    logits = network(network.preprocess(dataset.validation_images))
+    right = logits.argmax(1) == torch.from_numpy(dataset.validation_labels.copy())
+    assert float(right.double().mean()) == pytest.approx(network.metrics.weights.validation_accuracy)
