@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hpsearch.sections import MOST_PIXELS
+from hpsearch.sections import FEWEST_PIXELS, MOST_PIXELS
 
 CONFIG, MODEL, METRICS, CARD, SUMS = "config.toml", "model.safetensors", "metrics.json", "README.md", "SHA256SUMS"
 FILES = (CONFIG, MODEL, METRICS, CARD)  # SUMS has the sums of these
@@ -35,7 +35,7 @@ class Preprocessing(Strict):
     """From an image to the network's input: resize (bicubic, antialiased), scale to 0..1, subtract, divide."""
 
     channels: Literal[1, 3]
-    image_size: int = Field(ge=8, le=MOST_PIXELS, description="height and width in pixels")
+    image_size: int = Field(ge=FEWEST_PIXELS, le=MOST_PIXELS, description="height and width in pixels")
     mean: list[float] = Field(description="of each channel, subtracted")
     std: list[float] = Field(description="of each channel, divided by")
 

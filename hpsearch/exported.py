@@ -6,13 +6,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from PIL.ImageFile import ImageFile
 from torch import Tensor, nn
 
-from hpsearch.data.folder import upright
+from hpsearch.data.folder import pixels
 from hpsearch.data.images import resized
 from hpsearch.errors import UsageError
 from hpsearch.export import build, read
 from hpsearch.export_schema import Metrics
+
+LESS = ("JPEG", "MPO")  # formats of which Pillow can read less than the whole
 
 
 class Exported(nn.Module):
@@ -45,8 +48,7 @@ class Exported(nn.Module):
         """
         wanted = self.metrics.preprocessing
         if isinstance(images, Image.Image):
-            converted = upright(images).convert("RGB" if wanted.channels == 3 else "L")
-            images = np.atleast_3d(np.asarray(converted)).transpose(2, 0, 1)
+            images = pixels(_apart(images), wanted.image_size, "RGB" if wanted.channels == 3 else "L")
         array = images.cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
         array = array[None] if array.ndim == 3 else array
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] != wanted.channels:
@@ -54,13 +56,22 @@ class Exported(nn.Module):
                 f"images {array.dtype} {array.shape}: must be uint8 (B, {wanted.channels}, H, W), as the network was "
                 f"trained on images of {wanted.channels} channel(s); or give a PIL image"
             )
-        pixels = torch.from_numpy(resized(array, wanted.image_size).copy()).to(self.mean.device)
-        return (pixels / 255 - self.mean) / self.std
+        values = torch.from_numpy(resized(array, wanted.image_size).copy()).to(self.mean.device)
+        return (values / 255 - self.mean) / self.std
 
     @torch.inference_mode()
     def classify(self, images: Any) -> list[str]:
         """The class of each image, as `preprocess` takes them."""
-        return [self.classes[place] for place in self(self.preprocess(images)).argmax(1).tolist()]
+        prepared = self.preprocess(images)
+        return [self.classes[place] for place in self(prepared).argmax(1).tolist()] if len(prepared) else []
+
+
+def _apart(image: Image.Image) -> Image.Image:
+    """The image, of which `pixels` may read as little as it needs: the caller's own only if it is read as a whole."""
+    if isinstance(image, ImageFile) and image.fp and image.tile and not image.tell() and image.format in LESS:
+        return Image.open(image.fp)  # so that it gives the same again
+    image.load()
+    return image
 
 
 def load_export(folder: str | Path) -> Exported:

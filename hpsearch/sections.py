@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Metric: TypeAlias = Literal["validation_accuracy", "validation_loss"]
 MOST_TRIALS = 10**9  # databases count them in 32 bits
+FEWEST_PIXELS = 8  # of a side: smaller ones leave nothing to a convolution
 MOST_PIXELS = 4096  # of a side; a thousand images of that size are 50 GB
 
 
@@ -34,7 +35,7 @@ class Data(Section):
         description="a data set, built in or added by an installed package; after a colon, what it needs: `folder:PATH`"
     )
     image_size: int = Field(
-        32, ge=8, le=MOST_PIXELS, description="height and width in pixels to which images are resized"
+        32, ge=FEWEST_PIXELS, le=MOST_PIXELS, description="height and width in pixels to which images are resized"
     )
 
 

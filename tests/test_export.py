@@ -16,9 +16,12 @@ from PIL import Image
 
 import hpsearch
 from hpsearch import catalogue, confirm, export_schema
+from hpsearch.data.folder import decoded
+from hpsearch.data.images import Source
 from hpsearch.errors import HpsearchError, UsageError
 from hpsearch.export import export, pinned, read
 from hpsearch.export_schema import FILES, SUMS
+from hpsearch.exported import Exported
 from hpsearch.model_card import card, config
 from hpsearch.recipe import Recipe
 from hpsearch.settings import Settings
@@ -309,6 +312,30 @@ def test_pictures_are_read_as_those_that_trained_it(folder: Path, tmp_path: Path
     turned, deep = (network.preprocess(Image.open(tmp_path / f"{name}.png")) for name in ("turned", "deep"))
     assert torch.equal(turned, network.preprocess(half.T[None].copy()))
     assert torch.equal(deep, network.preprocess(np.full((1, 16, 16), 20_000 >> 8, np.uint8)))
+
+
+@pytest.mark.parametrize("size", [(900, 700), (40, 30)])
+@pytest.mark.parametrize("kind", ["jpg", "png"])
+def test_a_large_photo_is_read_as_in_training(size: tuple[int, int], kind: str, folder: Path, tmp_path: Path) -> None:
+    """To the bit; and the caller's own image stays as it was."""
+    metrics, _, _ = read(folder)
+    coarse = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(tmp_path / f"photo.{kind}")
+    trained = decoded({"a": [tmp_path / f"photo.{kind}"]}, Source("folder:x", "x", None, tmp_path, 16)).images
+    wanted = metrics.preprocessing.model_copy(update={"channels": 3, "mean": [0.5] * 3, "std": [0.5] * 3})
+    network = Exported(torch.nn.Flatten(), metrics.model_copy(update={"preprocessing": wanted}))
+    with Image.open(tmp_path / f"photo.{kind}") as photo:
+        for _ in range(2):
+            assert torch.equal(network.preprocess(photo), network.preprocess(trained))
+        assert photo.size == size
+        assert np.asarray(photo).shape == (size[1], size[0], 3)
+        if kind == "png":  # a JPEG that is read by now was read as a whole
+            assert torch.equal(network.preprocess(photo), network.preprocess(trained))
+
+
+def test_no_images_have_no_classes(folder: Path) -> None:
+    for side in (16, 20):
+        assert hpsearch.load_export(folder).classify(np.zeros((0, 1, side, side), np.uint8)) == []
 
 
 def catalogue_dataset(chain: Chain):  # type: ignore[no-untyped-def]

@@ -9,7 +9,7 @@ import click
 from hpsearch.cli.confirm import MOST_SEEDS, interval, plain, spread
 from hpsearch.cli.options import json_option, print_json, settings_from, storage_option
 from hpsearch.cli.tables import print_table
-from hpsearch.sections import MOST_PIXELS
+from hpsearch.sections import FEWEST_PIXELS, MOST_PIXELS
 
 if TYPE_CHECKING:
     from hpsearch.arms import Arm
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option(
     "--image-size",
     "sizes",
-    type=click.IntRange(min=8, max=MOST_PIXELS),
+    type=click.IntRange(min=FEWEST_PIXELS, max=MOST_PIXELS),
     multiple=True,
     help="Height and width of the target's images, several times to compare; default: that of the export.",
 )

@@ -98,21 +98,25 @@ def class_files(folder: Path, fewest: int = 2) -> dict[str, list[Path]]:
 
 
 def _decode_into(out: Images, path: Path) -> str:
-    """Fill `out` (3, H, W) from one file; what is wrong with the file, or ""."""
-    height, width = out.shape[1:]
+    """Fill `out` (3, H, H) from one file; what is wrong with the file, or ""."""
     try:
         if not path.is_file():  # a pipe would be waited for
             return "a folder" if path.is_dir() else "no file" if path.exists() else "a broken link"
         with Image.open(path) as image:
-            image.draft("RGB", (2 * width, 2 * height))  # JPEG: decode no larger than needed
-            rgb = upright(image).convert("RGB")
-        small = rgb.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+            out[:] = pixels(image, out.shape[1])
     except UsageError as error:
         return str(error)
     except Exception as error:  # decoders of damaged files raise nearly anything
         return f"{type(error).__name__}: {str(error).removesuffix(f' {str(path)!r}')}"
-    out[:] = np.asarray(small).transpose(2, 0, 1)
     return ""
+
+
+def pixels(image: Image.Image, image_size: int, mode: str = "RGB") -> Images:
+    """A picture's values (C, image_size, image_size), in training and after it alike; an unread JPEG gets smaller."""
+    image.draft("RGB", (2 * image_size, 2 * image_size))  # JPEG: decode no larger than needed
+    converted = upright(image).convert(mode)
+    small = converted.resize((image_size, image_size), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return np.atleast_3d(np.asarray(small)).transpose(2, 0, 1)
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -29,5 +29,7 @@ def resized(images: Images, image_size: int) -> Images:
         return images
     size = (image_size, image_size)
     planes = images.reshape(-1, *images.shape[2:])  # (N * C, H, W)
-    out = np.stack([np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BICUBIC)) for plane in planes])
+    out = np.empty((len(planes), *size), dtype=np.uint8)
+    for row, plane in zip(out, planes, strict=True):
+        row[:] = np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BICUBIC))
     return out.reshape(*images.shape[:2], *size)

@@ -23,6 +23,7 @@ from hpsearch.data.images import Images, Labels, RawImages, Source, split_name
 from hpsearch.data.split import VALIDATION_SEED, VALIDATION_SHARE, split_rows
 from hpsearch.errors import DataError
 from hpsearch.interrupt import Interrupted
+from hpsearch.sections import FEWEST_PIXELS, MOST_PIXELS
 
 FORMAT = 1  # of the cache; a higher number leaves the caches of older versions aside
 ARRAYS = ("train_images", "train_labels", "validation_images", "validation_labels")
@@ -153,6 +154,12 @@ def _checked(raw: RawImages, name: str) -> RawImages:
         raise DataError(
             f"data.name = {name!r}: its reader gave images {raw.images.dtype} {raw.images.shape}; they must be uint8 "
             "(N, 1 or 3, H, W)."
+        )
+    height, width = raw.images.shape[2:]
+    if height != width or not FEWEST_PIXELS <= height <= MOST_PIXELS:
+        raise DataError(
+            f"data.name = {name!r}: its reader gave images of {height} x {width} pixels; they must be as high as wide, "
+            f"of {FEWEST_PIXELS} to {MOST_PIXELS} pixels, as source.image_size is: resize them in the reader."
         )
     if raw.labels.shape != (num_images,) or not np.issubdtype(raw.labels.dtype, np.integer):
         raise DataError(

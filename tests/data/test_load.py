@@ -239,6 +239,8 @@ def test_a_package_without_memory_is_not_blamed(tmp_path: Path, monkeypatch: pyt
     [
         (np.ones((4, 3, 8, 8)), np.array([0, 1, 0, 1]), "images float64"),
         (np.ones((4, 2, 8, 8), np.uint8), np.array([0, 1, 0, 1]), "must be uint8"),
+        (np.ones((4, 3, 8, 12), np.uint8), np.array([0, 1, 0, 1]), "8 x 12 pixels; they must be as high as wide"),
+        (np.ones((4, 3, 7, 7), np.uint8), np.array([0, 1, 0, 1]), "7 x 7 pixels; .* of 8 to 4096 pixels"),
         (np.ones((4, 3, 8, 8), np.uint8), np.array([0, 1]), "labels int64"),
         (np.ones((4, 3, 8, 8), np.uint8), np.array([0, 1, 2, 1]), "outside 0 to 1"),
         (np.ones((4, 3, 8, 8), np.uint8), np.array([0, 0, 0, 1]), "two or more images"),

@@ -14,7 +14,9 @@ SEED = 0  # the same images on every machine
 
 
 def read_train(source: Source) -> RawImages:
-    """Images uint8 (N, C, H, W) with C 1 or 3, labels int64 (N,), and the names of the classes.
+    """Images uint8 (N, C, H, H) with C 1 or 3, labels int64 (N,), and the names of the classes.
+
+    H is `source.image_size`, or another size of 8 to 4096 pixels: all images are as high as wide.
 
     Return the training part only, and leave your test images alone. Files of your own lie under `source.data_dir`
     (HPSEARCH_DATA); raise hpsearch.errors.DataError, with one sentence, if they do not.
