@@ -51,17 +51,13 @@ class Origin:
 
 @dataclass(frozen=True)
 class Standing:
-    """One candidate over the seeds: values in the study's own unit, `luck` positive if the search promised too much.
-
-    `difference` is the best candidate's lead over this one, over the seeds that both have.
-    """
+    """One candidate over the seeds: values in the study's own unit, `luck` positive if the search promised too much."""
 
     label: str
     number: int
     origin: Origin
     values: tuple[float, ...]
     over_seeds: Estimate
-    difference: Estimate | None
     luck: Estimate | None
     in_set: bool  # whether it cannot be told from the best
     verdict: str
@@ -184,6 +180,17 @@ def searched(database: Database, study: LoadedStudy) -> LoadedStudy:
     return other if other.created == link.get("created") else study
 
 
+def orphaned(database: Database, study: LoadedStudy) -> str:
+    """A sentence if the study that this one confirms is not there, for which alone the test split is opened; or ""."""
+    link = link_of(study)
+    if link.get("kind") != CONFIRM or searched(database, study) is not study:
+        return ""
+    return (
+        f"study {study.name}: the study {link['study']} that it confirms is not there, or cannot be read, and with it "
+        f"whether its test split was opened; {RESTORE}"
+    )
+
+
 def result(study: LoadedStudy) -> Confirmation:
     """What the trials of a study with candidates say so far."""
     spec, link = study.spec, link_of(study)
@@ -194,7 +201,7 @@ def result(study: LoadedStudy) -> Confirmation:
     sign = 1.0 if spec.objective.direction == "maximize" else -1.0
     rows = [_finite(row[: max(race.num_seeds, 1)]) for row in table]
     order = sorted(range(len(rows)), key=lambda c: (c in race.out, c != race.leader, -_mean(rows[c]), c))
-    standings = tuple(_standing(c, origins[c], rows, race, sign) for c in order)
+    standings = tuple(_standing(c, origins[c], rows[c], race, sign) for c in order)
     return Confirmation(
         study.name, link.get("study", ""), spec.objective.metric, len(spec.seeds), race.num_seeds, standings
     )
@@ -278,20 +285,15 @@ def _spec(study: LoadedStudy, candidates: Sequence[tuple[Origin, Mapping[str, An
     return study_file.build(tables, name_of(spec.name))
 
 
-def _standing(candidate: int, origin: Origin, rows: Sequence[list[float]], race: Race, sign: float) -> Standing:
-    mine = rows[candidate]
+def _standing(candidate: int, origin: Origin, mine: list[float], race: Race, sign: float) -> Standing:
     over_seeds = _signed(estimate(mine), sign)
-    difference = luck = None
-    if race.leader is not None and candidate != race.leader:
-        pairs = zip(rows[race.leader], mine, strict=False)
-        difference = estimate([best - own for best, own in pairs])
+    luck = None
     if origin.value is not None and mine:
-        found = estimate([sign * origin.value - value for value in mine])
-        luck = found
+        luck = estimate([sign * origin.value - value for value in mine])
     verdict = _verdict(candidate, race)
     own = tuple(sign * value for value in mine)
     in_set = candidate in race.alive
-    return Standing(origin.label, candidate, origin, own, over_seeds, difference, luck, in_set, verdict)
+    return Standing(origin.label, candidate, origin, own, over_seeds, luck, in_set, verdict)
 
 
 def _verdict(candidate: int, race: Race) -> str:

@@ -77,13 +77,12 @@ def export(
     found = network(one.study, one.middle, dataset, settings, say)
     searched = confirm.searched(database, study)
     looks = openings(database, searched)
-    gone = searched is study and confirm.link_of(study).get("kind") == confirm.CONFIRM
     metrics = claims(study, one, rank, dataset, found, looks)
     files = {
         CONFIG: config(one.study.spec, recipe_of(one.middle)).encode(),
         MODEL: save_tensors(_alone(found.model.state_dict())),
         METRICS: (json.dumps(metrics.model_dump(), indent=1) + "\n").encode(),
-        CARD: card(metrics, opened=None if gone else bool(looks)).encode(),
+        CARD: card(metrics, opened=None if confirm.orphaned(database, study) else bool(looks)).encode(),
     }
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
     files[SUMS] = sums.encode()  # the last one: without it nothing counts as an export

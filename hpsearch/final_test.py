@@ -44,6 +44,8 @@ def final_test(
     """
     link = confirm.link_of(study)
     if link.get("kind") == confirm.CONFIRM:
+        if sentence := confirm.orphaned(database, study):
+            raise UsageError(sentence)
         raise UsageError(
             f"study {study.name}: confirms {link['study']}, whose test split is opened once, for the winner of both; "
             f"run `hpsearch final-test {link['study']}`"

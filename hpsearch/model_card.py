@@ -8,6 +8,7 @@ from typing import Any
 from hpsearch.export_schema import Estimate, Metrics
 from hpsearch.names import derived
 from hpsearch.recipe import Recipe
+from hpsearch.search.importance import MIN_COMPLETE
 from hpsearch.spec import StudySpec
 from hpsearch.statistics import shown
 
@@ -17,6 +18,8 @@ UNTESTED = {  # by whether the test split was opened
     False: "never opened for this study",
     None: "unknown: the study for which it would have been opened is not in the storage",
 }
+# What Markdown reads as markup; an underscore between letters is none.
+MARKUP = re.compile(r"[`*~\[\]|]|\\(?=[!-/:-@\[-`{-~]|$)|(?<![^\W_])_|_(?![^\W_])")
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # line breaks among them
 
 
@@ -63,7 +66,7 @@ def card(metrics: Metrics, *, opened: bool | None) -> str:
     """
     m = metrics
     lines = [
-        f"# {m.model.name} on {_cell(m.data.name)}",
+        f"# {_cell(m.model.name)} on {_cell(m.data.name)}",
         "",
         f"{m.model.num_parameters:,} parameters, {len(m.model.classes)} classes; made by hpsearch {m.hpsearch_version} "
         f"on {m.created}. Rank {m.rank}: {_cell(m.label)}.",
@@ -141,10 +144,9 @@ def _importances(m: Metrics) -> list[str]:
     rows = [
         f"| {name} | {one.share:.0%} | {one.low:.0%} to {one.high:.0%} |" for name, one in m.search.importances.items()
     ]
-    title = (
-        f"Importances ({m.search.importance_evaluator}, {m.search.complete} completed trials; 95 % bootstrap intervals)"
-    )
-    return [f"## {title}", "", "| hyperparameter | share | interval |", "| --- | --- | --- |", *rows, ""]
+    guess = "a rough guess from " if m.search.complete <= MIN_COMPLETE else ""
+    by = f"{m.search.importance_evaluator}, {guess}{m.search.complete} completed trials; 95 % bootstrap intervals"
+    return [f"## Importances ({by})", "", "| hyperparameter | share | interval |", "| --- | --- | --- |", *rows, ""]
 
 
 def _interval(found: Estimate, metric: str) -> str:
@@ -156,8 +158,8 @@ def _interval(found: Estimate, metric: str) -> str:
 
 def _cell(text: str) -> str:
     """A text that ends no cell of a table, and is no markup."""
-    text = CONTROL.sub(lambda sign: sign[0].encode("unicode_escape").decode(), text)
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    text = MARKUP.sub(r"\\\g<0>", text).replace("&", "&amp;").replace("<", "&lt;")
+    return CONTROL.sub(lambda sign: sign[0].encode("unicode_escape").decode(), text)
 
 
 def _numbers(values: list[float]) -> str:

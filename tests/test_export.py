@@ -12,17 +12,20 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 import hpsearch
 from hpsearch import catalogue, confirm, export_schema
+from hpsearch.cli.final_test import final_test as final_test_command
 from hpsearch.data.folder import decoded
 from hpsearch.data.images import Source
 from hpsearch.errors import HpsearchError, UsageError
 from hpsearch.export import export, pinned, read
 from hpsearch.export_schema import FILES, SUMS
 from hpsearch.exported import Exported
-from hpsearch.model_card import card, config
+from hpsearch.final_test import final_test
+from hpsearch.model_card import config
 from hpsearch.recipe import Recipe
 from hpsearch.settings import Settings
 from hpsearch.spec import parse
@@ -223,19 +226,6 @@ def test_a_place_that_cannot_be_written_is_found_out_first(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_label_ends_no_cell_of_the_model_card(folder: Path) -> None:
-    metrics, _, _ = read(folder)
-    assert metrics.confirmation is not None
-    label = "adam | <b>wide</b>\n\x85\u2028| a row |"
-    confirmation = metrics.confirmation.model_copy(update={"not_told_apart": [label]})
-    changed = metrics.model_copy(update={"label": label, "confirmation": confirmation})
-    text = card(changed, opened=False)
-    (row,) = [line for line in text.splitlines() if line.startswith("| cannot be told")]
-    assert row.replace(r"\|", "").count("|") == 3
-    assert r"\n\x85\u2028" in row
-    assert "<b>" not in text
-
-
 def test_nothing_is_half_written(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -260,14 +250,11 @@ def test_an_export_of_a_confirmation_whose_search_is_gone_does_not_say_never_ope
     said = (tmp_path / "out" / "README.md").read_text()
     assert "never opened" not in said
     assert "| test split | unknown: " in said
+    with pytest.raises(UsageError, match="small that it confirms is not there, or cannot be read"):
+        final_test(sqlite, study, chain.settings, None, silent)
+    done = CliRunner().invoke(final_test_command, ["small-confirm", "--show", "--storage", str(sqlite.engine.url)])
+    assert "small that it confirms is not there, or cannot be read" in str(done.exception)
     assert len(verify(tmp_path / "out", chain.settings)) == 7
-
-
-def test_the_best_of_several_is_said_to_be_that(folder: Path) -> None:
-    metrics, _, _ = read(folder)
-    assert "somewhat optimistic" in (folder / "README.md").read_text()
-    assert "somewhat optimistic" not in card(metrics.model_copy(update={"rank": 2}), opened=False)
-    assert "somewhat optimistic" not in card(metrics.model_copy(update={"confirmation": None}), opened=False)
 
 
 def test_its_study_file_says_that_it_begins_with_another_export() -> None:

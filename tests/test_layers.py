@@ -89,7 +89,7 @@ JOIN = (
     "transfer",
     "cli",
 )
-MAY_IMPORT_OPTUNA = ("storage", "search", "confirm", "arms", "report", "web", *JOIN)
+MAY_IMPORT_OPTUNA = ("storage", "search", "confirm", "arms", "model_card", "report", "web", *JOIN)
 MAY_IMPORT_TORCH = ("kernels", "models", "data", "train", "weights", *JOIN)
 
 

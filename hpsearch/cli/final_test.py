@@ -32,7 +32,7 @@ def final_test(
     That it was opened is recorded with the study. Of a transfer study, all candidates are tested together.
     """
     from hpsearch import final_test as testing
-    from hpsearch.confirm import searched
+    from hpsearch.confirm import orphaned, searched
     from hpsearch.errors import UsageError
     from hpsearch.storage.openings import openings
 
@@ -46,7 +46,8 @@ def final_test(
         records = openings(database, opened)
         if not records:
             raise UsageError(
-                f"study {study}: its test split has not been opened; `hpsearch final-test {opened.name}` does it"
+                orphaned(database, loaded)
+                or f"study {study}: its test split has not been opened; `hpsearch final-test {opened.name}` does it"
             )
     else:
         settings = settings_from(storage, None, data_dir)
