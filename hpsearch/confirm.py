@@ -198,7 +198,7 @@ def result(study: LoadedStudy) -> Confirmation:
     table, race = values(spec, trials), standing(spec, trials)
     origins = [Origin(**origin) for origin in link.get("candidates", [])]
     origins = origins or [Origin(label, None, None) for label, _ in spec.candidates]
-    sign = 1.0 if spec.objective.direction == "maximize" else -1.0
+    sign = 1.0 if spec.objective.maximize else -1.0
     rows = [_finite(row[: max(race.num_seeds, 1)]) for row in table]
     order = sorted(range(len(rows)), key=lambda c: (c in race.out, c != race.leader, -_mean(rows[c]), c))
     standings = tuple(_standing(c, origins[c], rows[c], race, sign) for c in order)
@@ -214,7 +214,7 @@ def overtaken(study: LoadedStudy, found: Confirmation) -> str | None:
     if best is None or best.value is None or promised is None or promised.origin.value is None:
         return None
     gain = best.value - promised.origin.value
-    if (gain if study.spec.objective.direction == "maximize" else -gain) <= 0:
+    if (gain if study.spec.objective.maximize else -gain) <= 0:
         return None
     return (
         f"study {study.name}: trial {best.number} ({best.value:.4f}) has completed since it was confirmed, and "

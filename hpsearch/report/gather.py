@@ -68,7 +68,7 @@ class Gathered:
 
     @property
     def higher(self) -> bool:
-        return self.spec.objective.direction == "maximize"
+        return self.spec.objective.maximize
 
     @property
     def labels(self) -> list[str]:
