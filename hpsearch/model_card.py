@@ -8,7 +8,7 @@ from typing import Any
 from hpsearch.export_schema import Estimate, Metrics
 from hpsearch.names import derived
 from hpsearch.recipe import Recipe
-from hpsearch.search.importance import MIN_COMPLETE
+from hpsearch.search.importance import caution
 from hpsearch.spec import StudySpec
 from hpsearch.statistics import shown
 
@@ -144,8 +144,8 @@ def _importances(m: Metrics) -> list[str]:
     rows = [
         f"| {name} | {one.share:.0%} | {one.low:.0%} to {one.high:.0%} |" for name, one in m.search.importances.items()
     ]
-    guess = "a rough guess from " if m.search.complete <= MIN_COMPLETE else ""
-    by = f"{m.search.importance_evaluator}, {guess}{m.search.complete} completed trials; 95 % bootstrap intervals"
+    trials = caution(m.search.complete) or f"{m.search.complete} completed trials"
+    by = f"{m.search.importance_evaluator}, {trials}; 95 % bootstrap intervals"
     return [f"## Importances ({by})", "", "| hyperparameter | share | interval |", "| --- | --- | --- |", *rows, ""]
 
 

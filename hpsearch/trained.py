@@ -48,7 +48,7 @@ class Chosen:
     @property
     def middle(self) -> FrozenTrial:
         """The trial of median value (the worse one of two): neither a lucky seed nor an unlucky one."""
-        sign = 1.0 if self.study.spec.objective.direction == "maximize" else -1.0
+        sign = 1.0 if self.study.spec.objective.maximize else -1.0
         order = sorted(self.trials, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
         return order[(len(order) - 1) // 2]
 
