@@ -13,9 +13,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -228,16 +227,11 @@ def build(metrics: Metrics, tensors: Mapping[str, Tensor], where: str | Path) ->
     Raises:
         UsageError: the weights are not those of the network.
     """
-    recipe = recipe_in(metrics, where)
-    prepared = metrics.preprocessing
-    shape = (prepared.channels, prepared.image_size, prepared.image_size)
-    constructor = catalogue.load("hpsearch.models", metrics.model.name)
-    make = partial(build_model, recipe, shape, len(metrics.model.classes), constructor)
     try:
         if metrics.model.name in MODELS:  # sizes that a file states may fill no memory, unless its weights do
             with torch.device("meta"):
-                _compare(make(), tensors, metrics, where)
-        model = make()
+                _compare(_made(metrics, where), tensors, metrics, where)
+        model = _made(metrics, where)
     except (RuntimeError, MemoryError, OverflowError) as error:  # torch: no such sizes, or no room for them
         reason = str(error).partition("\n")[0]
         raise UsageError(
@@ -246,6 +240,33 @@ def build(metrics: Metrics, tensors: Mapping[str, Tensor], where: str | Path) ->
     _compare(model, tensors, metrics, where)
     model.load_state_dict(dict(tensors))
     return model.eval()
+
+
+def _made(metrics: Metrics, where: str | Path, more: int = 0) -> nn.Module:
+    """The network as it begins, for the export's classes or some more."""
+    prepared, constructor = metrics.preprocessing, catalogue.load("hpsearch.models", metrics.model.name)
+    shape = (prepared.channels, prepared.image_size, prepared.image_size)
+    return build_model(recipe_in(metrics, where), shape, len(metrics.model.classes) + more, constructor)
+
+
+def head(model: nn.Module, metrics: Metrics, where: str | Path) -> str:
+    """The layer of an export's network whose outputs stand for the classes: the last, as layers are frozen in order.
+
+    Raises:
+        UsageError: the number of classes decides the size of another layer, or of none.
+    """
+    with torch.device("meta") if metrics.model.name in MODELS else nullcontext():
+        wider = {name: tensor.shape for name, tensor in _made(metrics, where, 1).state_dict().items()}
+    own = model.state_dict().items()
+    following = {name.rpartition(".")[0] for name, tensor in own if tensor.shape != wider.get(name)}
+    last = layers(model)[-1][0]
+    if not last or following != {last}:
+        found = ", ".join(name or "the network itself" for name in sorted(following)) or "no layer"
+        raise UsageError(
+            f"{where}: the number of classes decides the size of {found} in the model {metrics.model.name}, and its "
+            f"last layer is {last or 'the network itself'}; to be carried over, it must make its one output layer last"
+        )
+    return last
 
 
 def _compare(model: nn.Module, tensors: Mapping[str, Tensor], metrics: Metrics, where: str | Path) -> None:
@@ -275,6 +296,6 @@ def pinned(spec: StudySpec, settings: Settings) -> StudySpec:
     if name is None or name.startswith(weights.PINNED):
         return spec
     metrics, _, tensors = read(name)
-    head = layers(build(metrics, tensors, name))[-1][0]
-    digest = weights.pin(open_checkpoints(settings.weights), tensors, head, metrics.model.classes)
+    output = head(build(metrics, tensors, name), metrics, name)
+    digest = weights.pin(open_checkpoints(settings.weights), tensors, output, metrics.model.classes)
     return replace(spec, model=spec.model.model_copy(update={"export": digest}))

@@ -18,7 +18,7 @@ from hpsearch import spec as study_file
 from hpsearch.arms import KIND, SCRATCH
 from hpsearch.data.load import DataSet, load
 from hpsearch.errors import UsageError
-from hpsearch.export import build, read
+from hpsearch.export import build, head, read
 from hpsearch.export_schema import Metrics
 from hpsearch.models.build import build_model
 from hpsearch.models.takeover import Fate, Start, fates
@@ -58,7 +58,7 @@ def plan(
         UsageError, DataError: the export is damaged, or the target does not suit it.
     """
     metrics, _, tensors = read(where)
-    head = layers(build(metrics, tensors, where))[-1][0]
+    output = head(build(metrics, tensors, where), metrics, where)
     classes = tuple(metrics.model.classes)
     size = image_size or metrics.preprocessing.image_size
     target = load(data, data_dir=settings.data_dir, cache_dir=settings.datasets, image_size=size)
@@ -71,10 +71,10 @@ def plan(
     fixed |= {"native_size": native} if native else {}
     if recipe.scheduler != "exponential":
         fixed.pop("gamma", None)
-    start = Start(tensors, "" if target.classes == classes else head)
+    start = Start(tensors, "" if target.classes == classes else output)
     found, num_layers = _fates(metrics, target, native, start)
     spec = _spec(metrics, data, size, num_seeds or DEFAULT_SEEDS, fixed, num_layers)
-    return Plan(spec, tuple(found), tensors, head, classes, num_seeds, epochs)
+    return Plan(spec, tuple(found), tensors, output, classes, num_seeds, epochs)
 
 
 def create(database: Database, plans: Sequence[Plan], settings: Settings) -> list[LoadedStudy]:

@@ -1,5 +1,6 @@
 """Networks of one's own, from training to an export and to transfer: tied weights, and layers in any order."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,13 @@ import torch
 from torch import Tensor, nn
 
 import hpsearch
+from hpsearch import transfer
 from hpsearch.data.load import load
-from hpsearch.export import export
+from hpsearch.errors import UsageError
+from hpsearch.export import export, pinned
 from hpsearch.interrupt import Interruption
 from hpsearch.models import MODELS
+from hpsearch.models.takeover import COPIED, NEW
 from hpsearch.settings import Settings
 from hpsearch.spec import parse
 from hpsearch.storage.open import Database
@@ -50,6 +54,19 @@ class Tied(nn.Module):
         return logits
 
 
+class HeadFirst(nn.Module):
+    """Made in another order than used."""
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        channels, height, width = input_shape
+        self.output, self.body = nn.Linear(8, num_classes), nn.Linear(channels * height * width, 8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.output(self.body(images.flatten(1)).relu())
+        return logits
+
+
 def made(name: str, database: Database, settings: Settings, place: Path) -> Path:
     """A study of a network of this file, trained and exported."""
     create_study(database, parse(TEXT.format(model=name), "own.toml"), "own")
@@ -61,6 +78,7 @@ def made(name: str, database: Database, settings: Settings, place: Path) -> Path
 @pytest.fixture(autouse=True)
 def named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, "tied", f"{__name__}:Tied")
+    monkeypatch.setitem(MODELS, "headfirst", f"{__name__}:HeadFirst")
 
 
 def test_tied_weights_are_exported(sqlite: Database, settings: Settings, tmp_path: Path) -> None:
@@ -74,3 +92,23 @@ def test_tied_weights_are_exported(sqlite: Database, settings: Settings, tmp_pat
     logits = network(network.preprocess(dataset.validation_images))
     right = logits.argmax(1) == torch.from_numpy(dataset.validation_labels.copy())
     assert float(right.double().mean()) == pytest.approx(network.metrics.weights.validation_accuracy)
+
+
+def test_an_output_layer_that_is_not_made_last_is_not_carried_over(
+    sqlite: Database, settings: Settings, tmp_path: Path
+) -> None:
+    """The body would begin anew, the classes of the export would stay, and `frozen_layers` count from the head."""
+    place = made("headfirst", sqlite, settings, tmp_path / "out")
+    message = "decides the size of output in the model headfirst, and its last layer is body; .* its one output layer"
+    with pytest.raises(UsageError, match=message):
+        transfer.plan(place, "digits:5-9", None, 2, 1, settings)
+    spec = parse(TEXT.format(model="headfirst"), "own.toml")
+    with pytest.raises(UsageError, match=message):
+        pinned(replace(spec, model=spec.model.model_copy(update={"export": str(place)})), settings)
+    assert not list((tmp_path / "weights").glob("export-*"))
+
+
+def test_what_is_behind_tied_weights_is_carried_over(sqlite: Database, settings: Settings, tmp_path: Path) -> None:
+    place = made("tied", sqlite, settings, tmp_path / "out")
+    found = {fate.layer: fate.fate for fate in transfer.plan(place, "digits:5-9", None, 2, 1, settings).layers}
+    assert found == dict.fromkeys(("first", "norm", "second", "third"), COPIED) | {"output": NEW}
