@@ -8,10 +8,12 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 
+from hpsearch.errors import UsageError
 from hpsearch.recipe import Recipe, fold
+from hpsearch.relations import described
 from hpsearch.search.samplers import distribution, make_sampler, random
 from hpsearch.search.view import View
-from hpsearch.space import active
+from hpsearch.space import active, show
 from hpsearch.spec import StudySpec
 from hpsearch.storage.leases import Lease
 from hpsearch.storage.ledger import Drawn
@@ -50,10 +52,15 @@ def ask(
 
 
 def suggest(trial: optuna.Trial, spec: StudySpec) -> dict[str, Any]:
-    """Ask for every parameter that the trial has, in an order that meets the conditions; by recorded name."""
+    """Ask for every parameter that the trial has, in an order that meets the conditions; by recorded name.
+
+    Raises UsageError for a fixed value outside the space; Optuna would warn, and train it.
+    """
     chosen: dict[str, Any] = {}
     for name, parameter in spec.parameters.items():
         if active(parameter, chosen):
+            if name in trial._fixed_params and not parameter.contains(value := trial._fixed_params[name]):
+                raise UsageError(f"{name} = {show(value)}: is outside [space], {described(parameter)}")
             kind: BaseDistribution = distribution(parameter)
             chosen[name] = trial._suggest(name, kind)
     return chosen

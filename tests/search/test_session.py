@@ -159,6 +159,23 @@ def test_what_is_ordered_in_part_is_no_double_of_what_is_ordered_in_full(databas
     assert len({digest_of(trial.params, None) for trial in trials(database)}) == 4
 
 
+@pytest.mark.parametrize("outside", [{"epochs": 1000}, {"batch_size": 12}, {"learning_rate": 5.0}])
+def test_a_number_outside_the_space_is_not_trained(sqlite: Database, outside: dict[str, float]) -> None:
+    """Optuna only warns of it; an epoch too many would break the budget."""
+    space = """
+    epochs = { low = 2, high = 10 }
+    batch_size = { low = 8, high = 64, step = 8 }
+    learning_rate = { low = 1e-3, high = 1e-1, log = true }
+    """
+    create_study(sqlite, parse(study_text(space, 2).replace("epochs = 3\n", ""), "test.toml"), "s")
+    load_study(sqlite, "s").optuna_study.enqueue_trial(outside)
+    (one,) = session(sqlite).take(2).assignments
+    assert 2 <= one.recipe.epochs <= 10
+    (failed,) = (trial for trial in trials(sqlite) if trial.state == TrialState.FAIL)
+    ((name, given),) = outside.items()
+    assert f"{name} = {given}: is outside [space]" in failed.user_attrs[ledger.REASON_KEY]
+
+
 def test_seeds_of_a_study_that_searches_nothing_are_no_doubles(database: Database) -> None:
     text = f'{HEAD}[pruner]\nname = "none"\n[budget]\ntrials = 3\n'.replace("[model]", "seeds = [5, 6, 7]\n[model]")
     create_study(database, parse(text, "test.toml"), "s")
