@@ -13,15 +13,13 @@ from pydantic import ValidationError
 
 from hpsearch.candidates import candidate_mistakes, read_candidates, seed_mistakes
 from hpsearch.errors import StudyFileError
+from hpsearch.first import first_mistakes, read_first, repeated_first
 from hpsearch.recipe import RULES
 from hpsearch.relations import (
     Draft,
     draft_mistakes,
-    first_mistakes,
     idle_mistakes,
     plan_mistakes,
-    read_first,
-    repeated_first,
     uneven_mistakes,
 )
 from hpsearch.sections import FROM_COMPLETE, SECTIONS, Section

@@ -4,7 +4,7 @@ A Draft is what could be read of [training] and [space]. It also knows the names
 one mistake does not bring others with it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,13 +17,11 @@ from hpsearch.space import (
     Float,
     Parameter,
     Value,
-    active,
+    configurations,
     is_kind,
-    is_same,
     num_combinations,
     num_values,
     order,
-    recorded_name,
     show,
     suggestion,
 )
@@ -132,7 +130,7 @@ def plan_mistakes(draft: Draft, values: Mapping[str, Any]) -> Iterator[str]:
     yield from option_mistakes("sampler", SAMPLER_OPTIONS, values.get("sampler"))
     yield from option_mistakes("pruner", PRUNER_OPTIONS, pruner)
     if (sampler := values.get("sampler")) and sampler.name == "grid":
-        yield from grid_mistakes(draft.space)
+        yield from grid_mistakes(draft)
     if sampler and sampler.name == "gp":
         yield from gp_mistakes(draft.space)
 
@@ -153,12 +151,22 @@ def option_mistakes(key: str, options: Mapping[str, tuple[str, ...]], section: A
         yield f"{key}.{option}: {section.name} does not take it; it takes {', '.join(allowed) or 'no options'}"
 
 
-def grid_mistakes(space: Mapping[str, Parameter]) -> Iterator[str]:
-    if (most := num_combinations(space)) is not None and most > MOST_LISTED:
-        yield f'sampler.name = "grid": the space has {most} combinations, the most is {MOST_LISTED}; widen the steps'
-    for name, parameter in space.items():
+def grid_mistakes(draft: Draft) -> Iterator[str]:
+    most, space = num_combinations(draft.space), draft.applied().space
+    if most is not None and most > MOST_LISTED and not listable(space):
+        aside = ", conditions aside" if any(parameter.when for parameter in space.values()) else ""
+        rule = f"the space has {most} combinations{aside}, the most is {MOST_LISTED}"
+        yield f'sampler.name = "grid": {rule}; widen the steps'
+    for name, parameter in draft.space.items():
         if num_values(parameter) is None:
             yield f"space.{name}: the grid sampler needs a step, or choices instead of a range"
+
+
+def listable(space: Mapping[str, Parameter]) -> bool:
+    try:
+        return configurations(space, MOST_LISTED) is not None
+    except StudyFileError:
+        return True  # conditions in a circle, which is said elsewhere
 
 
 def gp_mistakes(space: Mapping[str, Parameter]) -> Iterator[str]:
@@ -312,89 +320,3 @@ def described(parameter: Parameter) -> str:
         return f"one of {', '.join(map(show, parameter.choices))}"
     step = f" in steps of {parameter.step:g}" if parameter.step not in (None, 1) else ""
     return f"{show(parameter.low)} to {show(parameter.high)}{step}"
-
-
-# Known good configurations
-
-
-def read_first(tables: object, draft: Draft) -> tuple[tuple[Mapping[str, Value], ...], list[str]]:
-    """The [[first]] configurations by recorded name, in the order of the file; a factor may be given as such."""
-    if not isinstance(tables, list | tuple) or not all(isinstance(table, Mapping) for table in tables):
-        return (), [f"first = {show(tables)}: must be sections, [[first]]"]
-    configurations, mistakes = [], []
-    for number, table in enumerate(tables, start=1):
-        configuration, found = read_configuration(table, draft)
-        configurations.append(configuration)
-        mistakes += [f"first[{number}].{mistake}" for mistake in found]
-    return tuple(configurations), mistakes
-
-
-def first_mistakes(first: tuple[Mapping[str, Value], ...], budget: Any) -> Iterator[str]:
-    if budget and budget.trials < len(first):
-        yield f"budget.trials = {budget.trials}: must be at least {len(first)}, the number of [[first]] configurations"
-
-
-def repeated_first(first: Sequence[Mapping[str, Value]]) -> Iterator[str]:
-    """Configurations that say something, and the same as an earlier one."""
-    for number, one in enumerate(first, start=1):
-        before = [n for n, other in enumerate(first[: number - 1], start=1) if one and equal(one, other)]
-        if before:
-            yield f"first[{number}]: says the same as first[{before[0]}]; keep one of the two, it is trained once"
-
-
-def equal(one: Mapping[str, Value], other: Mapping[str, Value]) -> bool:
-    return one.keys() == other.keys() and all(is_same(one[name], other[name]) for name in one)
-
-
-def read_configuration(table: Mapping[str, Any], draft: Draft) -> tuple[dict[str, Value], list[str]]:
-    recorded = {recorded_name(name, parameter): parameter for name, parameter in draft.space.items()}
-    known = {*draft.declared, *recorded}
-    mistakes = [
-        f"{name}: is not searched in this study{suggestion(name, sorted(draft.searched))}"
-        for name in table
-        if name not in known
-    ]
-    mistakes += [
-        f"{name} = {show(table[name])}: is fixed to {show(value)} under [training]"
-        for name, value in draft.training.items()
-        if name in table and table[name] != value
-    ]
-    configuration: dict[str, Value] = {}
-    for name, parameter in draft.space.items():
-        if name in table or recorded_name(name, parameter) in table:
-            value, mistake = read_value(name, parameter, table, draft)
-            if name in table and (factor := recorded_name(name, parameter)) != name and factor in table:
-                mistakes.append(f"{factor} = {show(table[factor])}: {name} says that already; keep one of the two")
-            configuration |= {} if value is None else {recorded_name(name, parameter): value}
-            mistakes += [mistake] if mistake else []
-    return configuration, mistakes
-
-
-def read_value(
-    name: str, parameter: Parameter, table: Mapping[str, Any], draft: Draft
-) -> tuple[Value | None, str | None]:
-    """One value of a configuration as it is recorded, or the mistake in it."""
-    value = written = table.get(name, table.get(recorded_name(name, parameter)))
-    if not active(parameter, table):
-        needed = " and ".join(f"{source} is {' or '.join(map(show, v))}" for source, v in parameter.when.items())
-        return None, f"{name} = {show(written)}: is used only when {needed}"
-    if isinstance(parameter, Float) and parameter.times and name in table:
-        if any(times_mistakes(name, parameter.times, draft)):
-            return None, None  # said already
-        base = table.get(parameter.times, draft.training.get(parameter.times))
-        if not is_kind(float, base) or not is_kind(float, written) or not base:
-            return None, f"{name} = {show(written)}: needs {parameter.times} beside it, because it is a multiple of it"
-        value = written / base
-    if not isinstance(value, int | float | str) or not parameter.contains(value):
-        multiple = f" times {parameter.times}" if isinstance(parameter, Float) and parameter.times else ""
-        return None, f"{name} = {show(written)}: is outside [space], {described(parameter)}{multiple}"
-    return exact(parameter, value), None
-
-
-def exact(parameter: Parameter, value: Value) -> Value:
-    """The value that the parameter holds: a float moved inside its range by rounding, a choice as it was written."""
-    if isinstance(parameter, Float):
-        return min(max(float(value), parameter.low), parameter.high)
-    if isinstance(parameter, Choice):
-        return parameter.choices[parameter.choices.index(value)]
-    return value

@@ -8,9 +8,10 @@ recorded as `<name>_factor`, multiplies the hyperparameter that `times` names.
 import difflib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import islice
 from typing import Any, TypeAlias
 
 from hpsearch.errors import StudyFileError
@@ -126,10 +127,38 @@ def num_values(parameter: Parameter) -> int | None:
     return math.floor((parameter.high - parameter.low) / parameter.step + NEAR) + 1
 
 
+def value_at(parameter: Parameter, index: int) -> Value:
+    """One of the values that `num_values` counts."""
+    if isinstance(parameter, Choice):
+        return parameter.choices[index]
+    # As Optuna computes it: 0.1 + 2 * 0.1 is above 0.3, which it would refuse.
+    return min(parameter.low + index * (parameter.step or 1), parameter.high)
+
+
 def num_combinations(space: Space) -> int | None:
     """How many configurations there are at most, conditions aside; None if there is no end to them."""
     numbers = [num_values(parameter) for parameter in space.values()]
     return None if None in numbers else math.prod(number for number in numbers if number is not None)
+
+
+def configurations(space: Space, most: int) -> list[dict[str, Any]] | None:
+    """Every configuration, by recorded names, in the order of the study file; None if there are more than `most`."""
+    if num_combinations(space) is None:
+        return None
+    found: Iterator[dict[str, Any]] = iter([{}])
+    for name, parameter in asked(space).items():
+        found = widened(found, name, parameter)
+    listed = list(islice(found, most + 1))
+    return listed if len(listed) <= most else None
+
+
+def widened(found: Iterable[dict[str, Any]], name: str, parameter: Parameter) -> Iterator[dict[str, Any]]:
+    """Each with every value of one more parameter, where its conditions hold."""
+    for chosen in found:
+        if active(parameter, chosen):
+            yield from ({**chosen, name: value_at(parameter, index)} for index in range(num_values(parameter) or 0))
+        else:
+            yield chosen
 
 
 def sources(parameter: Parameter) -> set[str]:

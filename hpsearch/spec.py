@@ -18,12 +18,13 @@ from typing import Any
 from hpsearch.errors import StudyFileError, UsageError
 from hpsearch.form import read_study
 from hpsearch.recipe import Recipe
-from hpsearch.relations import PEAK_SCHEDULER, highest
+from hpsearch.relations import MOST_LISTED, PEAK_SCHEDULER, highest
 from hpsearch.sections import FROM_COMPLETE, SECTIONS, Budget, Data, Model, Objective, Pruner, Sampler
-from hpsearch.space import Float, Parameter, Value, asked, order, recorded_name, to_table
+from hpsearch.space import Float, Parameter, Value, asked, configurations, order, recorded_name, to_table
 
 STORED = "the study in the storage"
 RESTORE = "restore a backup of the storage, or create the study under another name"
+MOST_POINTS = 10_000  # of a space that is looked through whole for what has not been tried; larger ones never run out
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,12 @@ class StudySpec:
     def parameters(self) -> dict[str, Parameter]:
         """Recorded name to parameter, in the order in which a trial asks; those not `space.active` are left out."""
         return asked(self.space)
+
+    @cached_property
+    def configurations(self) -> list[dict[str, Any]] | None:
+        """All that the space has, by recorded names, if they are finitely many and few enough to be listed."""
+        most = MOST_LISTED if self.sampler.name == "grid" else MOST_POINTS
+        return configurations(self.space, most) if self.space else None
 
     @cached_property
     def _order(self) -> tuple[str, ...]:

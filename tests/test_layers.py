@@ -26,6 +26,7 @@ LAYERS = {
     "sections": 1,
     "relations": 1,
     "candidates": 1,
+    "first": 1,
     "form": 1,
     "names": 1,
     "spec": 1,

@@ -13,7 +13,7 @@ from hpsearch.recipe import Recipe, fold
 from hpsearch.relations import described
 from hpsearch.search.samplers import distribution, make_sampler, random
 from hpsearch.search.view import View
-from hpsearch.space import active, show
+from hpsearch.space import active, is_same, show
 from hpsearch.spec import StudySpec
 from hpsearch.storage.leases import Lease
 from hpsearch.storage.ledger import Drawn
@@ -21,6 +21,7 @@ from hpsearch.storage.studies import RECIPE_KEY
 
 ATTEMPTS = 8  # times that the sampler is asked for a configuration that is new; then one is drawn without it
 MAX_ATTEMPTS = 80  # then a double is accepted: the space has an end that nobody saw
+BY_NUMBER = ("grid", "qmc")  # samplers that say the same at each attempt
 
 Points = list[dict[str, Any]] | None  # all configurations of a finite space
 
@@ -38,16 +39,21 @@ def ask(
     `attempt` counts how often its configuration was another trial's; `placed` says with which recipe it begins.
     """
     seed = fold(spec.seed, lease.number, attempt)
-    view.study.sampler = make_sampler(spec, lease.number, attempt) if attempt < ATTEMPTS else random(spec, seed % 2**32)
+    asks = attempt < (1 if spec.sampler.name in BY_NUMBER else ATTEMPTS)
+    view.study.sampler = make_sampler(spec, lease.number, attempt) if asks else random(spec, seed % 2**32)
     given = view.trial(lease.trial_id).system_attrs.get("fixed_params", {})
     trial, drafts = view.draft(lease.trial_id)
-    if attempt >= ATTEMPTS and points is not None and (unused := _unused(view, spec, lease, points)):
-        trial._fixed_params = {**unused[seed % len(unused)], **given}
+    used_up = False
+    if not asks and points is not None:
+        unused = _unused(view, lease, points, given)
+        used_up = not unused
+        trial._fixed_params = {**unused[seed % len(unused)], **given} if unused else given
     params = suggest(trial, spec)
     chosen = placed(recipe(spec, params, lease.number))
     digest = trial_digest(spec, lease.number, params, chosen.seed)
     attributes = {RECIPE_KEY: chosen.as_dict()}
-    ordered = attempt >= MAX_ATTEMPTS or (bool(given) and params.keys() <= given.keys())  # nothing is left to change
+    # Nothing is left to change.
+    ordered = used_up or attempt >= MAX_ATTEMPTS or (bool(given) and params.keys() <= given.keys())
     return Drawn(lease, drafts.params, attributes, drafts.system_attrs, digest, ordered), chosen
 
 
@@ -95,7 +101,12 @@ def _rounded(value: Any) -> Any:
     return int(short) if short.is_integer() else short
 
 
-def _unused(view: View, spec: StudySpec, lease: Lease, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The configurations that no trial of the view has, in the order of the study file."""
+def _unused(view: View, lease: Lease, points: list[dict[str, Any]], given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The configurations with the `given` values that no trial of the view has, in the order of the study file."""
     used = {digest_of(trial.params, None) for trial in view.trials() if trial._trial_id != lease.trial_id}
-    return [point for point in points if digest_of(point, None) not in used]
+    return [
+        point
+        for point in points
+        if all(name not in point or is_same(point[name], value) for name, value in given.items())
+        and digest_of(point, None) not in used
+    ]

@@ -21,10 +21,8 @@ from optuna.trial import FrozenTrial
 from hpsearch.recipe import fold
 from hpsearch.search import SAMPLERS
 from hpsearch.search.tpe import BatchTPESampler
-from hpsearch.space import Choice, Int, Parameter, Space, active, asked, num_combinations, num_values
+from hpsearch.space import Choice, Int, Parameter, active, num_values, value_at
 from hpsearch.spec import StudySpec
-
-MAX_POINTS = 10_000  # of a space that is looked through whole for what has not been tried; larger ones never run out
 
 
 def make_sampler(spec: StudySpec, number: int, attempt: int = 0) -> BaseSampler:
@@ -49,11 +47,8 @@ def most_trials(spec: StudySpec) -> int | None:
 
 
 def finite_points(spec: StudySpec) -> list[dict[str, Any]] | None:
-    """Every configuration of the study's space, if they are finitely many and not more than MAX_POINTS, or a grid."""
-    most = num_combinations(spec.space)
-    if not spec.space or most is None:
-        return None
-    return None if most > MAX_POINTS and spec.sampler.name != "grid" else grid_points(spec.space)
+    """Every configuration of the study's space, if they are few enough to be listed."""
+    return spec.configurations
 
 
 def corner(spec: StudySpec) -> dict[str, Any]:
@@ -97,7 +92,7 @@ def cmaes(spec: StudySpec, seed: int, *, startup_trials: int = 10) -> BaseSample
 
 def grid(spec: StudySpec, seed: int) -> BaseSampler:
     """Every combination once, in the order of the study file; needs choices, whole numbers or steps."""
-    return _NumberedSampler(spec, lambda index: (points := grid_points(spec.space))[index % len(points)])
+    return _NumberedSampler(spec, lambda index: (points := spec.configurations or [])[index % len(points)])
 
 
 def qmc(spec: StudySpec, seed: int) -> BaseSampler:
@@ -116,23 +111,10 @@ def qmc(spec: StudySpec, seed: int) -> BaseSampler:
     return _NumberedSampler(spec, point)
 
 
-def grid_points(space: Space) -> list[dict[str, Any]]:
-    """Every combination of the space, by recorded names; parameters that a combination does not have are left out."""
-    points: list[dict[str, Any]] = [{}]
-    for name, parameter in asked(space).items():
-        points = [
-            {**point, name: value} if exists else point
-            for point in points
-            for exists in [active(parameter, point)]
-            for value in (_values(parameter) if exists else [None])
-        ]
-    return points
-
-
 def at(parameter: Parameter, u: float) -> Any:
     """The value at the fraction `u`, in [0, 1), of the parameter's range."""
     if isinstance(parameter, Choice) or (parameter.step and not parameter.log):
-        return _value(parameter, int(u * (num_values(parameter) or 0)))
+        return value_at(parameter, int(u * (num_values(parameter) or 0)))
     if u == 0:
         return parameter.low  # of which the exponential of the logarithm may be another number
     if not parameter.log:
@@ -145,17 +127,6 @@ def at(parameter: Parameter, u: float) -> Any:
 
 def _base_seed(spec: StudySpec) -> int:
     return spec.seed if spec.sampler.seed is None else spec.sampler.seed
-
-
-def _values(parameter: Parameter) -> list[Any]:
-    return [_value(parameter, index) for index in range(num_values(parameter) or 0)]
-
-
-def _value(parameter: Parameter, index: int) -> Any:
-    if isinstance(parameter, Choice):
-        return parameter.choices[index]
-    # As Optuna computes it: 0.1 + 2 * 0.1 is above 0.3, which it would refuse.
-    return min(parameter.low + index * (parameter.step or 1), parameter.high)
 
 
 class _NumberedSampler(BaseSampler):

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import optuna
@@ -13,9 +14,9 @@ from hpsearch.errors import StudyFileError
 from hpsearch.recipe import fold
 from hpsearch.search import SAMPLERS
 from hpsearch.search.asking import suggest
-from hpsearch.search.samplers import at, corner, distribution, grid_points, make_sampler, max_trials
+from hpsearch.search.samplers import at, corner, distribution, make_sampler, max_trials
 from hpsearch.sections import SAMPLER_OPTIONS, Sampler
-from hpsearch.space import Choice, Float, Int
+from hpsearch.space import Choice, Float, Int, configurations
 from hpsearch.spec import StudySpec, parse
 from tests.studies import TINY
 
@@ -86,12 +87,44 @@ def test_samplers_that_learn_come_nearer_than_their_first_guesses(name: str) -> 
 def test_grid_tries_every_combination_once() -> None:
     space = "learning_rate = [0.01]\n" + CONDITIONAL
     spec = study_of("grid", space, trials=1000)
-    spec_points = grid_points(spec.space)
+    spec_points = spec.configurations
+    assert spec_points is not None
     assert len(spec_points) == (3 + 1) * 4 * (1 + 4)  # momenta of sgd and adam; batch sizes; constant and four factors
     assert max_trials(spec) == len(spec_points)
     tried = Counter(tuple(sorted(params.items())) for params in search(spec, len(spec_points)))
     assert set(tried.values()) == {1}
     assert max_trials(study_of("grid", space, trials=7)) == 7
+
+
+CHAIN = ("learning_rate", "weight_decay", "dropout", "clip_norm", "momentum")
+
+
+def chain(length: int) -> str:
+    """A space with `length` configurations for each hyperparameter of the chain, of which each needs the one before."""
+    values = ", ".join(str(index / 100) for index in range(1, length + 1))
+    lines = [f"{name} = {{ choices = [{values}], when = {{ {of} = 0.01 }} }}" for of, name in pairwise(CHAIN)]
+    return "\n".join([f"{CHAIN[0]} = [{values}]", *lines])
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_conditions_leave_fewer_configurations_than_choices_multiply_to(name: str) -> None:
+    spec = study_of(name, chain(11), trials=1000)
+    assert max_trials(spec) == 11 + 4 * 10  # of 161,051 combinations
+    assert max_trials(study_of("random", chain(3), trials=1000)) == 3 + 4 * 2
+
+
+def test_a_grid_is_refused_for_the_configurations_that_it_has() -> None:
+    wide = "".join(f"\nbatch_size = {{ low = 1, high = 100_001, when = {{ {CHAIN[-1]} = 0.01 }} }}")
+    with pytest.raises(StudyFileError, match="has 16105261051 combinations, conditions aside, the most is 100000"):
+        study_of("grid", chain(11) + wide)
+
+
+def test_a_grid_is_listed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[object] = []
+    monkeypatch.setattr("hpsearch.spec.configurations", lambda *given: listed.append(given) or configurations(*given))
+    spec = study_of("grid", CONDITIONAL + "learning_rate = [0.01]")
+    search(spec, 20)
+    assert len(listed) == 1
 
 
 @pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"grid", "gp"}))

@@ -159,6 +159,17 @@ def test_what_is_ordered_in_part_is_no_double_of_what_is_ordered_in_full(databas
     assert len({digest_of(trial.params, None) for trial in trials(database)}) == 4
 
 
+@pytest.mark.parametrize("sampler", ["grid", "random"])
+def test_what_is_ordered_in_part_takes_all_that_begin_so(sqlite: Database, sampler: str) -> None:
+    space = 'optimizer = ["sgd", "adam"]\nbatch_size = { low = 1, high = 200 }\n'
+    create_study(sqlite, parse(study_text(space, 200, sampler=sampler), "test.toml"), "s")
+    study = load_study(sqlite, "s").optuna_study
+    for _ in range(200):
+        study.enqueue_trial({"optimizer": "adam"})
+    train(session(sqlite), 200)
+    assert Counter(digest_of(trial.params, None) for trial in trials(sqlite)).most_common(1)[0][1] == 1
+
+
 @pytest.mark.parametrize("outside", [{"epochs": 1000}, {"batch_size": 12}, {"learning_rate": 5.0}])
 def test_a_number_outside_the_space_is_not_trained(sqlite: Database, outside: dict[str, float]) -> None:
     """Optuna only warns of it; an epoch too many would break the budget."""
