@@ -61,7 +61,7 @@ class Pruner(Section):
     )
     min_epochs: int | None = Field(None, ge=1, description="epochs that every trial may train")
     factor: int | None = Field(None, ge=2, description="one in so many trials passes a rung; rungs grow by it")
-    startup_trials: int | None = Field(None, ge=0, description="trials that must have ended before any is stopped")
+    startup_trials: int | None = Field(None, ge=0, description="trials that must have completed before any is stopped")
 
     def options(self) -> dict[str, Any]:
         """The options that the study sets, by name."""

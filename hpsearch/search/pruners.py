@@ -5,7 +5,6 @@ Every function of the table PRUNERS takes the study and the section's options.
 
 import math
 import pkgutil
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 import optuna
@@ -15,6 +14,7 @@ from optuna.trial import FrozenTrial
 
 from hpsearch.recipe import fold
 from hpsearch.search import PRUNERS
+from hpsearch.search.racing import RacePruner
 from hpsearch.spec import StudySpec
 
 
@@ -30,9 +30,10 @@ class RungPruner(BasePruner):
     The rungs of bracket b are the epochs `min_epochs * factor**(b + k)` up to half of `epochs`: later ones would save
     little, and leave few trials to learn from and to confirm. A trial that reports at a rung goes on if its value is
     among the best `1 / factor` (rounded up) of all values ever reported there by trials of its bracket, running and
-    ended ones alike. Where a study searches its number of epochs, only trials with the same are compared, up to half of
-    it: a shorter schedule has cooled down further at the same epoch. Optuna's pruners keep the rungs that a trial has
-    passed as attributes and so depend on the order of calls; this one is a function of the reported values alone.
+    ended ones alike; between equal values a lot decides that follows from the trials' numbers. Where a study searches
+    its number of epochs, only trials with the same are compared, up to half of it: a shorter schedule has cooled down
+    further at the same epoch. Optuna's pruners keep the rungs that a trial has passed as attributes and so depend on
+    the order of calls; this one is a function of the reported values and the trials' numbers alone.
 
     Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, MLSys 2020, arXiv 1810.05934.
     """
@@ -57,20 +58,24 @@ class RungPruner(BasePruner):
         found: set[int] = set()
         for (epoch, bracket, length), group in at_rung.items():
             passing = self._passing(study, epoch, bracket, length)
-            found |= {trial.number for trial in group if not passing(trial.intermediate_values[epoch])}
+            found |= {trial.number for trial in group} - passing
         return found
 
-    def _passing(self, study: Study, epoch: int, bracket: int, length: int | None) -> Callable[[float], bool]:
-        """Whether a value passes a rung, given all that are known there."""
+    def _passing(self, study: Study, epoch: int, bracket: int, length: int | None) -> set[int]:
+        """The numbers of those that pass a rung, given all that are known there."""
         known = [
-            trial.intermediate_values[epoch]
+            (trial.intermediate_values[epoch], trial.number)
             for trial in study.get_trials(deepcopy=False)
             if epoch in trial.intermediate_values and self.bracket(trial.number) == bracket and _length(trial) == length
         ]
         sign = -1.0 if study.direction == StudyDirection.MAXIMIZE else 1.0
-        best_first = sorted(sign * value for value in known if not math.isnan(value))
-        num_passing = math.ceil(len(known) / self.factor)
-        return lambda value: not math.isnan(value) and bisect_left(best_first, sign * value) < num_passing
+        ranked = sorted((sign * value, number) for value, number in known if not math.isnan(value))
+        best = ranked[: math.ceil(len(known) / self.factor)]
+        better = {number for value, number in best if value < best[-1][0]}
+        tied = [number for value, number in ranked if value == best[-1][0]]
+        # By lot, the same wherever it is drawn; by number, a tie would be lost by all that come later.
+        tied.sort(key=lambda number: fold(number, epoch))
+        return better | set(tied[: len(best) - len(better)])
 
     def bracket(self, number: int) -> int:
         """The bracket of a trial, by its number alone."""
@@ -82,7 +87,7 @@ class RungPruner(BasePruner):
 
 def failing(pruner: BasePruner, study: Study, trials: Sequence[FrozenTrial]) -> set[int]:
     """The numbers of those of the study's `trials` that the pruner stops."""
-    if isinstance(pruner, RungPruner):
+    if isinstance(pruner, RungPruner | RacePruner):
         return pruner.failing(study, trials)
     return {trial.number for trial in trials if pruner.prune(study, trial)}
 
@@ -108,7 +113,7 @@ def hyperband(spec: StudySpec, *, min_epochs: int = 1, factor: int = 3) -> BaseP
 
 
 def median(spec: StudySpec, *, startup_trials: int = 5, min_epochs: int = 1) -> BasePruner:
-    """Stop a trial whose best value so far is worse than the median of the others at the same epoch."""
+    """Stop a trial whose best value so far is worse than the median of the completed trials at the same epoch."""
     return optuna.pruners.MedianPruner(n_startup_trials=startup_trials, n_warmup_steps=min_epochs)
 
 

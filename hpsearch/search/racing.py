@@ -1,7 +1,7 @@
 """The race between the candidates of a study: losers end as soon as what is recorded says so."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from optuna.pruners import BasePruner
 from optuna.study import Study
@@ -20,8 +20,12 @@ class RacePruner(BasePruner):
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether the trial's candidate is out."""
-        candidate, _ = self.spec.place(trial.number)
-        return candidate in standing(self.spec, study.get_trials(deepcopy=False)).out
+        return bool(self.failing(study, [trial]))
+
+    def failing(self, study: Study, trials: Sequence[FrozenTrial]) -> set[int]:
+        """The numbers of those of the study's `trials` whose candidates are out, by one race."""
+        out = standing(self.spec, study.get_trials(deepcopy=False)).out
+        return {trial.number for trial in trials if self.spec.place(trial.number)[0] in out}
 
 
 def race(spec: StudySpec) -> BasePruner:

@@ -43,6 +43,47 @@ def test_direction_and_values_that_are_no_numbers() -> None:
     assert lock_step([math.nan]) == []
 
 
+def test_of_equal_values_no_more_go_on() -> None:
+    assert len(lock_step([0.01] * 64)) == 22
+    at_chance = lock_step([0.01] * 45 + [0.02 + index / 1000 for index in range(19)])
+    assert len(at_chance) == 22
+    assert at_chance[3:] == list(range(45, 64))
+
+
+def test_equal_values_that_come_one_by_one_pass_as_often() -> None:
+    study = optuna.create_study(direction="maximize")
+    pruner = RungPruner(epochs=9, min_epochs=1, factor=3)
+    passed = 0
+    for _ in range(300):
+        study.ask().report(0.01, 1)
+        passed += not pruner.prune(study, study.trials[-1])
+    assert 80 < passed < 120
+
+
+def test_hyperband_has_brackets_of_its_own() -> None:
+    """R = 81 and factor 3, as in table 1 of Li et al.; the last bracket trains to the end."""
+    text = TINY.replace('name = "asha"', 'name = "hyperband"').replace("epochs = 3", "epochs = 81", 1)
+    pruner = make_pruner(parse(text, "tiny.toml"))
+    assert isinstance(pruner, RungPruner)
+    study, rungs = optuna.create_study(direction="maximize"), [1, 3, 9, 27]
+    trials = [study.ask() for _ in range(5 * 143)]
+    brackets = [pruner.bracket(trial.number) for trial in trials]
+    assert pruner._shares == [81, 34, 15, 8, 5]  # of 143
+    for bracket, share in enumerate(pruner._shares):
+        assert brackets.count(bracket) / len(trials) == pytest.approx(share / 143, abs=0.03)
+    for trial, bracket in zip(trials, brackets, strict=True):
+        for epoch in range(1, 82):
+            trial.report(trial.number / 1000 + bracket, epoch)  # each bracket is better than all of the one before
+    known = study.get_trials(deepcopy=False)
+    for bracket in range(5):
+        own = [trial for trial in known if pruner.bracket(trial.number) == bracket]
+        stopped = {epoch: pruner.failing(study, [after(trial, epoch) for trial in own]) for epoch in range(1, 82)}
+        assert [epoch for epoch, numbers in stopped.items() if numbers] == rungs[bracket:]
+        for epoch in rungs[bracket:]:
+            best = sorted(trial.number for trial in own)[-math.ceil(len(own) / 3) :]
+            assert {trial.number for trial in own} - stopped[epoch] == set(best)
+
+
 def test_the_first_to_arrive_goes_on() -> None:
     assert lock_step([0.1]) == [0]
 

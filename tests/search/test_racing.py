@@ -10,6 +10,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.interrupt import Interruption
+from hpsearch.search.pruners import failing, make_pruner
 from hpsearch.search.racing import standing, values
 from hpsearch.settings import Settings
 from hpsearch.spec import parse
@@ -54,6 +55,17 @@ def test_the_order_of_trials_changes_nothing() -> None:
     for _ in range(5):
         generator.shuffle(trials)
         assert standing(SPEC, trials) == expected
+
+
+def test_one_race_decides_on_all_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    races: list[object] = []
+    monkeypatch.setattr("hpsearch.search.racing.standing", lambda *given: races.append(given) or standing(*given))
+    study, generator = optuna.create_study(direction="maximize"), random.Random(0)
+    for number in range(12):
+        study.add_trial(optuna.trial.create_trial(value=[0.9, 0.89, 0.2][number % 3] + generator.gauss(0, 0.01)))
+    lanes = [study.ask().number for _ in range(3)]
+    assert failing(make_pruner(SPEC), study, study.get_trials()[-3:]) == {lanes[2]}
+    assert len(races) == 1
 
 
 def test_what_never_gets_a_value_is_no_value() -> None:
