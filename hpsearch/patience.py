@@ -34,7 +34,8 @@ class Patience:
         waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._database, self._settings, self._interruption, self._waiting = database, settings, interruption, waiting
-        self._since = self._last = -math.inf  # when the present row of faults began, and when it was last waited for
+        self._failed_seconds = 0.0  # of the present row of faults; what succeeded between them counts not
+        self._since = self._last = -math.inf  # when the last fault began, and when it was last waited for
         self._reason, self._pause = "", STORAGE_PAUSE_SECONDS
 
     def begins(self, error: Exception, called: float | None = None) -> WorkerWarned | None:
@@ -44,9 +45,13 @@ class Patience:
         calm lasts. None: nobody knows, and it may have waited for a lock of SQLite.
         """
         self._reason, now = self._database.explain(error), time.monotonic()
-        if (now - BUSY_TIMEOUT_SECONDS if called is None else called) - self._last < CALM_SECONDS:
+        began = now - BUSY_TIMEOUT_SECONDS if called is None else called
+        calm, self._since = began - self._last, max(began, self._last)
+        if calm > self._pause:
+            self._pause = STORAGE_PAUSE_SECONDS  # something has succeeded, or the call would have come at once
+        if calm < CALM_SECONDS:
             return None
-        self._since, self._pause = now, STORAGE_PAUSE_SECONDS
+        self._failed_seconds, self._since = 0.0, now  # there may have been hours of work in the call
         return WorkerWarned(f"the storage does not answer ({self._reason}); waiting for it")
 
     def wait(self) -> None:
@@ -57,10 +62,11 @@ class Patience:
                 storage has become read-only.
         """
         while True:
-            over = time.monotonic() + self._pause > self._since + self._settings.storage_wait_seconds
+            failed = self._failed_seconds + time.monotonic() - self._since
+            over = failed + self._pause > self._settings.storage_wait_seconds
             if over or self._interruption.requested or is_read_only(self._database.engine.url):
                 raise StorageAway(
-                    f"the storage has failed for {time.monotonic() - self._since:.0f} s ({self._reason}); "
+                    f"the storage has failed for {failed:.0f} s ({self._reason}); "
                     f"what was trained is in {self._settings.checkpoints}; run the same command again once it is mended"
                 )
             time.sleep(self._pause * random.uniform(0.5, 1.0))  # noqa: S311 -- so that many workers do not come back at once
@@ -68,6 +74,7 @@ class Patience:
             answers = self._database.answers()
             self._last = time.monotonic()  # after the answer, which may take long as well
             if answers:
+                self._failed_seconds += self._last - self._since
                 return
 
     def patiently(self, call: Callable[[], Value]) -> Generator[Event, None, Value]:

@@ -47,7 +47,8 @@ class Float:
         if not isinstance(value, int | float) or isinstance(value, bool):
             return False
         margin = NEAR * max(abs(self.low), abs(self.high))
-        inside = self.low - margin <= value <= self.high + margin
+        below, above = (NEAR * self.low, NEAR * self.high) if self.log else (margin, margin)
+        inside = self.low - below <= value <= self.high + above
         return inside and (self.step is None or near_multiple(value - self.low, self.step))
 
 

@@ -107,6 +107,35 @@ def test_after_a_calm_the_patience_is_new(settings: Settings, clock: Clock, seco
     assert waits.begins(FAULT, clock.now)
 
 
+def test_what_succeeds_between_two_faults_is_no_time_of_failing(settings: Settings, clock: Clock) -> None:
+    """However little calm there is: it is only told anew after one."""
+    waits, told = patience(settings, clock), 0
+    for _ in range(100):
+        told += warnings_of(waits.patiently(failing(clock, 0.0, times=1)))
+        clock.sleep(CALM_SECONDS - 5)
+    assert told == 1
+
+
+def test_the_time_that_is_told_is_that_of_failing(settings: Settings, clock: Clock) -> None:
+    waits, failed = patience(settings, clock), 0.0
+
+    def fail(times: int) -> None:
+        nonlocal failed
+        for _ in range(times):
+            began = clock.now
+            try:
+                warnings_of(waits.patiently(failing(clock, 20.0, times=1)))
+            finally:
+                failed += clock.now - began
+            clock.sleep(CALM_SECONDS / 2)
+
+    with pytest.raises(StorageAway) as away:
+        fail(100)
+    failed -= 20.0  # a row begins when its first fault is known
+    assert f"failed for {failed:.0f} s" in str(away.value)
+    assert settings.storage_wait_seconds - 2 * 20 < failed <= settings.storage_wait_seconds + 20
+
+
 def test_a_fault_soon_after_is_of_the_same_row(settings: Settings, clock: Clock) -> None:
     waits = patience(settings, clock)
     assert warnings_of(waits.patiently(failing(clock, 0.0, times=1))) == 1

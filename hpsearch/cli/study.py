@@ -27,6 +27,7 @@ from hpsearch.cli.tables import (
 )
 
 if TYPE_CHECKING:
+    from hpsearch.spec import StudySpec
     from hpsearch.storage.open import Database
 
 
@@ -80,11 +81,34 @@ def create_study(
         if not if_missing or name not in studies.study_names(database):
             raise
         click.echo(f"study {name} exists already in {redact(settings.storage_url)}")
+        if others := _differences(database, name, spec):
+            advice = "--study-name records it beside that one"
+            click.echo(
+                f"hpsearch: warning: it differs from {study} in {', '.join(others)} and stays; {advice}", err=True
+            )
         return
     limit = max_trials(spec)
     count = f"{limit} trials" if limit == spec.budget.trials else f"{limit} trials, all that there is to try,"
     click.echo(f"study {name}: {count} of up to {spec.max_epochs} epochs, in {redact(settings.storage_url)}")
     click.echo(f"next: hpsearch worker {name}")
+
+
+def _differences(database: "Database", name: str, spec: "StudySpec") -> list[str]:
+    """The sections in which a recorded study is another than `spec`, as far as that changes what is trained."""
+    from hpsearch.errors import StorageError, StudyFileError
+    from hpsearch.search.samplers import max_trials
+    from hpsearch.storage.studies import load_study, progress
+
+    try:
+        loaded = load_study(database, name)
+        extended = progress(database, loaded).max_trials == max_trials(spec)
+    except (StorageError, StudyFileError):
+        return []  # `list` says what is wrong with it
+    given, recorded = spec.to_tables(), loaded.spec.to_tables()
+    if extended:
+        given["budget"] |= {"trials": recorded["budget"]["trials"]}
+    keys = dict.fromkeys([*given, *recorded])
+    return [key for key in keys if key not in ("name", "description") and given.get(key) != recorded.get(key)]
 
 
 @click.command("list")

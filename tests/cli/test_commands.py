@@ -217,6 +217,18 @@ def test_a_worker_passes_over_studies_that_are_not_hpsearchs(folder: Path) -> No
     assert "not created by hpsearch" in inside.one_line(folder, "worker", "foreign", "--device", "cpu")
 
 
+def test_a_recorded_study_that_is_another_than_its_file_is_no_silent_success(folder: Path) -> None:
+    again = ("create-study", "tiny.toml", "--if-missing")
+    inside.hpsearch(folder, *again)
+    assert "warning" not in inside.hpsearch(folder, *again).stderr
+    changed = inside.hpsearch(folder, *again, "--set", "training.epochs=5")
+    assert "differs from tiny.toml in training and stays" in changed.stderr
+    inside.hpsearch(folder, "extend", "tiny", "--trials", "4")
+    assert "warning" not in inside.hpsearch(folder, *again).stderr
+    assert "warning" not in inside.hpsearch(folder, *again, "--trials", "10").stderr
+    assert "in budget and stays" in inside.hpsearch(folder, *again, "--trials", "11").stderr
+
+
 NUM_PROCESSES, NUM_ROUNDS = 6, 4
 
 
