@@ -180,7 +180,7 @@ def test_a_number_outside_the_space_is_not_trained(sqlite: Database, outside: di
     """
     create_study(sqlite, parse(study_text(space, 2).replace("epochs = 3\n", ""), "test.toml"), "s")
     load_study(sqlite, "s").optuna_study.enqueue_trial(outside)
-    (one,) = session(sqlite).take(2).assignments
+    (one,) = take(session(sqlite), 2)
     assert 2 <= one.recipe.epochs <= 10
     (failed,) = (trial for trial in trials(sqlite) if trial.state == TrialState.FAIL)
     ((name, given),) = outside.items()
