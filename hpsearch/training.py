@@ -172,9 +172,9 @@ class Training:
         run.epoch = int(state["epoch"]) if state is not None else 0
         pruned: Set[int] = set()
         for one in unreported:
-            kept = bool((yield from self._patiently(partial(session.record, [one], self._lease_seconds))))
-            verdict = yield from self._patiently(partial(session.decide, [one], {trial_id} if kept else set()))
-            pruned = verdict.pruned
+            if one.epoch > run.lease.epoch:  # else it is recorded, and not decided on
+                kept = bool((yield from self._patiently(partial(session.record, [one], self._lease_seconds))))
+            pruned = (yield from self._patiently(partial(session.decide, [one], {trial_id} if kept else set()))).pruned
         if run.lease.epoch > run.epoch:
             kept = yield from self._patiently(lambda: session.cut_back(run.lease, run.epoch))
         if not kept:

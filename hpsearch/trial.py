@@ -109,7 +109,8 @@ class Run:
     def last_state(self, model: nn.Module) -> tuple[State | None, list[Report]]:
         """The newest checkpoint that goes with the record (None: there is none, begin anew), for the trial's model.
 
-        One that is ahead, because the storage was away, comes with the reports of the epochs between.
+        One that is ahead, because the storage was away, comes with the reports of the epochs between, and with that of
+        the last one recorded, if the storage went before it was decided on.
 
         Raises:
             OSError: the place of the checkpoints cannot be reached.
@@ -126,7 +127,7 @@ class Run:
                 whole = [result.epoch for result in ahead] == list(range(recorded + 1, epoch + 1))
                 if whole and not (strange := _strange(state, model)):
                     self._anew = False
-                    return state, [self.report(result, 0.0) for result in ahead]
+                    return state, [self.report(result, 0.0) for result in kept if result.epoch >= recorded]
         if strange:
             raise HpsearchError(f"they are of another network than the code makes now ({strange})")
         return None, []

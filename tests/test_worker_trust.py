@@ -35,6 +35,11 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hpsearch.patience.STORAGE_PAUSE_SECONDS", 0.01)
 
 
+def away(*_: Any) -> Any:
+    """What a storage does that has gone."""
+    raise OperationalError("X", {}, Exception("connection lost"))
+
+
 def spec(epochs: int, trials: int, text: str = TINY) -> StudySpec:
     """A study without a pruner."""
     text = text.replace("epochs = 3", f"epochs = {epochs}").replace("trials = 6", f"trials = {trials}")
@@ -132,9 +137,6 @@ def test_a_diverged_last_epoch_that_was_not_told_is_pruned(
     text = TINY.partition("[[first]]")[0].replace("learning_rate = {", "learning_rate = { low = 1e29, high = 1e30 } #")
     create_study(sqlite, spec(1, 1, text), "tiny")
 
-    def away(*_: Any) -> Any:
-        raise OperationalError("X", {}, Exception("connection lost"))
-
     with monkeypatch.context() as patch:
         patch.setattr("hpsearch.storage.ledger.turn", away)
         patch.setattr("hpsearch.storage.ledger.finish", away)
@@ -146,17 +148,15 @@ def test_a_diverged_last_epoch_that_was_not_told_is_pruned(
     assert states(sqlite) == [TrialState.PRUNED]
 
 
+@pytest.mark.parametrize("call", ["hpsearch.storage.ledger.report", "hpsearch.search.session.failing"])
 def test_a_rung_that_could_not_be_recorded_is_decided_later(
-    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    """The storage goes away when the epoch of a rung is to be recorded; the checkpoint holds it."""
+    """The storage goes away when the epoch of a rung is to be recorded, or decided on; the checkpoint holds it."""
     create_study(sqlite, spec(3, 1), "tiny")
 
-    def away(*_: Any) -> Any:
-        raise OperationalError("X", {}, Exception("connection lost"))
-
     with monkeypatch.context() as patch:
-        patch.setattr("hpsearch.storage.ledger.report", away)
+        patch.setattr(call, away)
         with pytest.raises(StorageAway):
             list(run(sqlite, "tiny", replace(settings, storage_wait_seconds=0.05), Interruption()))
     expire(sqlite)
