@@ -102,7 +102,9 @@ class View:
         objectives: dict[int, list[float]] = {}
         for ids in snapshot.batches(bare):
             params |= snapshot.params(connection, bulk.among(connection, TRIALS.c.trial_id, ids), self._distributions)
-        for ids in snapshot.batches(row.trial_id for row in rows if self._needs_attributes(row)):
+        for ids in snapshot.batches(
+            row.trial_id for row in rows if row.trial_id in params or self._needs_attributes(row)
+        ):
             attributes |= snapshot.sampler_attributes(connection, bulk.among(connection, TRIALS.c.trial_id, ids))
         for ids in snapshot.batches(row.trial_id for row in rows if row.state.is_finished()):
             objectives |= snapshot.objectives(connection, bulk.among(connection, TRIALS.c.trial_id, ids))

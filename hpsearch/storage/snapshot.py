@@ -98,9 +98,13 @@ def values(
 
 
 def sampler_attributes(connection: Connection, of: ColumnElement[bool]) -> dict[int, dict[str, Any]]:
-    """The system attributes that samplers look at: fixed parameters, constraints, and the generation of CMA-ES."""
+    """The system attributes that samplers look at: fixed parameters, constraints, and the generation of CMA-ES.
+
+    Of running trials also what TPE drew and they did not need: it takes them to have that.
+    """
     key = SYSTEM_ATTRIBUTES.c.key
-    wanted = or_(key.in_(("fixed_params", "cma:generation")), key.startswith("constraints"))
+    drawn = and_(key.startswith("tpe:relative_params", autoescape=True), TRIALS.c.state == TrialState.RUNNING)
+    wanted = or_(key.in_(("fixed_params", "cma:generation")), key.startswith("constraints"), drawn)
     return attributes(connection, SYSTEM_ATTRIBUTES, and_(of, wanted))
 
 

@@ -343,6 +343,30 @@ def test_samplers_suggest_on_the_view_what_they_suggest_on_optunas_storage(stora
     assert len({str(params) for params in theirs}) == 4
 
 
+def test_tpe_knows_all_that_it_drew_for_the_running_trials_of_others(storage_url: str) -> None:
+    """Also what they did not need: parameters of another optimizer."""
+    space = """
+    optimizer = ["sgd", "adam"]
+    momentum = { low = 0.5, high = 0.95, when = { optimizer = "sgd" } }
+    weight_decay = { low = 1e-6, high = 1e-2, log = true, when = { optimizer = "adam" } }
+    """
+    text = f"{NINE_EPOCHS.split('[space]')[0]}[space]\n{space}\n[budget]\ntrials = 1000\n"
+    with create(storage_url) as database, Bench(database, storage_url, text) as bench:
+        populate(bench, 14)
+        others = bench.take(8)
+        bench.view.sync()  # taken, and not drawn up yet
+        bench.draw_up(others)
+        leases = bench.take(4)
+        for view in (bench.view, View(database, bench.study, bench.rungs)):
+            view.sync()
+            seen = [view.trial(lease.trial_id) for lease in others]
+            assert all(any(key.startswith("tpe:") for key in trial.system_attrs) for trial in seen)
+        ours = [ask(bench.view, bench.spec, lease, 0, None)[0] for lease in leases]
+        theirs = [on_optunas_storage(bench.study, bench.spec, lease) for lease in leases]
+    for mine, params in zip(ours, theirs, strict=True):
+        assert {n: kind.to_external_repr(value) for n, (value, kind) in mine.params.items()} == params
+
+
 def on_optunas_storage(study: LoadedStudy, spec: StudySpec, lease: Lease) -> dict[str, Any]:
     """What the trial would train, had Optuna drawn it up by itself; it stays in the database, running."""
     study.optuna_study.sampler = make_sampler(spec, lease.number)
