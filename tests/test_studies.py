@@ -5,6 +5,7 @@ import pytest
 from docs import generate
 from hpsearch import catalogue
 from hpsearch.recipe import Recipe
+from hpsearch.space import active
 from hpsearch.spec import StudySpec
 
 NAMES = catalogue.study_names()
@@ -21,6 +22,14 @@ def test_study(name):
     assert StudySpec.from_json(study.to_json()) == study
     for params in study.first:
         study.recipe(params, seed=0, stream_seed=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_momentum_is_not_searched_where_onecycle_has_its_own(name):
+    space = catalogue.read(name).space
+    if "momentum" in space:
+        assert not active(space["momentum"], {"optimizer": "sgd", "scheduler": "onecycle"})
+        assert active(space["momentum"], {"optimizer": "sgd", "scheduler": "cosine"})
 
 
 @pytest.mark.parametrize("name", NAMES)
