@@ -107,6 +107,8 @@ def _confirmation(one: Chosen) -> dict[str, Any] | None:
         "study": one.study.name,
         "candidate": one.label,
         "seeds": seeds,
+        "planned": one.planned,
+        "lost": one.lost,
         "value": _estimate(estimate(values)),
         "search_value": None,
         "luck": None,

@@ -224,12 +224,25 @@ def overtaken(study: LoadedStudy, found: Confirmation) -> str | None:
 
 def candidate_trials(study: LoadedStudy, number: int) -> list[FrozenTrial]:
     """The completed trials of one candidate, by seed: of those seeds that count in `result`."""
+    return [trial for trial in _ended(study, number) if trial.state.name == "COMPLETE" and trial.value is not None]
+
+
+def num_lost(study: LoadedStudy, number: int) -> int:
+    """How many trials of a candidate diverged or failed; not those that a race spared it after that, or ended."""
+    out = standing(study.spec, study.optuna_study.get_trials(deepcopy=False)).out.get(number)
+    until = out.num_seeds if out and study.spec.pruner.name == "race" else math.inf
+    own = [trial for trial in _ended(study, number) if study.spec.place(trial.number)[1] < until]
+    return sum(trial.state.name != "COMPLETE" or trial.value is None for trial in own)
+
+
+def _ended(study: LoadedStudy, number: int) -> list[FrozenTrial]:
+    """The trials of one candidate that have ended, of those seeds that count in `result`."""
     spec, found = study.spec, []
     trials = study.optuna_study.get_trials(deepcopy=False)
     num_seeds = max(standing(spec, trials).num_seeds, 1) if spec.candidates else math.inf
     for trial in trials:
         candidate, block = spec.place(trial.number)
-        if candidate == number and block < num_seeds and trial.state.name == "COMPLETE" and trial.value is not None:
+        if candidate == number and block < num_seeds and trial.state.is_finished():
             found.append(trial)
     return found
 

@@ -97,6 +97,8 @@ class Confirmation(Strict):
     study: str
     candidate: str
     seeds: list[int]
+    planned: int | None = Field(default=None, ge=1, description="how many seeds there were to be")
+    lost: int = Field(default=0, ge=0, description="how many of them diverged or failed")
     value: Estimate
     search_value: float | None = Field(description="what the search reported for it")
     luck: Estimate | None = Field(description="the search's value less the mean over new seeds")

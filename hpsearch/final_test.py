@@ -105,7 +105,7 @@ def _complete(
                 if isinstance(warning, WorkerWarned):
                     say(warning.message)
     except StorageAway as error:
-        told = ("label", "seeds", "validation", *OVER_SEEDS)
+        told = ("label", "seeds", "planned", "lost", "validation", *OVER_SEEDS)
         scored = [{key: result[key] for key in told} for result in record["results"]]
         raise HpsearchError(
             f"study {study.name}: the test split was opened, and the storage could not be reached to record the "
@@ -133,12 +133,17 @@ def _opening(study: LoadedStudy, tested: list[Chosen], dataset: DataSet, again: 
 
 
 def _result(one: Chosen, predicted: list[Any], sealed: SealedImages) -> dict[str, Any]:
-    """What all seeds of one configuration give; confusions are summed over them, per-class figures averaged."""
+    """What all seeds of one configuration give; confusions are summed over them, per-class figures averaged.
+
+    `planned` and `lost` say how many seeds there were to be, and how many of them diverged or failed.
+    """
     found = [scores(each, sealed.labels) for each in predicted]
     result: dict[str, Any] = {
         "label": one.label,
         "configuration": confirm.configuration(one.recipe),
         "seeds": [recipe["seed"] for recipe in (trial.user_attrs["hpsearch:recipe"] for trial in one.trials)],
+        "planned": one.planned,
+        "lost": one.lost,
         "validation": [trial.value for trial in one.trials],
     }
     for name in OVER_SEEDS:

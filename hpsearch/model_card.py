@@ -10,7 +10,7 @@ from hpsearch.names import derived
 from hpsearch.recipe import Recipe
 from hpsearch.search.importance import caution
 from hpsearch.spec import StudySpec
-from hpsearch.statistics import shown
+from hpsearch.statistics import of_planned, shown
 
 NOT_TRAINING = ("model", "seed")  # fields of a recipe that stand elsewhere in a study file
 UNTESTED = {  # by whether the test split was opened
@@ -113,7 +113,8 @@ def _evidence(m: Metrics, opened: bool | None) -> list[tuple[str, str]]:
         rows.append(("confirmed over seeds", "no: the value of one trial of a search, which is partly luck"))
     else:
         c = m.confirmation
-        rows.append((f"{m.metric} over {c.value.num} new seeds", _interval(c.value, m.metric)))
+        num = of_planned(c.value.num, c.planned, c.lost, " new seeds")
+        rows.append((f"{m.metric} over {num}", _interval(c.value, m.metric)))
         if c.luck is not None and c.search_value is not None:
             rows.append(("reported by the search", f"{c.search_value:.4f}; luck {c.luck.mean:+.4f}"))
         if c.not_told_apart:  # it was compared with others

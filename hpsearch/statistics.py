@@ -161,3 +161,10 @@ def _leader(values: Sequence[Sequence[float | None]], alive: Sequence[int], know
 
 def _first(row: Sequence[float | None], known: int) -> list[float]:
     return [float(value) for value in row[:known] if value is not None]
+
+
+def of_planned(num: int, planned: int | None, lost: int, what: str = " seeds") -> str:
+    """How many seeds a mean is over, of how many: what is left when some diverged is the better part of them."""
+    if planned in (None, num):
+        return f"{num}{what}"
+    return f"{num} of {planned}{what}" + (f"; {lost} diverged or failed" if lost else "")

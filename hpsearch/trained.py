@@ -34,12 +34,17 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Chosen:
-    """One configuration and the completed trials that have it; `study` holds them, `confirmed` says whence it comes."""
+    """One configuration and the completed trials that have it; `study` holds them, `confirmed` says whence it comes.
+
+    Of the `planned` trials `lost` diverged or failed.
+    """
 
     label: str
     study: LoadedStudy
     trials: tuple[FrozenTrial, ...]
     confirmed: bool
+    planned: int = 1
+    lost: int = 0
 
     @property
     def recipe(self) -> Recipe:
@@ -87,19 +92,20 @@ def choose(
             )
         if warning := confirm.overtaken(confirm.searched(database, confirming), result):
             say(warning)
-        return _over_seeds(confirming)
+        return _over_seeds(database, confirming)
+    now = progress(database, study)
+    ended = f"study {study.name}: {now.finished} of its {now.max_trials} trials have ended"
+    if now.unfinished and not confirmed:
+        say(f"{ended}, and the evidence is of these alone; `hpsearch worker {study.name}` trains the others")
     if not study.spec.space:
-        if confirmed and (now := progress(database, study)).unfinished:
-            raise UsageError(
-                f"study {study.name}: {now.finished} of its {now.max_trials} trials have ended; "
-                f"run `hpsearch worker {study.name}` first"
-            )
+        if confirmed and now.unfinished:
+            raise UsageError(f"{ended}; run `hpsearch worker {study.name}` first")
         if confirmed and study.spec.candidates and link.get("kind") != TRANSFER and confirm.result(study).lost:
             raise UsageError(
                 f"study {study.name}: no candidate is left, as of each a trial diverged or failed; "
                 f"see `hpsearch trials {study.name}`"
             )
-        return _over_seeds(study)
+        return _over_seeds(database, study)
     if confirmed:
         raise UsageError(
             f"study {study.name}: its best trial is not confirmed, and the best of many is partly luck; "
@@ -112,14 +118,20 @@ def choose(
     return found
 
 
-def _over_seeds(study: LoadedStudy) -> list[Chosen]:
+def _over_seeds(database: Database, study: LoadedStudy) -> list[Chosen]:
+    numbered = [(study.name, 0)]
     if study.spec.candidates:
         standings = confirm.result(study).standings
-        numbered = [(one.label, confirm.candidate_trials(study, one.number)) for one in standings if one.in_set]
-        numbered += [(one.label, confirm.candidate_trials(study, one.number)) for one in standings if not one.in_set]
-    else:
-        numbered = [(study.name, confirm.candidate_trials(study, 0))]
-    found = [Chosen(label, study, tuple(trials), True) for label, trials in numbered if trials]
+        numbered = [(one.label, one.number) for one in standings if one.in_set]
+        numbered += [(one.label, one.number) for one in standings if not one.in_set]
+    num, max_trials = max(1, len(study.spec.candidates)), progress(database, study).max_trials
+    found = []
+    for label, number in numbered:
+        trials, lost = tuple(confirm.candidate_trials(study, number)), confirm.num_lost(study, number)
+        planned = len(range(number, max_trials, num))
+        planned = min(planned, len(study.spec.seeds)) if study.spec.candidates else planned
+        if trials:
+            found.append(Chosen(label, study, trials, True, max(planned, len(trials) + lost), lost))
     if not found:
         raise UsageError(f"study {study.name}: no trial has completed yet; run `hpsearch worker {study.name}` first")
     return found

@@ -6,21 +6,28 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
+from click.testing import CliRunner
+from optuna.trial import TrialState
 from safetensors.torch import load, save
 
 from hpsearch import confirm
+from hpsearch.cli.final_test import final_test as command
 from hpsearch.errors import HpsearchError, UsageError
 from hpsearch.export import export
 from hpsearch.final_test import final_test
 from hpsearch.interrupt import Interruption
 from hpsearch.settings import Settings
 from hpsearch.spec import parse
+from hpsearch.statistics import of_planned
 from hpsearch.storage import openings
 from hpsearch.storage.checkpoints import open_checkpoints
 from hpsearch.storage.open import Database
 from hpsearch.storage.studies import LoadedStudy, create_study, load_study
 from hpsearch.storage.tables import VALUES
+from hpsearch.train.program import EpochResult
 from hpsearch.trained import choose, data_of, network, same_loss
+from hpsearch.trial import Outcome, Run
+from hpsearch.verify import verify
 from hpsearch.worker import run
 from tests.chain import SMALL, Chain, silent
 
@@ -72,6 +79,58 @@ def test_of_two_seeds_the_worse_one_is_in_the_middle(
     for value in (0.4, 0.2, 0.3, 0.1):
         study.optuna_study.add_trial(optuna.trial.create_trial(value=value))
     assert choose(sqlite, study, confirmed=False)[0].middle.value == worse
+
+
+def test_seeds_that_are_not_there_are_told(
+    sqlite: Database, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean of those that are left is the mean of the better ones: record, table, metrics.json and card say so."""
+    outcome, first, last = Run.outcome, tmp_path / "first", tmp_path / "last"
+
+    def moody(trial: Run, result: EpochResult, pruned: bool) -> Outcome | None:
+        return outcome(trial, replace(result, diverged=result.diverged or trial.number in (1, 3)), pruned)
+
+    monkeypatch.setattr(Run, "outcome", moody)
+    create_study(sqlite, parse(PLAIN.replace("seeds = 2", "seeds = 5"), "plain.toml"), "plain")
+    list(run(sqlite, "plain", settings, Interruption(), 3))
+    said: list[str] = []
+    study = load_study(sqlite, "plain")
+    early = export(sqlite, study, 1, first, settings, said.append).confirmation
+    assert early is not None
+    assert (early.planned, early.lost, early.seeds) == (5, 1, [0, 2])
+    assert said == [
+        "study plain: 3 of its 5 trials have ended, and the evidence is of these alone; `hpsearch worker plain` trains "
+        "the others"
+    ]
+    list(run(sqlite, "plain", settings, Interruption()))
+    export(sqlite, load_study(sqlite, "plain"), 1, last, settings, said.append)
+    assert len(said) == 1
+    assert "| validation_accuracy over 3 of 5 new seeds; 2 diverged or failed |" in (last / "README.md").read_text()
+    assert len(verify(last, settings)) == 7
+    result = final_test(sqlite, load_study(sqlite, "plain"), settings, None, silent)["result"]
+    assert (result["planned"], result["lost"], result["seeds"]) == (5, 2, [0, 2, 4])
+    storage = str(sqlite.engine.url)
+    shown = CliRunner().invoke(command, ["plain", "--show", "--storage", storage])
+    assert "plain: 3 of 5 seeds; 2 diverged or failed\n" in shown.output
+
+
+def test_an_export_of_before_says_nothing_of_seeds_that_are_not_there() -> None:
+    assert of_planned(3, None, 0) == of_planned(3, 3, 0) == "3 seeds"
+    assert of_planned(3, 5, 0) == "3 of 5 seeds"
+
+
+def test_what_a_race_ended_is_not_lost(sqlite: Database) -> None:
+    """Nor what it did not train any more of a candidate of which a trial diverged."""
+    table = '[[candidate]]\nlabel = "A"\n[[candidate]]\nlabel = "B"\nhidden_width = 8\n[[candidate]]\nlabel = "C"\n'
+    text = PLAIN.replace("seeds = 2", "seeds = 4") + '[pruner]\nname = "race"\n' + table + "hidden_width = 4\n"
+    create_study(sqlite, parse(text, "plain.toml"), "plain")
+    study = load_study(sqlite, "plain")
+    for row in ((0.9, 0.1, 0.8), (0.92, 0.11, None), (0.91, 0.12, None), (0.9, None, None)):
+        for value in row:
+            state = TrialState.PRUNED if value is None else TrialState.COMPLETE
+            study.optuna_study.add_trial(optuna.trial.create_trial(state=state, value=value))
+    found = {one.label: (len(one.trials), one.planned, one.lost) for one in choose(sqlite, study, confirmed=False)}
+    assert found == {"A": (4, 4, 0), "B": (3, 4, 0), "C": (1, 4, 1)}
 
 
 def test_losses_are_the_same_up_to_rounding() -> None:

@@ -20,6 +20,7 @@ def export(study: str, rank: int, folder: str, data_dir: Path | None, storage: s
     are those of the seed with the median value.
     """
     from hpsearch.export import export as write
+    from hpsearch.statistics import of_planned
 
     database, loaded = load(study, storage)
     settings = settings_from(storage, None, data_dir)
@@ -30,6 +31,9 @@ def export(study: str, rank: int, folder: str, data_dir: Path | None, storage: s
     )
     if metrics.confirmation is None:
         click.echo(f"not confirmed over seeds: the model card says so; `hpsearch confirm {study}` would")
+    elif (over := metrics.confirmation).planned not in (None, over.value.num):
+        num = of_planned(over.value.num, over.planned, over.lost)
+        click.echo(f"the mean that is stated is over {num}; the model card says so")
     click.echo(f"next: hpsearch verify {folder}")
 
 

@@ -61,6 +61,8 @@ def final_test(
 
 
 def _show(record: dict[str, Any]) -> None:
+    from hpsearch.statistics import of_planned  # numpy is slow to import
+
     click.echo(f"test split of {record['data']}, {record.get('num_images', '?')} images, opened {record['time']}")
     if record["again"]:
         click.echo(f"opened again, because: {record['again']}")
@@ -72,12 +74,15 @@ def _show(record: dict[str, Any]) -> None:
     rows = [
         [
             result["label"],
-            str(len(result["seeds"])),
+            of_planned(len(result["seeds"]), result.get("planned"), 0, ""),
             *(_over_seeds(result[key], key) for key in ("accuracy", "macro_f1", "calibration_error", "log_loss")),
         ]
         for result in record["results"]
     ]
     print_table(["configuration", "seeds", "accuracy", "macro F1", "ECE", "log loss"], rows)
+    for result in record["results"]:
+        if result.get("lost"):
+            click.echo(f"{result['label']}: {of_planned(len(result['seeds']), result['planned'], result['lost'])}")
     result = record["result"]
     if "superclasses" in result:
         found = result["superclasses"]
