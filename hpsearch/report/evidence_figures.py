@@ -23,7 +23,7 @@ from hpsearch.report.drawing import (
 )
 from hpsearch.report.gather import Gathered
 from hpsearch.report.search_figures import CURVE_COLUMNS, curve_rows
-from hpsearch.statistics import Estimate, estimate, shown
+from hpsearch.statistics import Estimate, estimate, of_planned, shown
 
 WORST = 12  # classes that a side-by-side figure of many classes shows at each end
 
@@ -198,7 +198,7 @@ def tested(study: Gathered, record: Mapping[str, Any]) -> Iterator[Figure]:
     result = record["result"]
     seeds = len(result["seeds"])
     shown = [
-        [one["label"], str(len(one["seeds"]))]
+        [one["label"], of_planned(len(one["seeds"]), one.get("planned"), one.get("lost", 0), "")]
         + [_plus_minus_of(one[key], key) for key in ("accuracy", "macro_f1", "calibration_error", "log_loss", "brier")]
         for one in record["results"]
     ]

@@ -12,7 +12,7 @@ from typing import IO, Any
 from hpsearch import confirm
 from hpsearch.confirm import Confirmation
 from hpsearch.export_schema import FILES, METRICS, SUMS
-from hpsearch.statistics import Estimate, shown
+from hpsearch.statistics import Estimate, of_planned, shown
 from hpsearch.storage.openings import openings
 from hpsearch.storage.studies import LoadedStudy
 from hpsearch.web.queries import Listed
@@ -32,6 +32,7 @@ class Tested:
     other_images: str | None
     label: str
     accuracy: Estimate | None  # None: the process ended while the split was open
+    seeds: str = ""  # how many there are, of how many
 
 
 def confirmation(source: Source, listed: list[Listed], study: LoadedStudy) -> Confirmation | None:
@@ -53,6 +54,7 @@ def tested(source: Source, study: LoadedStudy) -> list[Tested]:
             other_images=record.get("other_images"),
             label=one["label"],
             accuracy=_estimate(len(one["seeds"]), one["accuracy"]) if "accuracy" in one else None,
+            seeds=of_planned(len(one["seeds"]), one.get("planned"), one.get("lost", 0), "") if "seeds" in one else "",
         )
         for record in openings(source.database, confirm.searched(source.database, study))
         for one in record.get("results", [{"label": "no result"}])

@@ -138,8 +138,11 @@ def test_captions_say_what_was_done(whole: Chain) -> None:
 
 def test_seeds_of_a_final_test_are_those_that_trained(whole: Chain) -> None:
     study = gather(whole.database, "small")
-    record = study.tested[0] | {"results": [study.tested[0]["result"] | {"seeds": [7, 11, 12]}]}
-    assert [row[1] for row in next(figures_of_a_test(study, record)).rows] == [7, 11, 12]
+    left = {"seeds": [7, 11, 12], "planned": 6, "lost": 2}
+    record = study.tested[0] | {"results": [study.tested[0]["result"] | left]}
+    table = next(figures_of_a_test(study, record))
+    assert [row[1] for row in table.rows] == [7, 11, 12]
+    assert "<td>3 of 6; 2 diverged or failed</td>" in table.html
 
 
 def test_long_labels_leave_room_for_the_drawing(whole: Chain) -> None:

@@ -82,7 +82,8 @@ def test_an_interval_of_accuracies_is_shown_within_their_bounds() -> None:
 def test_best_tells_of_every_opening(finished: tuple[Chain, Settings], client: Opener) -> None:
     chain, settings = finished
     (first,) = openings.openings(chain.database, chain.search)
-    again = {**first, "again": "labels were mended", "other_images": first["time"]}
+    results = [one | {"planned": 9, "lost": 2} for one in first["results"]]
+    again = {**first, "again": "labels were mended", "other_images": first["time"], "results": results}
     without = {key: value for key, value in again.items() if key not in ("result", "results", "other_images")}
     openings.begin(chain.database, chain.search, 1, again)
     openings.begin(chain.database, chain.search, 2, without)
@@ -90,6 +91,7 @@ def test_best_tells_of_every_opening(finished: tuple[Chain, Settings], client: O
     assert shown.count("again: labels were mended") == 2
     assert shown.count(f"other images than on {first['time']}") == 1
     assert shown.count("no result") == 1
+    assert shown.count(f">{len(results[0]['seeds'])} of 9; 2 diverged or failed<") == len(results)
     for number in (1, 2):
         openings.withdraw(chain.database, chain.search, number)
 
