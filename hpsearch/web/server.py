@@ -44,7 +44,6 @@ class Both:
     def __init__(self, settings: Settings, access: Access, sessions: Sessions) -> None:
         self._settings, self._access, self._sessions = settings, access, sessions
         self._file, self._lock = file_of(settings.storage_url), threading.Lock()
-        self._store = _artifact_store(settings.pictures)
         self._open()
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -71,8 +70,9 @@ class Both:
         self._database = connect(self._settings.storage_url)
         source = Source(self._database, self._settings)
         self._own = make_app(source, self._access, self._sessions)
+        store = _artifact_store(self._settings.pictures)  # makes a folder: not before the storage is there
         write = self._access.allow_write
-        self._theirs = OptunaDashboard(self._settings.storage_url, self._store, Notes(source), allow_write=write)
+        self._theirs = OptunaDashboard(self._settings.storage_url, store, Notes(source), allow_write=write)
         self._known = known
 
 

@@ -267,7 +267,7 @@ def test_artifacts_are_images_or_downloads(client: Opener, tmp_path: Path) -> No
             assert answer.headers["Content-Disposition"] == "attachment"
 
 
-NASTY = "x'); DROP TABLE studies; --<script>alert(1)</script>\"{{ 7 * 7 }}"
+NASTY = "x'); DROP TABLE studies; --<script>alert(1)</script>\"{{ 7777 * 7777 }}"
 
 
 def test_sql_and_script_in_names_and_notes(client: Opener, tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_sql_and_script_in_names_and_notes(client: Opener, tmp_path: Path) -> No
         answer = ask(asker, "GET", f"/hpsearch{path}")
         assert answer.status_code == 200, path
         assert "<script>alert" not in answer.text
-        assert "49" not in re.sub(r"\d{4}-\d\d-\d\d [\d:]+|style=\S+", "", answer.text) or "{{ 7 * 7 }}" in answer.text
+        assert str(7777 * 7777) not in answer.text  # shorter numbers come by chance: in ids of processes, in tokens
         live = ask(asker, "GET", f"/hpsearch{path}{'&' if '?' in path else '?'}live=1")
         if live.headers["Content-Type"] == "application/json":
             assert "<script>alert" not in json.dumps(json.loads(unpacked(live.get_data()))["parts"])
