@@ -15,7 +15,7 @@ from hpsearch.export_schema import SCHEMA_VERSION, Metrics
 from hpsearch.models.build import HYPERPARAMETERS
 from hpsearch.recipe import Recipe
 from hpsearch.search.importance import bootstrap
-from hpsearch.statistics import Estimate, estimate
+from hpsearch.statistics import estimate
 from hpsearch.storage.studies import LoadedStudy
 from hpsearch.trained import Chosen, Network, recipe_of
 
@@ -109,7 +109,7 @@ def _confirmation(one: Chosen) -> dict[str, Any] | None:
         "seeds": seeds,
         "planned": one.planned,
         "lost": one.lost,
-        "value": _estimate(estimate(values)),
+        "value": estimate(values).as_dict(),
         "search_value": None,
         "luck": None,
         "not_told_apart": [],
@@ -119,7 +119,7 @@ def _confirmation(one: Chosen) -> dict[str, Any] | None:
         own = next(standing for standing in standings if standing.label == one.label)
         content |= {
             "search_value": own.origin.value,
-            "luck": _estimate(own.luck) if own.luck else None,
+            "luck": own.luck.as_dict() if own.luck else None,
             "not_told_apart": [standing.label for standing in standings if standing.in_set],
         }
     return content
@@ -136,7 +136,3 @@ def _test(label: str, looks: list[dict[str, Any]]) -> dict[str, Any] | None:
     keys = ("num", "mean", "std", "low", "high")
     content = {name: {key: result[name][key] for key in keys} for name in ("accuracy", "macro_f1", "calibration_error")}
     return {"time": record["time"], "openings": len(looks), "label": label, **content}
-
-
-def _estimate(found: Estimate) -> dict[str, Any]:
-    return {key: None if value != value else value for key, value in asdict(found).items()}  # noqa: PLR0124 -- nan

@@ -4,8 +4,6 @@ Nothing else imports `hpsearch.sealed`. What is tested, and from which weights, 
 """
 
 import json
-import math
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +16,7 @@ from hpsearch.errors import DataError, HpsearchError, StorageAway, UsageError
 from hpsearch.events import WorkerWarned
 from hpsearch.interrupt import Interruption
 from hpsearch.patience import Patience
-from hpsearch.scores import Scores, coarse, scores, summed
+from hpsearch.scores import BINS, Scores, coarse, scores, summed
 from hpsearch.sealed.images import SealedImages, open_seal
 from hpsearch.settings import Settings
 from hpsearch.statistics import estimate
@@ -148,7 +146,7 @@ def _result(one: Chosen, predicted: list[Any], sealed: SealedImages) -> dict[str
     }
     for name in OVER_SEEDS:
         values = [getattr(each, name) for each in found]
-        result[name] = {"values": values, **_interval(values)}
+        result[name] = {"values": values, **estimate(values).as_dict()}
     for name in ("precision", "recall"):
         result[name] = np.mean([getattr(each, name) for each in found], axis=0).tolist()
     result["confusion"] = summed([each.confusion for each in found])
@@ -158,20 +156,14 @@ def _result(one: Chosen, predicted: list[Any], sealed: SealedImages) -> dict[str
         values = [accuracy for accuracy, _ in rough]
         result["superclasses"] = {
             "names": list(sealed.superclasses.names),
-            "accuracy": {"values": values, **_interval(values)},
+            "accuracy": {"values": values, **estimate(values).as_dict()},
             "confusion": summed([confusion for _, confusion in rough]),
         }
     return result
 
 
-def _interval(values: list[float]) -> dict[str, float | None]:
-    return {key: None if math.isnan(value) else value for key, value in asdict(estimate(values)).items()}
-
-
 def _pooled(found: list[Scores]) -> list[tuple[float, float, int]]:
     """Reliability over all seeds, bin by bin of the confidence."""
-    from hpsearch.scores import BINS
-
     bins: dict[int, list[tuple[float, float, int]]] = {}
     for each in found:
         for row in each.reliability:

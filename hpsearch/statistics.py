@@ -5,7 +5,7 @@ Everything here is a pure function of the recorded values; `values[candidate][se
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,10 @@ class Estimate:
     std: float  # of single values, n - 1 in the denominator
     low: float
     high: float
+
+    def as_dict(self) -> dict[str, float | None]:
+        """The fields as JSON can hold them, with None for nan."""
+        return {key: None if math.isnan(value) else value for key, value in asdict(self).items()}
 
 
 def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:

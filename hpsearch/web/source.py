@@ -27,7 +27,7 @@ from hpsearch.web import queries
 from hpsearch.web.queries import Listed
 
 REST = 20  # an importance is computed again after so many times as long as it took
-MAX_STUDIES = 1000  # whose specifications are kept, about 9 kB each; a look at all of them reads none again
+MAX_STUDIES = 1000  # whose specifications are kept; a look at all of them reads none again
 MAX_VIEWS = 20  # studies whose trials are kept for importances, about 5 kB each
 
 
