@@ -1,67 +1,71 @@
-"""Ctrl-C and SIGTERM, taken between steps of bookkeeping and at once while a trial trains."""
+"""Ctrl-C and SIGTERM, taken where a worker may stop: between steps of training, and at once while data is loaded."""
 
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
-
-AGAIN_SECONDS = 0.05  # of this process' computing, after a request that Python has swallowed: then it comes again
 
 
-class Interrupted(Exception):
-    """The process was asked to stop while it trained."""
+class Interrupted(BaseException):
+    """The process was asked to stop. Like KeyboardInterrupt no Exception, which a network's or a data set's code takes
+    for its own."""
 
 
 class Interruption:
     """Whether the process was asked to stop (SIGINT or SIGTERM).
 
-    Inside `allowed()` the request raises Interrupted at once; anywhere else it is only remembered, so that a database
-    transaction is never cut in the middle.
+    The request is remembered, so that neither a database transaction nor an operation of torch is cut in the middle:
+    torch calls Python from C++, where an exception that it does not expect may abort the process. `stoppable()` blocks
+    end at their next `heed()`, `breakable()` ones at once.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self._allowed = False
+        self._breakable = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Handle the two signals here until the block ends."""
-        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGVTALRM)  # by the last one a request comes again
+        signals = (signal.SIGINT, signal.SIGTERM)
         before = [signal.signal(number, self._handle) for number in signals]
-        hook = sys.unraisablehook
-
-        def ignored(unraisable: Any) -> None:
-            """Python calls this where an exception ends: in `__del__`, and in a callback of a weak reference."""
-            if not isinstance(unraisable.exc_value, Interrupted):
-                hook(unraisable)
-                return
-            signal.setitimer(signal.ITIMER_VIRTUAL, AGAIN_SECONDS)
-            self._allowed = True  # the block goes on
-
-        sys.unraisablehook = ignored
         try:
             yield
         finally:
-            sys.unraisablehook = hook
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0.0)
             for number, handler in zip(signals, before, strict=True):
                 signal.signal(number, handler)
 
     @contextmanager
-    def allowed(self) -> Iterator[None]:
-        """A block that may be left at any point by Interrupted."""
-        self._allowed = True
+    def stoppable(self) -> Iterator[None]:
+        """A block that a request ends with Interrupted, where its code calls `heed()`, in whichever thread."""
+        _heeded.append(self)
+        try:
+            heed()
+            yield
+        finally:
+            _heeded.remove(self)
+
+    @contextmanager
+    def breakable(self) -> Iterator[None]:
+        """A block that a request ends with Interrupted at any point, as a download. Nothing of torch belongs in it."""
+        self._breakable = True
         try:
             if self.requested:
                 raise Interrupted
             yield
         finally:
-            self._allowed = False
+            self._breakable = False
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
         self.requested = True
-        if self._allowed:
-            self._allowed = False
+        if self._breakable:
+            self._breakable = False
             raise Interrupted
+
+
+_heeded: list[Interruption] = []  # of the blocks that are under way; signals are the process' own too
+
+
+def heed() -> None:
+    """Raise Interrupted if the process was asked to stop, and a block that this belongs to may be left here."""
+    if any(one.requested for one in _heeded):
+        raise Interrupted

@@ -194,7 +194,7 @@ class Training:
         first, started = math.isinf(self._round_seconds), time.monotonic()
         renewing = self._reporter.renewing(self._lease_seconds) if first else nullcontext()
         try:
-            with renewing, self.bench.interruption.allowed():
+            with renewing, self.bench.interruption.stoppable():
                 results = group.train_epoch()
             group.keep_epoch()  # not in the block: states and results go together
         except (torch.OutOfMemoryError, torch.AcceleratorError) as error:

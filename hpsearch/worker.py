@@ -329,7 +329,7 @@ def _prepare(
     if mistakes := catalogue.check_names(spec):
         raise UsageError(f"study {study.name}: {'; '.join(mistakes)}")
     constructor = catalogue.load("hpsearch.models", spec.model.name)
-    with interruption.allowed():  # a download takes long
+    with interruption.breakable():  # a download takes long
         dataset = dataset_of(spec, settings)
     pin_data(database, study, dataset.fingerprint)
     kept = open_checkpoints(settings.weights)

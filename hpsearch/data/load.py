@@ -22,7 +22,6 @@ from hpsearch.data import DATASETS, PLACES, STAMPS
 from hpsearch.data.images import Images, Labels, RawImages, Source, split_name
 from hpsearch.data.split import VALIDATION_SEED, VALIDATION_SHARE, split_rows
 from hpsearch.errors import DataError
-from hpsearch.interrupt import Interrupted
 from hpsearch.sections import FEWEST_PIXELS, MOST_PIXELS
 
 FORMAT = 1  # of the cache; a higher number leaves the caches of older versions aside
@@ -111,7 +110,7 @@ def _foreign(entry: EntryPoint, source: Source) -> RawImages:
     """What an installed package reads; whatever it raises becomes one sentence that names it."""
     try:
         raw = entry.load()(source)
-    except (DataError, Interrupted, MemoryError):
+    except (DataError, MemoryError):
         raise
     except Exception as error:
         raise DataError(_foreign_problem(entry, error)) from error
@@ -130,8 +129,6 @@ def _entry_stamp(entry: EntryPoint, _source: Source) -> str:
     """Version of the package, and its code, as a package under development keeps its version."""
     try:
         code = import_module(entry.module).__file__
-    except Interrupted:
-        raise
     except Exception as error:
         raise DataError(_foreign_problem(entry, error)) from error
     content = Path(code).read_bytes() if code else b""

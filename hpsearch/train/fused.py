@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional
 
+from hpsearch.interrupt import heed
 from hpsearch.models import MODELS
 from hpsearch.models.build import Constructor, build_model
 from hpsearch.models.layers import let_share
@@ -199,6 +200,7 @@ class Fused:
         position = self.position
         assert position is not None, "every lane is free"
         for step, (images, labels) in enumerate(self.stream.batches(self.data, position)):
+            heed()
             own = images if self._reads_only else images.clone()  # which others' networks may write to
             with multiplying(self._precision, self.data.device):
                 self._advance(own, labels, rates[step], momenta[step], first_steps + step)
@@ -293,6 +295,7 @@ class Fused:
             torch.split(self.data.validation_labels, size),
             strict=True,
         ):
+            heed()
             logits = self._forward(normalise(raw, self.data.mean, self.data.std))
             every = labels.expand(self.num_lanes, -1)
             losses = functional.cross_entropy(logits.flatten(0, 1), every.flatten(), reduction="none")

@@ -12,7 +12,6 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from hpsearch.interrupt import Interrupted
 from hpsearch.models.build import Constructor, build_model
 from hpsearch.recipe import Recipe
 from hpsearch.train.device_data import DeviceData
@@ -169,7 +168,7 @@ class Lanes:
         except CannotFuse as error:
             self.refusals[graph.model] = str(error)
             return False
-        except (Interrupted, torch.OutOfMemoryError, torch.AcceleratorError):
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except Exception:  # one of them cannot be trained: alone, each shows whether it is the one
             return False
@@ -181,7 +180,7 @@ class Lanes:
             if trial.state is not None:
                 program.restore(trial.state)
             self._single[key], self._states[key] = program, program.state()
-        except (Interrupted, torch.OutOfMemoryError, torch.AcceleratorError):
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except Exception as error:
             return error
@@ -275,7 +274,7 @@ class FusedGroup:
         assert self._program is not None
         try:
             results = self._program.train_epoch()
-        except (Interrupted, torch.OutOfMemoryError, torch.AcceleratorError):
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except Exception as error:
             refused = refusal(error)

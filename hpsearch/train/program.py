@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hpsearch.interrupt import heed
 from hpsearch.models.build import HYPERPARAMETERS
 from hpsearch.models.layers import WideLinear, let_alone
 from hpsearch.recipe import Recipe, fold
@@ -133,6 +134,7 @@ class Program:
         with alone, multiplying(self.recipe.precision, self.data.device):
             batches = zip(torch.split(images, size), torch.split(labels, size), strict=True)
             for (some, their), similarity in zip_longest(batches, () if similarities is None else similarities):
+                heed()
                 step, rate, momentum = next(self._settings)
                 for layer in self._dropouts:
                     layer.begin(int(step))
@@ -264,6 +266,7 @@ class Program:
             torch.split(self.data.validation_labels, VALIDATION_BATCH),
             strict=True,
         ):
+            heed()
             images = normalise(raw, self.data.mean, self.data.std)
             totals += torch.stack(evaluate(self.model, images, labels))
         loss, hits = (totals / len(self.data.validation_labels)).tolist()

@@ -18,9 +18,7 @@ from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from hpsearch.interrupt import Interrupted
-
-# It logs whatever ends a recording as an error with its traceback: Ctrl-C, and what just cannot be recorded.
+# It logs what ends a recording as an error with its traceback; some networks just cannot be recorded.
 logging.getLogger("torch._subclasses.fake_tensor").addFilter(lambda _record: False)
 
 WORTH = 2_000  # steps, which save what the recording takes, about 0.3 s
@@ -55,8 +53,6 @@ def record(key: Hashable, model: nn.Module, derive: Derive, images: Tensor, labe
         copies = [tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in tensors.values()]
         try:
             traced = _tidy(make_fx(step, tracing_mode="fake")(images, labels, *copies))
-        except Interrupted:
-            raise
         except Exception:  # of as many kinds as there are reasons
             traced = None
         if len(_recordings) >= KEPT:

@@ -5,17 +5,15 @@ the images several times. Figures: "Lanes" in docs/benchmarks.md.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from queue import Empty, SimpleQueue
-from threading import Thread
 
 import torch
 from torch import Tensor
 
-from hpsearch.interrupt import Interrupted
 from hpsearch.models import MODELS
 from hpsearch.train.device_data import let_go, out_of_memory
 from hpsearch.train.plan import Stream
@@ -53,7 +51,7 @@ class SideBySide:
         self._results, self._ended = {}, {}
         for key in self._programs:
             self._careful(self._begin, key)
-        with _Threads(self._num_threads) as threads:
+        with _threads(self._num_threads) as threads:
             for blocks in self._blocks():
                 self._each(threads, partial(self._train, blocks))
             self._each(threads, partial(self._end, started))
@@ -106,8 +104,6 @@ class SideBySide:
         """Do this for a trial; an exception is its result."""
         try:
             work(key)
-        except Interrupted:
-            raise
         except Exception as error:
             device, full = self._programs[key].data.device, out_of_memory(error)
             if isinstance(error, torch.AcceleratorError) and not full:  # the whole process is meant
@@ -116,73 +112,31 @@ class SideBySide:
             crowded = device.type == "cuda" and full
             self._results[key] = torch.OutOfMemoryError(str(error)) if crowded else error
 
-    def _each(self, threads: "_Threads", work: Callable[[int], None]) -> None:
-        """Do this for every trial that has no result yet."""
-        left = {key: program for key, program in self._programs.items() if key not in self._results}
+    def _each(self, threads: Executor | None, work: Callable[[int], None]) -> None:
+        """Do this for every trial that has no result yet; raises what the first one raised."""
+        left = [key for key in self._programs if key not in self._results]
         # The random state of the process is one for all threads.
-        quiet = [partial(self._careful, work, key) for key, program in left.items() if not program.draws]
-        threads.begin(quiet)
-        for key, program in left.items():
-            if program.draws:
-                self._careful(work, key)
-        threads.wait(len(quiet))
+        own = left if threads is None else [key for key in left if self._programs[key].draws]
+        begun = [threads.submit(self._careful, work, key) for key in left if key not in own] if threads else []
+        for key in own:
+            self._careful(work, key)
+        for one in begun:
+            one.result()
 
 
-class _Threads:
-    """`num` threads, each on its share of the cores; at the end of the block all have ended.
-
-    Not a ThreadPoolExecutor: Ctrl-C may come at any point of this thread, also while that one holds its locks. The
-    calls of SimpleQueue cannot be cut in the middle.
-    """
-
-    def __init__(self, num: int) -> None:
-        self._cores = torch.get_num_threads()
-        self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._done: SimpleQueue[BaseException | None] = SimpleQueue()
-        share = max(1, self._cores // num)
-        self._threads = [Thread(target=self._run, args=(share,), daemon=True) for _ in range(num if num > 1 else 0)]
-
-    def begin(self, tasks: Sequence[Callable[[], None]]) -> None:
-        """Hand out the tasks; with one thread, do them."""
-        for task in tasks:
-            if self._threads:
-                self._tasks.put(task)
-                continue
-            task()  # an exception, such as Ctrl-C's, leaves out the others
-            self._done.put(None)
-        for thread in self._threads:
-            if thread.ident is None:
-                thread.start()
-
-    def wait(self, num_tasks: int) -> None:
-        """Wait for so many; raises what one of them raised."""
-        for _ in range(num_tasks):
-            if (error := self._done.get()) is not None:
-                raise error
-
-    def _run(self, cores: int) -> None:
-        torch.set_num_threads(cores)
-        while (task := self._tasks.get()) is not None:
-            error: BaseException | None = None
-            try:
-                task()
-            except BaseException as raised:
-                error = raised
-            self._done.put(error)
-
-    def __enter__(self) -> "_Threads":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        with suppress(Empty):
-            while True:
-                self._tasks.get_nowait()
-        for _ in self._threads:
-            self._tasks.put(None)
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join()
-        torch.set_num_threads(self._cores)
+@contextmanager
+def _threads(num: int) -> Iterator[Executor | None]:
+    """So many threads, each on its share of the cores; None for one, which this one is. All have ended at the end."""
+    if num == 1:
+        yield None
+        return
+    cores = torch.get_num_threads()
+    pool = ThreadPoolExecutor(num, initializer=torch.set_num_threads, initargs=(max(1, cores // num),))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)  # of which a part is the process', not a thread's
 
 
 def _place(program: Program) -> Place:

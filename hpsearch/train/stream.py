@@ -7,6 +7,7 @@ from math import ceil, prod
 import torch
 from torch import Tensor
 
+from hpsearch.interrupt import heed
 from hpsearch.recipe import fold
 from hpsearch.train.augment import augment, draw
 from hpsearch.train.device_data import DeviceData, send
@@ -60,6 +61,7 @@ class Stream:
         size = 0 if fresh else len(parts[0])  # where blocks need not stay, one space for all is faster
         space = torch.empty(size, *data.input_shape, device=data.device)
         for number, rows in enumerate(parts):
+            heed()
             seed = fold(self.seed, epoch, number)
             draws = draw(self.augmentation, len(rows), seed, data.device)
             raw = data.train_images.index_select(0, rows)  # many times faster than train_images[rows]

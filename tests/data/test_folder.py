@@ -134,7 +134,7 @@ def test_ctrl_c_leaves_what_is_not_decoded_yet(folder: Path, monkeypatch: pytest
     monkeypatch.setattr("hpsearch.data.folder.ThreadPoolExecutor", lambda: ThreadPoolExecutor(2))
 
     def run() -> None:
-        with interruption.listening(), interruption.allowed():
+        with interruption.listening(), interruption.breakable():
             read_train(source(folder))
 
     with pytest.raises(Interrupted):

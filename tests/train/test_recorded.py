@@ -1,6 +1,7 @@
 """Recorded steps give bit for bit what the modules and autograd give."""
 
 import logging
+import signal
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpsearch.interrupt import Interrupted
+from hpsearch.interrupt import Interrupted, Interruption
 from hpsearch.models import MODELS, layers
 from hpsearch.models.build import build_model
 from hpsearch.recipe import Recipe
@@ -142,24 +143,40 @@ def test_no_number_of_a_tensor_enters_a_recording(way: str) -> None:
         torch.testing.assert_close(step(images, torch.tensor([0, 2]))[1], network(images).detach())
 
 
-def test_an_interrupt_ends_the_recording_and_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is no reason why a network could not be recorded."""
+def test_a_request_to_stop_lets_a_recording_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of one an exception may abort the process. The epoch ends before its first step."""
+    recipe, interruption, made = Recipe(model="2lp", epochs=EPOCHS, batch_size=16, hidden_width=12), Interruption(), []
+    make_fx, step = recorded.make_fx, Program._step
 
-    def interrupted(*_: object, **__: object) -> None:
-        raise Interrupted
+    def asked(function: Any, **how: Any) -> Any:
+        def traced(*tensors: Tensor) -> Any:
+            signal.raise_signal(signal.SIGTERM)
+            return function(*tensors)
 
-    recipe = Recipe(model="2lp", epochs=EPOCHS, batch_size=16, hidden_width=12)
-    with monkeypatch.context() as patch:
-        patch.setattr(recorded, "make_fx", interrupted)
-        with pytest.raises(Interrupted):
+        return make_fx(traced, **how)
+
+    def counted(*arguments: Any) -> None:
+        made.append(arguments)
+        step(*arguments)
+
+    def interrupted() -> None:
+        with interruption.listening(), interruption.stoppable():
             trained(recipe, records=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recorded, "make_fx", asked)
+        patch.setattr(Program, "_step", counted)
+        with pytest.raises(Interrupted):
+            interrupted()
+    assert made == []
+    assert [recording is not None for recording in recorded._recordings.values()] == [True]
     assert trained(recipe, records=True)[2] == EPOCHS * 4
 
 
 def test_what_ends_a_recording_is_not_logged(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """As by torch, which would print a traceback when Ctrl-C meets the shape of a tensor."""
+    """As by torch, which would print a traceback."""
 
     def derive(model: Forward, given: Any, images: Tensor, labels: Tensor) -> Derived:
         return model(images) @ images, images, [], []  # (2, 3) @ (2, 4)

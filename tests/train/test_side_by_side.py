@@ -186,7 +186,7 @@ def test_ctrl_c_ends_the_others_too_where_one_trains_after_another(monkeypatch: 
     monkeypatch.setattr(Program, "_step", asking)
 
     def run() -> None:
-        with interruption.listening(), interruption.allowed():
+        with interruption.listening(), interruption.stoppable():
             together.train_epoch()
 
     with pytest.raises(Interrupted):
@@ -228,7 +228,7 @@ def test_ctrl_c_leaves_no_thread_and_whole_epochs(monkeypatch: pytest.MonkeyPatc
         step(self, *arguments)
 
     def run() -> None:
-        with interruption.listening(), interruption.allowed():
+        with interruption.listening(), interruption.stoppable():
             together.train_epoch()
 
     together.keep_epoch()
