@@ -93,7 +93,7 @@ def check_file_system(file: Path, table: str | None = None) -> Check:
 def check_writable(file: Path) -> Check:
     """SQLite's file and its folder can be written by this user."""
     place = nearest(file.parent)
-    if file.is_file() and not os.access(file, os.W_OK):
+    if os.path.isfile(file) and not os.access(file, os.W_OK):
         return Check("folder", FAILURE, f"{file} cannot be written by this user: make it writable")
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         why = "cannot be written by this user, which SQLite needs for its journal" if place.is_dir() else "is no folder"
@@ -103,7 +103,7 @@ def check_writable(file: Path) -> Check:
 
 def check_database(url: str, file: Path | None, num_workers: int, *, s3: bool = False) -> Iterator[Check]:
     """The database answers, fast enough, is new enough and has room for the workers."""
-    if file is not None and not file.is_file():
+    if file is not None and not os.path.isfile(file):
         yield Check("database", WARNING, f"{file} does not exist yet: `hpsearch create-study` makes it")
         return
     try:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+INSISTENT = 3  # Ctrl-C so often ends the process where it is, as one that is killed: a step may hang
+
 
 class Interrupted(BaseException):
     """The process was asked to stop. Like KeyboardInterrupt no Exception, which a network's or a data set's code takes
@@ -21,6 +23,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.requested = False
+        self._num_keys = 0  # how often it was Ctrl-C
         self._breakable = False
 
     @contextmanager
@@ -55,8 +58,11 @@ class Interruption:
         finally:
             self._breakable = False
 
-    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
+        self._num_keys += number == signal.SIGINT
+        if self._num_keys >= INSISTENT:
+            signal.default_int_handler(number, frame)
         if self._breakable:
             self._breakable = False
             raise Interrupted

@@ -64,8 +64,8 @@ def mount_of(path: Path, table: str | None = None) -> Mount | None:
 
 def nearest(path: Path) -> Path:
     """The path, or the first folder above it that exists."""
-    path = Path(os.path.expanduser(path)).absolute()  # Path's own raises if there is no such user
-    return next((place for place in (path, *path.parents) if place.exists()), Path(path.anchor))
+    path = Path(os.path.expanduser(path)).absolute()  # Path's own raise if there is no such user, or no right to look
+    return next((place for place in (path, *path.parents) if os.path.exists(place)), Path(path.anchor))
 
 
 def read_table() -> str:

@@ -49,7 +49,7 @@ def _try(bench: Bench, recipe: Recipe) -> None:
     try:
         model = bench.model(recipe).to(bench.data.device)
         images = torch.zeros(2, *bench.data.input_shape, device=bench.data.device)
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode: what a network keeps of this would be of no use in training
             shape = tuple(model.eval()(images).shape)
             if (batch_size := _leaving_one(bench, recipe)) is not None:
                 suits = f"an epoch's last batch of one image, with batch_size = {batch_size}"

@@ -62,6 +62,20 @@ def test_a_signal_elsewhere_is_remembered() -> None:
                 raise LookupError("the block begins")
 
 
+def test_a_third_ctrl_c_leaves_a_step_that_hangs() -> None:
+    interruption, presses = Interruption(), list[int]()
+
+    def block() -> None:
+        with interruption.stoppable():
+            for press in range(3):
+                presses.append(press)
+                signal.raise_signal(signal.SIGINT)
+
+    with interruption.listening(), pytest.raises(KeyboardInterrupt):
+        block()
+    assert presses == [0, 1, 2]
+
+
 def test_no_code_takes_a_request_for_an_error_of_its_own() -> None:
     interruption, broken = Interruption(), list[Exception]()
 

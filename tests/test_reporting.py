@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 
 from hpsearch.errors import StorageAway
 from hpsearch.events import EpochDone, TrialEnded, TrialResumed, TrialStarted, WorkerWarned
-from hpsearch.interrupt import Interrupted, Interruption
+from hpsearch.interrupt import Interruption
 from hpsearch.settings import Settings
 from hpsearch.spec import StudySpec, parse
 from hpsearch.storage import ledger
@@ -22,6 +22,7 @@ from hpsearch.storage.open import Database, create
 from hpsearch.storage.studies import create_study, load_study
 from hpsearch.storage.tables import LEASES
 from hpsearch.train.program import Program
+from hpsearch.train.side_by_side import SideBySide
 from hpsearch.worker import run
 from tests.studies import TINY
 from tests.working import work
@@ -160,17 +161,24 @@ def test_a_signal_while_an_epoch_is_written(
     during: str,
 ) -> None:
     interruption, stopped = Interruption(), threading.Event()
-    begin = watch.begin
+    begin, keep = watch.begin, SideBySide.keep_epoch
 
-    def signalled(program: Program) -> None:
+    def ask() -> None:
+        interruption.requested = True
+        stopped.set()
+
+    def training(program: Program) -> None:
         begin(program)
-        if program.epoch == 2:
-            interruption.requested = True
-            stopped.set()
-            if during == "training":
-                raise Interrupted
+        if program.epoch == 2 and during == "training":
+            ask()
 
-    monkeypatch.setattr(watch, "begin", signalled)
+    def bookkeeping(group: SideBySide) -> None:
+        keep(group)
+        if max(watch.begun) == 3 and during == "bookkeeping":
+            ask()
+
+    monkeypatch.setattr(watch, "begin", training)
+    monkeypatch.setattr(SideBySide, "keep_epoch", bookkeeping)
     watch.before = lambda reports: stopped.wait(HANGS_SECONDS) if reports[0].epoch == 2 else None  # type: ignore[assignment,return-value]
     create_study(database, quiet(), "tiny")
     events = list(run(database, "tiny", settings, interruption))

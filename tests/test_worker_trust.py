@@ -218,7 +218,7 @@ def test_a_reader_who_leaves_while_trials_go_back(
     assert [path.name.partition(".")[0] for path in settings.home.glob("checkpoints/*/*")][-1:]
 
 
-def test_a_signal_at_the_end_of_an_epoch_loses_that_epoch_alone(
+def test_a_signal_at_the_end_of_an_epoch_loses_nothing(
     sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_study(sqlite, spec(8, 1), "tiny")
@@ -235,10 +235,10 @@ def test_a_signal_at_the_end_of_an_epoch_loses_that_epoch_alone(
     events = list(run(sqlite, "tiny", settings, interruption))
     end = events[-1]
     assert isinstance(end, TrialEnded)
-    assert (end.state, end.epoch) == ("WAITING", 5)
+    assert (end.state, end.epoch) == ("WAITING", 6)
     monkeypatch.setattr(SideBySide, "train_epoch", train_epoch)
     epochs = [event.epoch for event in run(sqlite, "tiny", settings, Interruption()) if isinstance(event, EpochDone)]
-    assert epochs == [6, 7, 8]
+    assert epochs == [7, 8]
 
 
 def test_an_end_that_went_through_unheard_is_told_once(

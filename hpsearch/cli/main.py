@@ -9,12 +9,15 @@ import errno
 import io
 import os
 import pkgutil
+import re
 import sys
 from collections.abc import Sequence
 
 import click
 
 from hpsearch.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, HpsearchError, UsageError, exit_code
+
+PASSWORD = re.compile(r"(?<=//)[^\s/@]+:[^\s/]+(?=@)")  # with the user's name: of a URL that was given somewhere else
 
 # name -> (where the click command is, the line that `hpsearch --help` shows). Literal, so that help imports nothing.
 COMMANDS = {
@@ -154,4 +157,4 @@ def _give_up_output() -> None:
 
 def _say(message: str) -> None:
     for line in message.splitlines():
-        click.echo(f"hpsearch: {line}", err=True)
+        click.echo(f"hpsearch: {PASSWORD.sub('***', line)}", err=True)

@@ -33,10 +33,15 @@ def record(connection: Connection, happenings: Sequence[tuple[int, Happening]]) 
     of_trial = select(TRIALS.c.study_id).where(TRIALS.c.trial_id.in_({trial_id for trial_id, _ in happenings}))
     study_id = connection.scalars(of_trial.limit(1)).one()
     rows = [
-        {"study_id": study_id, "trial_id": trial_id, "at": at, "kind": one.kind, "text": one.text}
+        {"study_id": study_id, "trial_id": trial_id, "at": at, "kind": one.kind, "text": _storable(one.text)}
         for trial_id, one in happenings
     ]
     connection.execute(insert(EVENTS), rows)
+
+
+def _storable(text: str) -> str:
+    """What every database takes: what a network's exception says may hold bytes that are no text."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
 
 
 def events(database: Database, study_id: int, last: int = 50) -> list[dict[str, Any]]:

@@ -93,7 +93,7 @@ def adopt(
     expired = _expired(connection, study_id).add_columns(vanished.label("vanished"))
     if holds_others:
         expired = expired.where(vanished != LAST_CHANCE)
-    rows = list(connection.execute(expired.limit(num).with_for_update(of=LEASES, skip_locked=True)))
+    rows = list(connection.execute(expired.limit(num).with_for_update(of=(LEASES, TRIALS), skip_locked=True)))
     over = [r for r in rows if r.vanished > LAST_CHANCE]
     rows = over or [r for r in rows if r.vanished == LAST_CHANCE][:1] or rows
     taken = [(Lease(r.trial_id, r.number, owner, r.token + 1, r.vanished, r.epoch), r.owner) for r in rows]

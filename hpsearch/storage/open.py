@@ -97,6 +97,7 @@ def create(url: str) -> Database:
     with _readable_errors(parsed):
         with _schema_connection(parsed) as connection:
             _make_tables(connection)
+            _has_tables(connection)
         return _open(parsed)
 
 
@@ -108,8 +109,11 @@ def connect(url: str) -> Database:
     """
     parsed = _parse(url)
     with _readable_errors(parsed):
-        missing = parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file()
-        if missing or not _has_tables(parsed):
+        there = parsed.get_backend_name() != "sqlite" or Path(parsed.database or "").is_file()
+        if there:
+            with _passing_engine(parsed) as engine:
+                there = _has_tables(engine)
+        if not there:
             raise StorageEmpty(
                 f"{redact(url)} holds no studies yet: create one with `hpsearch create-study NAME`, "
                 "or name another storage with --storage or HPSEARCH_STORAGE"
@@ -302,9 +306,25 @@ def _ping(connection: Any, record: Any, _proxy: Any) -> None:
         raise sqlalchemy.exc.DisconnectionError from error  # the pool tries again with a new connection
 
 
-def _has_tables(url: URL) -> bool:
-    with _passing_engine(url) as engine:
-        return sqlalchemy.inspect(engine).has_table(tables.CONTROL.name)
+def _has_tables(place: Engine | Connection) -> bool:
+    """Whether hpsearch's tables are there.
+
+    Raises:
+        StorageError: they are, and lack what this version needs.
+    """
+    wanted = tables.METADATA.tables
+    found = sqlalchemy.inspect(place).get_multi_columns(filter_names=list(wanted))
+    there = {name: {column["name"] for column in columns} for (_, name), columns in found.items()}
+    if tables.CONTROL.name not in there:
+        return False
+    for name, table in wanted.items():
+        if lacking := [column.name for column in table.columns if column.name not in there.get(name, ())]:
+            what = f"lacks {', '.join(lacking)}" if name in there else "is missing"
+            raise StorageError(
+                f"storage {redact(place.engine.url.render_as_string(hide_password=False))}: table {name} {what}, which "
+                "this version of hpsearch needs; use the version that made it"
+            )
+    return True
 
 
 def _file_lock(path: Path) -> FileLock:
@@ -357,7 +377,7 @@ def explain(error: BaseException) -> str:
 def is_read_only(url: URL) -> str:
     """Says so if a SQLite database can be read but not written by this user; else empty."""
     file = Path(url.database or "")
-    if url.get_backend_name() != "sqlite" or not file.is_file():
+    if url.get_backend_name() != "sqlite" or not os.path.isfile(file):  # Path's own raises where a folder is locked
         return ""
     beside = [path for end in ("-wal", "-shm") if (path := Path(f"{file}{end}")).exists()]  # left by a reader, perhaps
     closed = [path for path in (file, file.parent, *beside) if not os.access(path, os.W_OK)]

@@ -28,7 +28,7 @@ from hpsearch.train.device_data import DeviceData, let_go, out_of_memory
 from hpsearch.train.dropout import SeededDropout, seed_of, seeded
 from hpsearch.train.graphs import CannotRecord, StepGraph
 from hpsearch.train.lane_optimizers import BUFFERS, Moments, Numbers, apply
-from hpsearch.train.metrics import VALIDATION_BATCH
+from hpsearch.train.metrics import VALIDATION_BATCH, full_precision
 from hpsearch.train.precision import EVALUATION, autocast, multiplying
 from hpsearch.train.program import EpochResult, State, schedule_of
 from hpsearch.train.stream import Stream
@@ -261,10 +261,10 @@ class Fused:
         whole = len(images) == self.stream.batch_size
         forward = self._compiled if self._compiled is not None and whole else self._forward
         with autocast(self._precision, self.data.device):
-            logits = forward(images)  # (K, B, k)
+            logits = full_precision(forward(images))  # (K, B, k)
             losses = functional.cross_entropy(logits.flatten(0, 1), every.flatten(), reduction="none")  # float32
         loss = losses.view(self.num_lanes, -1).mean(1)  # (K,)
-        gradients = torch.autograd.grad(loss.sum(), list(self._parameters.values()))
+        gradients = torch.autograd.grad(loss.sum(), list(self._parameters.values()), materialize_grads=True)
         with torch.no_grad():
             gradient = torch.cat([g.reshape(self.num_lanes, -1) for g in gradients], 1)  # (K, P)
             norm = gradient.norm(dim=1)  # (K,)
@@ -296,7 +296,7 @@ class Fused:
             strict=True,
         ):
             heed()
-            logits = self._forward(normalise(raw, self.data.mean, self.data.std))
+            logits = full_precision(self._forward(normalise(raw, self.data.mean, self.data.std)))
             every = labels.expand(self.num_lanes, -1)
             losses = functional.cross_entropy(logits.flatten(0, 1), every.flatten(), reduction="none")
             hits = (logits.argmax(-1) == every).sum(1)

@@ -46,14 +46,19 @@ class Sums:
         return loss / self.num_images, hits / self.num_images, norm / self.num_steps
 
 
+def full_precision(logits: Tensor) -> Tensor:
+    """In float32 at least: a network may end in half precision, where sums of losses and counts of hits are rounded."""
+    return logits if logits.element_size() >= 4 else logits.float()
+
+
 def evaluate(model: torch.nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of the losses () and number of hits () of images (B, C, H, W)."""
     with multiplying(EVALUATION, images.device):
-        logits = model(images)
+        logits = full_precision(model(images))
     return functional.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == labels).sum()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predictions(model: torch.nn.Module, data: DeviceData) -> Tensor:
     """The class (N,) that each validation image is taken for."""
     model.eval()

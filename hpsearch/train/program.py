@@ -21,7 +21,7 @@ from hpsearch.train.augment import normalise
 from hpsearch.train.device_data import DeviceData, place
 from hpsearch.train.dropout import seed_of, seeded
 from hpsearch.train.freezing import Part, parts, rest
-from hpsearch.train.metrics import VALIDATION_BATCH, Sums, evaluate
+from hpsearch.train.metrics import VALIDATION_BATCH, Sums, evaluate, full_precision
 from hpsearch.train.optimizers import SGD, Optimizer, ScaledSGD, Update, clip_divisor, factored_norm, gradient_norm
 from hpsearch.train.precision import autocast, multiplying
 from hpsearch.train.recorded import WORTH, Derived, Forward, Step, record
@@ -231,7 +231,7 @@ class Program:
         for layer in self._wide:
             layer.factors = []
         with autocast(self.recipe.precision, self.data.device):
-            logits = model(images)
+            logits = full_precision(model(images))
             loss = functional.cross_entropy(logits, labels)  # float32
         found = torch.autograd.grad(loss, parameters, materialize_grads=True)
         gradients = [_laid_out_as(parameter, one) for parameter, one in zip(parameters, found, strict=True)]
@@ -256,7 +256,7 @@ class Program:
             self.data.train_labels.new_zeros(recipe.batch_size),
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: a network may keep what it makes here, a grid say, and train with it
     def validate(self) -> tuple[float, float]:
         """Loss and accuracy on the validation part."""
         self.model.eval()

@@ -62,8 +62,8 @@ archive() {
         if [ -e "$place/$part" ]; then found+=("$part"); fi
     done
     if [ ${#found[@]} -eq 0 ]; then return; fi
-    tar --create --file "$into" --directory "$place" --exclude '*.part' "${leave_out[@]}" --ignore-failed-read \
-        --warning=no-file-changed --warning=no-file-removed --warning=no-failed-read -- "${found[@]}" || code=$?
+    tar --create --file "$into" --directory "$place" --exclude '*.part' "${leave_out[@]}" \
+        --warning=no-file-changed --warning=no-file-removed -- "${found[@]}" || code=$?
     [ "$code" -le 1 ] || fail "tar could not archive $place (exit code $code)"
     tar --list --file "$into" >/dev/null || fail "$into cannot be read back"
 }
@@ -73,7 +73,12 @@ leave_out=(--exclude ./weights --exclude ./pictures) # of a folder that is share
 if [ -n "$checkpoints" ]; then archive "$work/checkpoints.tar" "$checkpoints" .; fi
 
 # One transaction in psql holds the snapshot that pg_dump reads, so that the rows can be counted as of the same moment.
-coproc SNAPSHOT { psql --no-psqlrc --quiet --tuples-only --no-align --set ON_ERROR_STOP=1; }
+# If psql fails, what was meant for it is read all the same: bash forgets a coprocess that has ended, in the midst of this.
+coproc SNAPSHOT {
+    psql --no-psqlrc --quiet --tuples-only --no-align --set ON_ERROR_STOP=1 || true
+    exec >&-
+    cat >/dev/null
+}
 exec {ask}>&"${SNAPSHOT[1]}" {answer}<&"${SNAPSHOT[0]}"
 echo 'SET idle_in_transaction_session_timeout = 0; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;' >&"$ask"
 echo 'SELECT pg_export_snapshot();' >&"$ask"

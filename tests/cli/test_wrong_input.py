@@ -1,11 +1,13 @@
 """Wrong input of every kind: exit code 2, one line that says what is wrong, and nothing created or changed."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.cli import inside
-from tests.cli.running import hpsearch
+from tests.cli.running import command, environment, hpsearch
+from tests.postgres import as_plain_user
 from tests.studies import TINY
 
 
@@ -44,8 +46,8 @@ def test_a_mistake_in_a_study_file(kind: str, tmp_path: Path) -> None:
     right, wrong, named = MISTAKES[kind]
     assert right in TINY
     (tmp_path / "wrong.toml").write_text(TINY.replace(right, wrong, 1))
-    for command in ("validate", "create-study"):
-        done = hpsearch(tmp_path, command, "wrong.toml", code=2)
+    for name in ("validate", "create-study"):
+        done = hpsearch(tmp_path, name, "wrong.toml", code=2)
         assert "wrong.toml" in done.stderr
         assert named in done.stderr
         assert len(done.stderr.splitlines()) == (1 if "condition" not in kind else len(done.stderr.splitlines()))
@@ -60,8 +62,8 @@ def test_names_options_and_places(tmp_path: Path) -> None:
     assert "budget.trails" in one_line(tmp_path, "create-study", "quickstart", "--set", "budget.trails=3")
     assert "must be" in one_line(tmp_path, "create-study", "quickstart", "--set", "budget.trials")
     assert "mysql" in one_line(tmp_path, "create-study", "quickstart", "--storage", "mysql://host/db")
-    for command in ("worker", "status", "trials", "best"):
-        assert "create-study" in one_line(tmp_path, command, "quickstart")
+    for name in ("worker", "status", "trials", "best"):
+        assert "create-study" in one_line(tmp_path, name, "quickstart")
     assert "create-study" in one_line(tmp_path, "dashboard")
     assert "--workers" in one_line(tmp_path, "worker", "quickstart", "--workers", "0")
     assert "--lanes" in inside.one_line(tmp_path, "worker", "quickstart", "--lanes", "²")
@@ -125,6 +127,37 @@ def test_no_command_at_all_gives_the_help(group: list[str], tmp_path: Path) -> N
     done = inside.hpsearch(tmp_path, *group, code=2)
     assert "Commands:\n" in done.stderr
     assert len(done.stderr.splitlines()) > 5
+
+
+@pytest.mark.parametrize("arguments", [["doctor"], ["list"], ["create-study", "quickstart"]])
+def test_a_folder_that_may_not_be_entered(arguments: list[str], tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0)
+    for name, place in {
+        "HPSEARCH_STORAGE": f"sqlite:///{locked}/a/hpsearch.db",
+        "HPSEARCH_HOME": f"{locked}/a",
+    }.items():
+        done = subprocess.run(
+            [*as_plain_user(), *command(*arguments)],
+            cwd=tmp_path,
+            env=environment(tmp_path) | {name: place},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        said = done.stdout + done.stderr
+        assert "Traceback" not in said
+        assert done.returncode in (1, 2), said
+        assert str(locked) in said
+
+
+def test_a_storage_where_none_belongs_does_not_show_its_password(tmp_path: Path) -> None:
+    url = "postgresql+psycopg://me:s3cret@host:5432/db"
+    hpsearch(tmp_path, "create-study", "quickstart")
+    for arguments in (["status", "some", url], ["status", url], ["storage", "copy", "a", "b", url]):
+        said = hpsearch(tmp_path, *arguments, code=2).stderr
+        assert "s3cret" not in said
+        assert "***@host:5432/db" in said
 
 
 def test_a_command_that_nearly_is_one(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,7 @@ from hpsearch.storage.open import Database, connect, create
 from hpsearch.storage.studies import RECIPE_KEY, LoadedStudy, create_study, load_study, progress
 from hpsearch.train.program import Program, place
 from tests.cli.running import hpsearch, start
-from tests.postgres import PostgresServer, binary, running_server
+from tests.postgres import PostgresServer, as_plain_user, binary, running_server
 from tests.storage.sandbox import Sandbox
 from tests.storage.test_copy import rows
 from tests.studies import quick
@@ -80,13 +80,21 @@ def recorded(postgres: PostgresServer, tmp_path: Path) -> Iterator[Sandbox]:
         yield Sandbox(database, url, home)
 
 
-def script(name: str, url: str, home: Path, *arguments: Path | str, code: int = 0, **variables: str) -> str:
+def script(
+    name: str,
+    url: str,
+    home: Path,
+    *arguments: Path | str,
+    code: int = 0,
+    before: Sequence[str] = (),
+    **variables: str,
+) -> str:
     """Run a script for the database of a URL; what it says, on either stream."""
     port, database = url.rpartition(":")[2].split("/")
     place = {"PGHOST": "127.0.0.1", "PGPORT": port, "PGUSER": "hpsearch", "PGDATABASE": database}
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("HPSEARCH_", "PG"))}
     done = subprocess.run(
-        [str(SCRIPTS / name), *map(str, arguments)],
+        [*before, str(SCRIPTS / name), *map(str, arguments)],
         env={**kept, **place, "PATH": f"{BIN}:{os.environ['PATH']}", "HPSEARCH_HOME": str(home), **variables},
         capture_output=True,
         text=True,
@@ -325,6 +333,19 @@ def test_what_backup_refuses(recorded: Sandbox, postgres: PostgresServer, tmp_pa
     assert "usage" in script("backup.sh", recorded.url, home, code=2)
     assert "did not answer" in script("backup.sh", recorded.url, home, backups, code=1, PGPORT="1")
     assert "no tables" in script("backup.sh", postgres.new_database(), home, backups, code=1)
+    assert list(backups.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_read_is_not_left_out_of_a_backup(
+    recorded: Sandbox, tmp_path: Path, backups: Path
+) -> None:
+    """Weights of another user, which only that one may read."""
+    weights = tmp_path / "home/weights/some.safetensors"
+    weights.write_bytes(b"weights")
+    weights.chmod(0)
+    told = script("backup.sh", recorded.url, tmp_path / "home", backups, code=1, before=as_plain_user())
+    assert "some.safetensors: Cannot open" in told
+    assert "tar could not archive" in told
     assert list(backups.iterdir()) == []
 
 

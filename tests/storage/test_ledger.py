@@ -12,6 +12,7 @@ from sqlalchemy import text
 from hpsearch.errors import StorageError
 from hpsearch.spec import parse
 from hpsearch.storage import ledger, locks
+from hpsearch.storage.events import FAILED, Happening, events
 from hpsearch.storage.leases import Lease
 from hpsearch.storage.ledger import Drawn, End, Report
 from hpsearch.storage.open import Database, create
@@ -182,6 +183,14 @@ def test_an_ended_trial_is_never_touched(database: Database, study: LoadedStudy,
     refused(database, study, lease)
     assert study.optuna_study.trials[0] == before
     assert ledger.epochs(database, lease.trial_id) == []
+
+
+def test_what_an_exception_says_is_no_fault_of_the_storage(database: Database, study: LoadedStudy) -> None:
+    """PostgreSQL takes no NUL, and no database bytes that are no text."""
+    lease = take(database, study)
+    told = Happening(FAILED, "broken: \0 and \udcff")
+    assert ledger.finish(database, [End(lease, TrialState.FAIL, event=told)])
+    assert events(database, study.study_id)[0]["text"] == "broken: \N{REPLACEMENT CHARACTER} and ?"
 
 
 def test_who_lost_the_lease_writes_nothing(database: Database, study: LoadedStudy) -> None:

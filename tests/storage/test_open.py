@@ -50,6 +50,22 @@ def test_connect_to_an_empty_postgresql_database(postgres: PostgresServer) -> No
         connect(url)
 
 
+@pytest.mark.parametrize(
+    ("statement", "what"),
+    [
+        ("ALTER TABLE hpsearch_epochs DROP COLUMN gradient_norm", "table hpsearch_epochs lacks gradient_norm, which"),
+        ("DROP TABLE hpsearch_workers", "table hpsearch_workers is missing, which"),
+    ],
+)
+def test_tables_of_another_version_are_refused_before_a_trial_is_taken(
+    storage_url: str, statement: str, what: str
+) -> None:
+    with create(storage_url) as database, database.engine.begin() as connection:
+        connection.exec_driver_sql(statement)
+    with pytest.raises(StorageError, match=f"{what} this version of hpsearch needs"):
+        connect(storage_url)
+
+
 def test_password_is_never_in_a_message() -> None:
     with pytest.raises(StorageError) as caught:
         connect("postgresql+psycopg://user:s3cret@127.0.0.1:1/db")

@@ -114,6 +114,7 @@ def _foreign(facts: Facts, trial: Trial) -> Finding:
         return about(
             trial, "foreign", f"{text}; it counts against the budget, and samplers learn from it", damage=False
         )
-    command = f"`optuna tell --study-name {facts.study.name} --trial-number {trial.number} --state fail`"
+    which = f"--study-name {facts.study.name} --trial-number {trial.number}"
+    command = f"`optuna tell --storage URL {which} --state fail`"
     why = f"whoever started it may still train it, and no worker takes it over; {command} ends it"
     return about(trial, "foreign", text, why_not=why)

@@ -6,6 +6,7 @@ one is wrong, the two others say what it was.
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from optuna.distributions import distribution_to_json
@@ -79,6 +80,8 @@ def _disagreement(spec: StudySpec, trial: Trial, digest: str | None) -> Finding:
     if from_params is not None and (trial.recipe is None or digest == _digest(spec, trial)):
         text = "its recipe does not say what its parameters say" if trial.has_recipe else "it has no recipe"
         does = "makes the recipe anew from the parameters and the study's seeds"
+        if trial.recipe is None:
+            does += "; where in the stream of images it began is lost, and taken for the beginning"
         return about(trial, "recipe", text, _set_recipe(trial.trial_id, from_params), does)
     text = "its parameters do not say what its recipe says"
     if trial.recipe is not None and from_recipe is not None:
@@ -104,13 +107,19 @@ def _agrees(spec: StudySpec, trial: Trial) -> bool:
 
 def _same(spec: StudySpec, one: Recipe, other: Recipe) -> bool:
     """Whether they say the same about all that the study names."""
-    of_candidates = (name for _, values in spec.candidates for name in values)
-    names = {"model", "epochs", *spec.training, *spec.space, *of_candidates}
-    return all(getattr(one, name) == getattr(other, name) for name in names)
+    return all(getattr(one, name) == getattr(other, name) for name in _named(spec))
+
+
+def _named(spec: StudySpec) -> set[str]:
+    """The fields of a recipe that the study names."""
+    return {"model", "epochs", *spec.training, *spec.space, *(name for _, values in spec.candidates for name in values)}
 
 
 def _recipe_of(spec: StudySpec, trial: Trial) -> Recipe | None:
-    """What the parameters give, if they are all there; the seeds are the recorded ones, if there are any."""
+    """What the parameters give, if they are all there; what the study does not name is as recorded, if it can be read.
+
+    The seeds, then, and the place in the stream of images where the trial began.
+    """
     if trial.params is None:
         return None
     chosen: dict[str, Any] = {}
@@ -125,7 +134,8 @@ def _recipe_of(spec: StudySpec, trial: Trial) -> Recipe | None:
         if trial.recipe is None:
             return recipe(spec, chosen, trial.number)
         candidate, _ = spec.place(trial.number)
-        return spec.recipe(chosen, trial.recipe.seed, trial.recipe.stream_seed, candidate)
+        made = spec.recipe(chosen, trial.recipe.seed, trial.recipe.stream_seed, candidate)
+        return replace(trial.recipe, **{name: getattr(made, name) for name in _named(spec)})
     except (HpsearchError, TypeError):
         return None
 
