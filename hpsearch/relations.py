@@ -123,7 +123,9 @@ def plan_mistakes(draft: Draft, values: Mapping[str, Any]) -> Iterator[str]:
         )
     epochs = highest("epochs", draft.training, draft.space)
     own = [values["epochs"] for _, values in values["candidates"] if is_kind(int, values.get("epochs"))]
-    epochs = max([epochs or 0, *own]) or None
+    if not own or len(own) < len(values["candidates"]):  # else nobody has the fixed ones
+        own.append(epochs or 0)
+    epochs = max(own) or None
     if pruner and epochs and (pruner.min_epochs or 1) > epochs:
         yield f"pruner.min_epochs = {pruner.min_epochs}: must be at most epochs = {epochs:g}"
     yield from budget_mistakes(budget, epochs, values.get("objective"))

@@ -64,7 +64,9 @@ class StudySpec:
     @property
     def max_epochs(self) -> int:
         """The epochs of the longest trial."""
-        own = (int(values["epochs"]) for _, values in self.candidates if "epochs" in values)
+        own = [int(values["epochs"]) for _, values in self.candidates if "epochs" in values]
+        if own and len(own) == len(self.candidates):
+            return max(own)
         return max(int(highest("epochs", self.training, self.space) or 0), *own, 0)
 
     def place(self, number: int) -> tuple[int, int]:

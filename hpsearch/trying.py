@@ -23,10 +23,11 @@ def try_models(bench: Bench) -> None:
 
 
 def _extremes(spec: StudySpec) -> Iterator[Recipe]:
-    """The lowest configuration, and those that differ from it in what decides whether a network can be built."""
+    """The lowest configuration of each candidate, and those that differ from it in what decides how they are built."""
     lowest = corner(spec)
-    yield spec.recipe(lowest, 0, 0)
-    frozen = {"frozen_epochs": values[-1]} if (values := _values(spec, "frozen_epochs")) else {}
+    yield from (spec.recipe(lowest, 0, 0, candidate) for candidate in range(len(spec.candidates) or 1))
+    if frozen := {"frozen_epochs": values[-1]} if (values := _values(spec, "frozen_epochs")) else {}:
+        yield spec.recipe({**lowest, **frozen}, 0, 0)
     for name in ("native_size", "frozen_layers"):
         yield from (spec.recipe({**lowest, **frozen, name: value}, 0, 0) for value in _values(spec, name))
 
@@ -71,6 +72,9 @@ def _leaving_one(bench: Bench, recipe: Recipe) -> int | None:
     base = spec.training.get("batch_size", Recipe.batch_size)
     given = [recipe.batch_size, *(values.get("batch_size", base) for _, values in spec.candidates)]
     if isinstance(searched, Choice | Int):
-        given += searched.choices if isinstance(searched, Choice) else range(searched.low, searched.high + 1)
+        if isinstance(searched, Choice):
+            given += searched.choices
+        else:  # who takes all images at once has one step, and no last batch
+            given += range(searched.low, min(searched.high, bench.data.num_images) + 1, searched.step)
         given += [base] if searched.when else []
     return next((size for size in sorted(map(int, given)) if (bench.data.num_images % size or size) == 1), None)

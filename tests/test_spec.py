@@ -7,6 +7,7 @@ import pytest
 from hpsearch import spec
 from hpsearch.errors import StudyFileError, UsageError
 from hpsearch.recipe import Recipe
+from tests.studies import CANDIDATES
 
 STUDY = """
 name = "small"
@@ -120,6 +121,15 @@ def test_json_reads_back(text):
 def test_objective_direction():
     assert spec.parse(STUDY, "s").objective.direction == "maximize"
     assert spec.parse(STUDY + '[objective]\nmetric = "validation_loss"', "s").objective.direction == "minimize"
+
+
+def test_where_all_candidates_have_epochs_of_their_own_the_fixed_ones_are_nobodys():
+    text = CANDIDATES.replace("epochs = 2", "epochs = 100").replace("label =", "epochs = 3\nlabel =")
+    assert spec.parse(text + "[budget]\nepochs = 20\n", "s.toml").max_epochs == 3
+    other = text.replace("epochs = 3\n", "", 1)
+    assert spec.parse(other, "s.toml").max_epochs == 100
+    with pytest.raises(UsageError, match=r"budget\.epochs = 20"):
+        spec.parse(other + "[budget]\nepochs = 20\n", "s.toml")
 
 
 def test_seed_and_epochs_may_be_searched():

@@ -17,6 +17,7 @@ from hpsearch.errors import DataError, DownloadError, HpsearchError, TrialsFail,
 from hpsearch.events import EpochDone, StudyOpened, WorkerLeft, WorkerWarned
 from hpsearch.interrupt import Interruption
 from hpsearch.settings import Settings
+from hpsearch.spec import parse
 from hpsearch.storage import budget, fleet, ledger
 from hpsearch.storage.open import Database, create
 from hpsearch.storage.studies import RECIPE_KEY, create_study, load_study
@@ -24,7 +25,7 @@ from hpsearch.storage.tables import LEASES, USER_ATTRIBUTES
 from hpsearch.train.program import Program
 from hpsearch.worker import Limits, run, serve
 from tests.postgres import PostgresServer
-from tests.studies import TINY
+from tests.studies import CANDIDATES, TINY
 from tests.test_worker_trust import spec, states
 
 
@@ -143,6 +144,7 @@ class Normed(nn.Module):
         ("", "native_size = [32, 8]", "images of 8 x 8"),
         ("", "frozen_layers = { low = 0, high = 9 }\nfrozen_epochs = [0, 1]", "frozen_layers = 9: lenet has 5 layers"),
         ("frozen_epochs = 1", "frozen_layers = [1, 5]", "frozen_layers = 5: lenet has 5 layers"),
+        ("frozen_layers = 5", "frozen_epochs = [0, 1]", "frozen_layers = 5: lenet has 5 layers"),
     ],
 )
 def test_what_cannot_be_built_anywhere_in_the_space_takes_no_trial(
@@ -170,6 +172,30 @@ def test_a_batch_size_that_leaves_one_image_to_batch_normalisation_takes_no_tria
     with pytest.raises(UsageError, match=f"last batch of one image, with batch_size = {size}: "):
         list(run(sqlite, "tiny", settings, Interruption()))
     assert not any(state in (TrialState.RUNNING, TrialState.FAIL) for state in states(sqlite))
+
+
+def test_batch_sizes_between_the_steps_of_a_range_are_no_matter(
+    sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num = len(load("digits", data_dir=None, cache_dir=settings.datasets, image_size=8).train_labels)
+    size = next(size for size in range(4, num) if num % size == 1)
+    searched = f"batch_size = {{ low = {size - 1}, high = {10**9 + size - 1}, step = {10**9} }}"
+    text = TINY.partition("[[first]]")[0].replace("hidden_width = 16", "")
+    create_study(sqlite, spec(1, 2, text.replace("[pruner]", f"{searched}\n[pruner]")), "tiny")
+    monkeypatch.setattr("hpsearch.worker.catalogue.load", lambda *_: Normed)
+    list(run(sqlite, "tiny", settings, Interruption()))
+    assert all(state.is_finished() for state in states(sqlite))
+
+
+def test_a_candidate_that_cannot_be_built_is_found_before_the_first_has_trained(
+    sqlite: Database, settings: Settings
+) -> None:
+    text = CANDIDATES.replace("2lp", "lenet").replace("image_size = 8", "image_size = 32")
+    text = text.replace("hidden_width = 16\n", "") + '[[candidate]]\nlabel = "small"\nnative_size = 8\n'
+    create_study(sqlite, parse(text, "three.toml"), "three")
+    with pytest.raises(UsageError, match="images of 8 x 8"):
+        list(run(sqlite, "three", settings, Interruption()))
+    assert states(sqlite, "three") == []
 
 
 def test_ctrl_c_ends_a_download(sqlite: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

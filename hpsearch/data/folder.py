@@ -53,12 +53,16 @@ def stamp(source: Source) -> str:
 
 
 def stamp_of(folder: Path, files: Mapping[str, Sequence[Path]]) -> str:
-    """A text that changes with the paths, sizes and change times of these files."""
+    """A text that changes with the paths, sizes and times of these files.
+
+    Among them the time when a name was given, which no command sets: files that change places may agree in all else.
+    """
     digest = hashlib.sha256(os.fsencode(folder.resolve()) + DECODER)
     for class_name, members in files.items():
         for path in members:
             state = path.stat() if path.exists() else path.lstat()  # of a broken link
-            digest.update(os.fsencode(f"\0{class_name}\0{path.name}\0{state.st_size}\0{state.st_mtime_ns}"))
+            times = f"{state.st_mtime_ns}\0{state.st_ctime_ns}"
+            digest.update(os.fsencode(f"\0{class_name}\0{path.name}\0{state.st_size}\0{times}"))
     return digest.hexdigest()
 
 

@@ -167,6 +167,16 @@ def test_stamp_tells_every_change(folder: Path) -> None:
     stamps.append(stamp(source(folder)))
     assert len(set(stamps)) == 4
     assert stamp(source(folder)) == stamps[-1]
+    picture(folder / "train/cat/new.png", (3, 2, 1))  # as large as the other, and as old
+    cat, ant = folder / "train/cat/new.png", folder / "train/ant/new.png"
+    for path in (cat, ant):
+        os.utime(path, (1, 1))
+    stamps.append(stamp(source(folder)))
+    for old, new in ((cat, folder / "third"), (ant, cat), (folder / "third", ant)):
+        old.rename(new)
+    stamps.append(stamp(source(folder)))
+    assert cat.stat().st_size == ant.stat().st_size
+    assert len(set(stamps)) == 6
     picture(folder / "test/ant/new.png")
     assert stamp(source(folder)) == stamps[-1]
 
