@@ -9,8 +9,10 @@ INSISTENT = 3  # Ctrl-C so often ends the process where it is, as one that is ki
 
 
 class Interrupted(BaseException):
-    """The process was asked to stop. Like KeyboardInterrupt no Exception, which a network's or a data set's code takes
-    for its own."""
+    """The process was asked to stop.
+
+    No Exception, as KeyboardInterrupt is none: a network's or a data set's code would take it for one of its own.
+    """
 
 
 class Interruption:

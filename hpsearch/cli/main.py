@@ -17,7 +17,7 @@ import click
 
 from hpsearch.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, HpsearchError, UsageError, exit_code
 
-PASSWORD = re.compile(r"(?<=//)[^\s/@]+:[^\s/]+(?=@)")  # with the user's name: of a URL that was given somewhere else
+PASSWORD = re.compile(r"(//[^\s/@:]*:)[^\s/]+(?=@)")  # of a storage's URL, which may be given where none belongs
 
 # name -> (where the click command is, the line that `hpsearch --help` shows). Literal, so that help imports nothing.
 COMMANDS = {
@@ -156,5 +156,5 @@ def _give_up_output() -> None:
 
 
 def _say(message: str) -> None:
-    for line in message.splitlines():
-        click.echo(f"hpsearch: {PASSWORD.sub('***', line)}", err=True)
+    for line in PASSWORD.sub(r"\1***", message).splitlines():
+        click.echo(f"hpsearch: {line}", err=True)
