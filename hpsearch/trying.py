@@ -26,10 +26,12 @@ def _extremes(spec: StudySpec) -> Iterator[Recipe]:
     """The lowest configuration of each candidate, and those that differ from it in what decides how they are built."""
     lowest = corner(spec)
     yield from (spec.recipe(lowest, 0, 0, candidate) for candidate in range(len(spec.candidates) or 1))
-    if frozen := {"frozen_epochs": values[-1]} if (values := _values(spec, "frozen_epochs")) else {}:
-        yield spec.recipe({**lowest, **frozen}, 0, 0)
+    frozen = lowest
+    if values := _values(spec, "frozen_epochs"):
+        frozen = {**lowest, "frozen_epochs": values[-1]}
+        yield spec.recipe(frozen, 0, 0)
     for name in ("native_size", "frozen_layers"):
-        yield from (spec.recipe({**lowest, **frozen, name: value}, 0, 0) for value in _values(spec, name))
+        yield from (spec.recipe({**frozen, name: value}, 0, 0) for value in _values(spec, name))
 
 
 def _values(spec: StudySpec, name: str) -> tuple[Value, ...]:

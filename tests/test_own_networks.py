@@ -1,11 +1,13 @@
 """Networks of one's own, from training to an export and to transfer: tied weights, and layers in any order."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import hpsearch
 from hpsearch import transfer
@@ -15,13 +17,19 @@ from hpsearch.export import export, pinned
 from hpsearch.interrupt import Interruption
 from hpsearch.models import MODELS
 from hpsearch.models.takeover import COPIED, NEW
+from hpsearch.recipe import Recipe
 from hpsearch.settings import Settings
 from hpsearch.spec import parse
 from hpsearch.storage.open import Database
 from hpsearch.storage.studies import create_study, load_study
+from hpsearch.train.augment import normalise
+from hpsearch.train.device_data import place
+from hpsearch.train.fused import Fused
+from hpsearch.train.program import Program
 from hpsearch.verify import verify
 from hpsearch.worker import run
 from tests.chain import silent
+from tests.train.data import small_data_set
 
 TEXT = """
 name = "own"
@@ -112,3 +120,31 @@ def test_what_is_behind_tied_weights_is_carried_over(sqlite: Database, settings:
     place = made("tied", sqlite, settings, tmp_path / "out")
     found = {fate.layer: fate.fate for fate in transfer.plan(place, "digits:5-9", None, 2, 1, settings).layers}
     assert found == dict.fromkeys(("first", "norm", "second", "third"), COPIED) | {"output": NEW}
+
+
+class Half(nn.Module):
+    """A network that computes in half precision, with a layer that it does not use."""
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(math.prod(input_shape), num_classes)
+        self.spare = nn.Linear(2, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layer(images.flatten(1)).bfloat16()  # type: ignore[no-any-return]
+
+
+def test_half_precision_is_measured_whole_and_an_unused_layer_is_no_matter() -> None:
+    data = place(small_data_set(), "cpu")
+    alone = Program(recipe := Recipe(model="own", epochs=1), Half(data.input_shape, data.num_classes), data)
+    group = Fused(recipe, None, data, 2, Half)
+    group.fill(0, recipe, Half(data.input_shape, data.num_classes), alone.state())
+    one, other = alone.run_epoch(), group.run_epoch()[0]
+    images = normalise(data.validation_images, data.mean, data.std)
+    with torch.no_grad():
+        logits = alone.model.eval()(images).double()
+    # To four digits: bfloat16 has two.
+    assert one.validation_loss == pytest.approx(functional.cross_entropy(logits, data.validation_labels).item(), 1e-4)
+    assert one.validation_accuracy == pytest.approx((logits.argmax(1) == data.validation_labels).double().mean().item())
+    assert other.validation_loss == pytest.approx(one.validation_loss, 1e-3)
+    assert other.training_loss == pytest.approx(one.training_loss, 1e-3)

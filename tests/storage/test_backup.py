@@ -339,7 +339,6 @@ def test_what_backup_refuses(recorded: Sandbox, postgres: PostgresServer, tmp_pa
 def test_a_file_that_cannot_be_read_is_not_left_out_of_a_backup(
     recorded: Sandbox, tmp_path: Path, backups: Path
 ) -> None:
-    """Weights of another user, which only that one may read."""
     weights = tmp_path / "home/weights/some.safetensors"
     weights.write_bytes(b"weights")
     weights.chmod(0)

@@ -20,7 +20,6 @@ from hpsearch.storage.ledger import Report as Epoch
 from hpsearch.storage.open import create
 from hpsearch.storage.studies import create_study, load_study, progress
 from hpsearch.storage.tables import METRICS
-from hpsearch.trained import recipe_of
 from hpsearch.worker import Limits, serve
 from tests.sessions import take
 from tests.storage.sandbox import ABANDONED, COMPLETE, DONE, PRUNED, Sandbox, kinds
@@ -291,23 +290,6 @@ def test_several_kinds_of_damage_at_once(sandbox: Sandbox) -> None:
     assert len(report.repaired) == 8  # one for each, and the value after its curve
     assert report.left == ()
     check_it_goes_on(sandbox)
-
-
-def test_a_recipe_keeps_the_place_in_the_stream_where_its_trial_began(sandbox: Sandbox) -> None:
-    """Neither parameters nor study know it, and a checkpoint is found by the whole recipe."""
-    sandbox.sql(
-        "UPDATE trial_user_attributes SET value_json = replace(value_json, '\"stream_offset\": 0', "
-        "'\"stream_offset\": 7') WHERE trial_id = {4} AND key = 'hpsearch:recipe'"
-    )
-    before = recipe_of(sandbox.trials()[ABANDONED])
-    sandbox.sql(
-        f"UPDATE trial_user_attributes SET value_json = replace(value_json, '{before.learning_rate}', '0.5') "
-        "WHERE trial_id = {4} AND key = 'hpsearch:recipe'"
-    )
-    (finding,) = sandbox.fsck(mend=True).repaired
-    assert finding.kind == "recipe"
-    assert before.stream_offset == 7
-    assert recipe_of(sandbox.trials()[ABANDONED]) == before
 
 
 def test_a_deleted_trial_leaves_a_gap_that_is_said_to_be_one(sandbox: Sandbox) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from hpsearch.artifacts import FolderCheckpoints, study_prefix, trial_key
 from hpsearch.storage.fsck import Report
 from hpsearch.storage.open import create
+from hpsearch.trained import recipe_of
 from tests.cli.running import hpsearch
 from tests.storage.sandbox import ABANDONED, COMPLETE, WAITING, Sandbox
 
@@ -88,3 +89,20 @@ def test_the_command(tmp_path: Path) -> None:
         sandbox.sql("UPDATE hpsearch_control SET state = 'running'")
         assert json.loads(hpsearch(tmp_path, "fsck", "tiny", "--json").stdout)["ok"]
     assert "did you mean" in hpsearch(tmp_path, "fsck", "tinny", code=2).stderr
+
+
+def test_a_recipe_keeps_the_place_in_the_stream_where_its_trial_began(sandbox: Sandbox) -> None:
+    """Neither parameters nor study know it, and a checkpoint is found by the whole recipe."""
+    sandbox.sql(
+        "UPDATE trial_user_attributes SET value_json = replace(value_json, '\"stream_offset\": 0', "
+        "'\"stream_offset\": 7') WHERE trial_id = {4} AND key = 'hpsearch:recipe'"
+    )
+    before = recipe_of(sandbox.trials()[ABANDONED])
+    sandbox.sql(
+        f"UPDATE trial_user_attributes SET value_json = replace(value_json, '{before.learning_rate}', '0.5') "
+        "WHERE trial_id = {4} AND key = 'hpsearch:recipe'"
+    )
+    (finding,) = sandbox.fsck(mend=True).repaired
+    assert finding.kind == "recipe"
+    assert before.stream_offset == 7
+    assert recipe_of(sandbox.trials()[ABANDONED]) == before

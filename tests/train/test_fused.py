@@ -23,7 +23,6 @@ from hpsearch.models.build import build_model
 from hpsearch.recipe import Recipe
 from hpsearch.train import OPTIMIZERS, SCHEDULES
 from hpsearch.train import fused as fused_module
-from hpsearch.train.augment import normalise
 from hpsearch.train.device_data import place
 from hpsearch.train.fused import CannotFuse, Fused
 from hpsearch.train.lane_optimizers import BUFFERS, Numbers
@@ -327,33 +326,6 @@ def test_a_network_may_read_the_rate_of_its_dropout() -> None:
     model = ReadsRate(data.input_shape, data.num_classes)
     assert not Program(recipe, model, data).run_epoch().diverged
     assert model.drop.p == 0.25
-
-
-class Half(OwnDropout):
-    """A network that computes in half precision, with a layer that it does not use."""
-
-    def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
-        super().__init__(input_shape, num_classes)
-        self.spare = nn.Linear(2, 2)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.layer(images.flatten(1)).bfloat16()  # type: ignore[no-any-return]
-
-
-def test_half_precision_is_measured_whole_and_an_unused_layer_is_no_matter() -> None:
-    data = place(small_data_set(), "cpu")
-    alone = Program(recipe := Recipe(model="own", epochs=1), Half(data.input_shape, data.num_classes), data)
-    group = Fused(recipe, None, data, 2, Half)
-    group.fill(0, recipe, Half(data.input_shape, data.num_classes), alone.state())
-    one, other = alone.run_epoch(), group.run_epoch()[0]
-    images = normalise(data.validation_images, data.mean, data.std)
-    with torch.no_grad():
-        logits = alone.model.eval()(images).double()
-    # To four digits: bfloat16 has two.
-    assert one.validation_loss == pytest.approx(functional.cross_entropy(logits, data.validation_labels).item(), 1e-4)
-    assert one.validation_accuracy == pytest.approx((logits.argmax(1) == data.validation_labels).double().mean().item())
-    assert other.validation_loss == pytest.approx(one.validation_loss, 1e-3)
-    assert other.training_loss == pytest.approx(one.training_loss, 1e-3)
 
 
 @pytest.mark.parametrize(
