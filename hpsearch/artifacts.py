@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +45,7 @@ class Checkpoints(Protocol):
         Those that are passed over, damaged or of a later epoch, are deleted: the trial will write that epoch again.
 
         Raises:
-            OSError: the place cannot be reached.
+            OSError: the place cannot be reached, or its files not be read.
         """
 
     def forget(self, key: str) -> None:
@@ -107,16 +107,16 @@ class FolderCheckpoints:
         place = self.folder / key
         place.mkdir(parents=True, exist_ok=True)
         name = f"{epoch:06d}-{digest(content)}{SUFFIX}"
-        handle, temporary = tempfile.mkstemp(dir=place, prefix=".", suffix=".part")
+        temporary = place / f".{uuid.uuid4()}.part"  # not of `tempfile`, whose files are for one user alone
         try:
-            with os.fdopen(handle, "wb") as file:
+            with temporary.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, place / name)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(temporary)
+                temporary.unlink()
             raise
         _sync_folder(place)
         for old in [path for path in self._files(key) if _epoch(path) <= epoch][KEPT:]:
@@ -125,11 +125,16 @@ class FolderCheckpoints:
     def load(self, key: str, last_epoch: int) -> Iterator[tuple[int, bytes]]:
         """See `Checkpoints`."""
         for path in self._files(key):
-            with contextlib.suppress(OSError):
+            try:
                 epoch, content = _epoch(path), path.read_bytes()
-                if epoch <= last_epoch and _matches(path, content):
-                    yield epoch, content
-                else:
+            except PermissionError:
+                raise
+            except OSError:
+                continue
+            if epoch <= last_epoch and _matches(path, content):
+                yield epoch, content
+            else:
+                with contextlib.suppress(OSError):
                     path.unlink()
 
     def forget(self, key: str) -> None:

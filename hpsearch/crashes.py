@@ -2,9 +2,12 @@
 
 import contextlib
 import faulthandler
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+LEFT_SECONDS = 30 * 24 * 3600.0  # after which a worker is taken to have ended; a crash later than that tells nothing
 
 
 @contextmanager
@@ -13,6 +16,7 @@ def kept(folder: Path, owner: str) -> Iterator[None]:
     path = _path(folder, owner)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
         file = path.open("w")
     except OSError:  # a full or read-only disk: the worker can do without
         yield
@@ -35,6 +39,15 @@ def last_words(folder: Path, owner: str) -> str:
     with contextlib.suppress(OSError):
         return _path(folder, owner).read_text(errors="replace")[-10_000:]
     return ""
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what killed workers left, who had nothing to say."""
+    for path in folder.glob("*.txt"):
+        with contextlib.suppress(OSError):
+            known = path.stat()
+            if not known.st_size and time.time() - known.st_mtime > LEFT_SECONDS:
+                path.unlink()
 
 
 def _path(folder: Path, owner: str) -> Path:

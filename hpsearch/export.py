@@ -66,7 +66,9 @@ def export(
             raise UsageError(f"{where}: exists already; an export is never written over, so name another folder")
     if isinstance(shelf, Folder):
         there = next(folder for folder in shelf.path.absolute().parents if folder.exists())
-        if not os.access(there, os.W_OK):  # found out before the network trains again
+        if not there.is_dir():  # found out before the network trains again
+            raise UsageError(f"{where}: cannot be written ({there} is a file); name another folder")
+        if not os.access(there, os.W_OK):
             raise UsageError(f"{where}: cannot be written ({there} is read-only here); name another folder")
     chosen = choose(database, study, confirmed=False, say=say)
     if rank > len(chosen):

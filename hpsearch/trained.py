@@ -27,7 +27,9 @@ from hpsearch.storage.checkpoints import open_checkpoints
 from hpsearch.storage.open import Database
 from hpsearch.storage.pinned import check_data
 from hpsearch.storage.studies import RECIPE_KEY, LoadedStudy, progress, ranked, recorded_recipe
+from hpsearch.train.augment import normalise
 from hpsearch.train.program import Program, place
+from hpsearch.train.randomness import steady
 
 Say = Callable[[str], None]
 
@@ -244,10 +246,8 @@ def same_loss(one: float, other: float) -> bool:
 
 def probabilities(model: nn.Module, images: Any, dataset: DataSet) -> Any:
     """Softmax (N, k) float64 of images uint8 (N, C, H, W), normalised as in training."""
-    from hpsearch.train.augment import normalise
-
     parts = []
-    with torch.inference_mode():
+    with torch.no_grad(), steady(model, torch.device("cpu")):
         for block in torch.split(torch.from_numpy(images), 500):
             logits = model(normalise(block, dataset.mean, dataset.std))
             parts.append(logits.double().softmax(1))

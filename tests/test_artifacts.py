@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from optuna.trial import TrialState
@@ -197,6 +198,24 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
         folder.save(KEY, 1, b"1")
     assert list(folder.load(KEY, LAST)) == []
     folder.forget(KEY)
+
+
+def test_files_are_as_open_as_the_user_makes_files(tmp_path: Path) -> None:
+    """The next worker of a trial may be another user's."""
+    folder = FolderCheckpoints(tmp_path)
+    folder.save(KEY, 1, b"one")
+    (path,) = (tmp_path / KEY).iterdir()
+    (tmp_path / "plain").write_bytes(b"one")
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_files_that_may_not_be_read_are_no_missing_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that begins a trial again says why."""
+    FolderCheckpoints(tmp_path).save(KEY, 1, b"one")
+    locked = Mock(side_effect=PermissionError(13, "Permission denied"))  # what the root user never meets
+    monkeypatch.setattr(Path, "read_bytes", locked)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        list(FolderCheckpoints(tmp_path).load(KEY, LAST))
 
 
 def test_s3_that_is_away_says_so_in_one_line_and_in_time(s3: S3Server) -> None:

@@ -1,5 +1,6 @@
 """Last words: a worker that dies of a segmentation fault leaves its stack for the record of the trial."""
 
+import os
 import subprocess
 import sys
 import time
@@ -38,6 +39,16 @@ def test_a_crash_leaves_its_stack_and_a_good_end_nothing(tmp_path: Path) -> None
     assert "Segmentation fault" in words
     assert "train_with_a_broken_library" in words
     assert crashes.last_words(tmp_path, "another:7:ab") == ""
+
+
+def test_what_killed_workers_left_is_deleted_once_it_is_old(tmp_path: Path) -> None:
+    files = {name: tmp_path / f"host-{name}.txt" for name in ("old", "new", "telling")}
+    for path in files.values():
+        path.write_text("Segmentation fault" if "telling" in path.name else "")
+    for name in ("old", "telling"):
+        os.utime(files[name], (0, time.time() - crashes.LEFT_SECONDS - 9))
+    with crashes.kept(tmp_path, "me"):
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["host-new.txt", "host-telling.txt", "me.txt"]
 
 
 def test_a_folder_that_cannot_be_made_stops_nobody(tmp_path: Path) -> None:

@@ -224,6 +224,9 @@ def test_a_place_that_cannot_be_written_is_found_out_first(
     with pytest.raises(UsageError, match="cannot be written"):
         export(chain.database, chain.search, 1, tmp_path / "exports" / "one", chain.settings, silent)
     assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="file is a file"):
+        export(chain.database, chain.search, 1, tmp_path / "file" / "one", chain.settings, silent)
 
 
 def test_nothing_is_half_written(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from hpsearch.errors import UsageError
 from hpsearch.export import export, pinned
 from hpsearch.interrupt import Interruption
 from hpsearch.models import MODELS
+from hpsearch.models.build import build_model
 from hpsearch.models.takeover import COPIED, NEW
 from hpsearch.recipe import Recipe
 from hpsearch.settings import Settings
@@ -24,7 +25,7 @@ from hpsearch.storage.open import Database
 from hpsearch.storage.studies import create_study, load_study
 from hpsearch.train.augment import normalise
 from hpsearch.train.device_data import place
-from hpsearch.train.fused import Fused
+from hpsearch.train.fused import CannotFuse, Fused
 from hpsearch.train.program import Program
 from hpsearch.verify import verify
 from hpsearch.worker import run
@@ -148,3 +149,27 @@ def test_half_precision_is_measured_whole_and_an_unused_layer_is_no_matter() -> 
     assert one.validation_accuracy == pytest.approx((logits.argmax(1) == data.validation_labels).double().mean().item())
     assert other.validation_loss == pytest.approx(one.validation_loss, 1e-3)
     assert other.training_loss == pytest.approx(one.training_loss, 1e-3)
+
+
+def test_parameters_in_half_precision_are_not_fused() -> None:
+    """Lanes hold float32: they would train another network."""
+    data = place(small_data_set(), "cpu")
+
+    def made(shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), num_classes).double())
+
+    with pytest.raises(CannotFuse, match=r"1.weight, 1.bias are torch.float64, not torch.float32"):
+        Fused(Recipe(model="own", epochs=1), None, data, 2, made)
+
+
+class Counting(nn.Linear):
+    """Keeps a count outside of its tensors."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"steps": 3}
+
+
+def test_a_state_that_is_no_tensor_is_refused() -> None:
+    """No checkpoint could hold it."""
+    with pytest.raises(UsageError, match="model own: its _extra_state is no tensor: keep it in a buffer"):
+        build_model(Recipe("own", 1), (1, 2, 2), 2, lambda shape, num_classes: Counting(4, num_classes))

@@ -14,6 +14,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -202,7 +203,7 @@ def _write(work: Path, raw: RawImages) -> None:
     mean, std = _statistics(images)
     hashes = {key: _sha256(work / f"{key}.npy") for key in ARRAYS}
     meta = {"classes": raw.classes, "mean": mean, "std": std, "sha256": hashes}
-    (work / "meta.json").write_text(json.dumps(meta, indent=1))
+    (work / "meta.json").write_text(json.dumps(meta | {"check": _check_of(meta)}, indent=1))
     work.chmod(0o755)  # mkdtemp's 0700 would keep out the other users of a shared machine
 
 
@@ -210,6 +211,8 @@ def _open(place: Path, name: str) -> DataSet | None:
     """The cache at `place`, its content verified; None if there is none or it is damaged."""
     try:
         meta = json.loads((place / "meta.json").read_text())
+        if meta.pop("check", None) not in (None, _check_of(meta)):  # None: an earlier version wrote it
+            return None
         if any(_sha256(place / f"{key}.npy") != meta["sha256"][key] for key in ARRAYS):
             return None
         arrays = {key: np.load(place / f"{key}.npy", mmap_mode="r", allow_pickle=False) for key in ARRAYS}
@@ -224,6 +227,11 @@ def _open(place: Path, name: str) -> DataSet | None:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _check_of(meta: dict[str, Any]) -> str:
+    """A hash of what is known of the cache."""
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

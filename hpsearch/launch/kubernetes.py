@@ -25,6 +25,7 @@ LONGEST_NAME = 57  # a pod's host name is the Job's and a dash and its index, 63
 S3_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
 
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+SUBDOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,255}")
 QUANTITY = re.compile(r"[1-9]\d{0,8}(Ki|Mi|Gi|Ti|k|M|G|T)?")
 
@@ -79,7 +80,8 @@ class Pods:
         _check("--image", self.image, IMAGE, "an image's name, as in registry.example.org/hpsearch:1.0")
         _check("--memory", self.memory, QUANTITY, "a quantity of Kubernetes's, as in 4Gi or 500Mi")
         if self.claim is not None:
-            _check("--claim", self.claim, LABEL, "the name of a PersistentVolumeClaim: lower-case letters, digits, '-'")
+            rule = "the name of a PersistentVolumeClaim: lower-case letters, digits, '-' and '.'"
+            _check("--claim", self.claim, SUBDOMAIN, rule)
         elif self.artifacts is None:
             raise UsageError(
                 "checkpoints: pods share no disk, and a worker that is pre-empted would lose its trials' work; set "

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from hpsearch.errors import UsageError
@@ -34,6 +34,8 @@ def build_model(
         model = constructor(input_shape, num_classes, **given)
     if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
         raise UsageError(f"recipe: model {recipe.model} has lazy layers: give them their sizes, from input_shape")
+    if kept := [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]:
+        raise UsageError(f"recipe: model {recipe.model}: its {kept[0]} is no tensor: keep it in a buffer, or not")
     return model
 
 

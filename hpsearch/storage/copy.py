@@ -227,6 +227,10 @@ def _told(connection: Connection) -> Iterator[None]:
     known = connection.dialect.loaded_dbapi
     try:
         yield
+    except LookupError as error:  # a state that Optuna does not know
+        raise HpsearchError(
+            f"{_place(connection)}: {error}; nothing has been copied: restore a backup of it"
+        ) from error
     except (*FAULTS, known.Error) as error:
         connection.invalidate()  # it may be in the middle of a COPY, or gone
         cause, advice = getattr(error, "orig", None) or error, ""

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from sqlalchemy import Connection, func, insert, select, text, update
 
 from hpsearch.artifacts import Checkpoints, study_prefix, trial_number
-from hpsearch.errors import UsageError
+from hpsearch.errors import HpsearchError, UsageError
 from hpsearch.storage import locks
 from hpsearch.storage.checkpoints import open_checkpoints
 from hpsearch.storage.checks import facts
@@ -97,8 +97,12 @@ def repair(database: Database, study: LoadedStudy) -> list[Finding]:
 
 
 def examine(connection: Connection, study: LoadedStudy) -> list[Finding]:
-    """The findings about the study, and about rows that belong to no study."""
-    known = facts.read(connection, study)
+    """The findings about the study, and about rows that belong to no study.
+
+    Raises:
+        HpsearchError: a row cannot be read.
+    """
+    known = _facts(connection, study)
     live = {trial.trial_id for trial in known.trials if trial.live}
     recipes = list(check_recipes(known))
     unsure = {finding.trial_id for finding in recipes}  # how many epochs they should have
@@ -126,7 +130,7 @@ def check_checkpoints(database: Database, study: LoadedStudy, place: Checkpoints
     """
     keys = place.keys(study_prefix(study.name, study.created))  # before the trials: of a later one it has none
     with database.engine.connect() as connection:
-        known = sorted(facts.read(connection, study).trials, key=lambda trial: not trial.ended)
+        known = sorted(_facts(connection, study).trials, key=lambda trial: not trial.ended)
     trials = {trial.number: trial for trial in known}  # of two with one number, the one that has not ended
     found = []
     for key in keys:
@@ -151,6 +155,16 @@ def _files(database: Database, study: LoadedStudy, place: str, *, mend: bool) ->
         return check_checkpoints(database, study, open_checkpoints(place), mend=mend)
     except (OSError, UsageError) as error:
         return [Finding("checkpoint", f"checkpoints were not checked: {error}", why_not=UNREACHABLE, damage=False)]
+
+
+def _facts(connection: Connection, study: LoadedStudy) -> facts.Facts:
+    try:
+        return facts.read(connection, study)
+    except (LookupError, ValueError, TypeError, AssertionError) as error:
+        raise HpsearchError(
+            f"study {study.name}: its rows hold what neither hpsearch nor Optuna ever writes ({error}); "
+            "restore a backup, as docs/operators.md says"
+        ) from error
 
 
 def _one_for_each_trial(findings: Sequence[Finding]) -> list[Finding]:

@@ -37,6 +37,11 @@ class SeededDropout(nn.Module):
         """The rate, as nn.Dropout has it; many lanes, which differ in it, have no such number."""
         return float(self.rate)
 
+    @p.setter
+    def p(self, rate: float) -> None:
+        self.rate.fill_(rate)
+        self.idle = rate == 0
+
     def begin(self, step: Tensor | int) -> None:
         """The next uses of the layer belong to this step."""
         if isinstance(step, Tensor):
@@ -55,7 +60,8 @@ class SeededDropout(nn.Module):
         self.uses += 1
         noise = _mixed(_mixed(image + unit) ^ key)  # (B, units)
         kept = (noise & (RESOLUTION - 1)) >= self.rate * RESOLUTION
-        return inputs * (kept / (1 - self.rate)).view_as(inputs)
+        share = (1 - self.rate).clamp(min=1 / RESOLUTION)  # a rate of 1 keeps nothing
+        return inputs * (kept / share).view_as(inputs)
 
 
 def seeded(model: nn.Module) -> list[SeededDropout]:

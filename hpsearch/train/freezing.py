@@ -51,9 +51,18 @@ def check(model: nn.Module, recipe: Recipe) -> None:
 
 
 def rest(model: nn.Module, recipe: Recipe) -> None:
-    """Put the frozen layers into evaluation mode, so that batch normalisation keeps its statistics."""
-    for _, layer in layers(model)[: recipe.frozen_layers]:
-        layer.training = False  # not `eval`, which would reach what is inside it, such as the head inside the network
+    """Put the frozen layers into evaluation mode, so that batch normalisation keeps its statistics.
+
+    Normalisation that has statistics and no parameters belongs to the layer before it.
+    """
+    num_layers = 0
+    for layer in model.modules():
+        owns = any(True for _ in layer.parameters(False))
+        num_layers += owns
+        if num_layers > recipe.frozen_layers:
+            return
+        if owns or getattr(layer, "running_mean", None) is not None:
+            layer.training = False  # not `eval`, which would reach what is inside it, such as the head in the network
 
 
 def _part(rows: Sequence[int], tensors: Sequence[Tensor], buffers: Mapping[str, list[Tensor]]) -> Part:

@@ -117,6 +117,8 @@ class Fused:
         parameters = {name: parameter for name, parameter in self._module.named_parameters() if parameter.requires_grad}
         fixed = {name: parameter for name, parameter in self._module.named_parameters() if not parameter.requires_grad}
         self._names = list(parameters)
+        if other := [name for name, parameter in parameters.items() if parameter.dtype != torch.float32]:
+            raise CannotFuse(f"{', '.join(other)} are {parameters[other[0]].dtype}, not torch.float32")
         ends = torch.tensor([0, *(p.numel() for p in parameters.values())]).cumsum(0).tolist()
         flat = torch.zeros(num_lanes, ends[-1], device=data.device)  # (K, P)
         self._ranges = dict(zip(self._names, pairwise(ends), strict=True))

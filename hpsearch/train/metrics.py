@@ -7,6 +7,7 @@ from torch.nn import functional
 from hpsearch.train.augment import normalise
 from hpsearch.train.device_data import DeviceData, send
 from hpsearch.train.precision import EVALUATION, multiplying
+from hpsearch.train.randomness import steady
 
 STEPS = 32  # whose logits are kept at most before they are reduced
 
@@ -63,6 +64,6 @@ def predictions(model: torch.nn.Module, data: DeviceData) -> Tensor:
     """The class (N,) that each validation image is taken for."""
     model.eval()
     batches = torch.split(data.validation_images, VALIDATION_BATCH)
-    with multiplying(EVALUATION, data.device):
+    with multiplying(EVALUATION, data.device), steady(model, data.device):
         found = [model(normalise(raw, data.mean, data.std)).argmax(1) for raw in batches]
     return torch.cat(found)

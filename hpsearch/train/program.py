@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pkgutil import resolve_name
@@ -24,6 +24,7 @@ from hpsearch.train.freezing import Part, parts, rest
 from hpsearch.train.metrics import VALIDATION_BATCH, Sums, evaluate, full_precision
 from hpsearch.train.optimizers import SGD, Optimizer, ScaledSGD, Update, clip_divisor, factored_norm, gradient_norm
 from hpsearch.train.precision import autocast, multiplying
+from hpsearch.train.randomness import RandomState, draws, steady
 from hpsearch.train.recorded import WORTH, Derived, Forward, Step, record
 from hpsearch.train.schedules import Schedule
 from hpsearch.train.stream import Stream
@@ -63,7 +64,7 @@ class Program:
         self.recipe = recipe
         self._dropouts = [layer for layer in seeded(model) if not layer.idle]
         self.model = model.to(data.device)
-        self.draws = getattr(model, "own_randomness", True)  # from the random state of the whole process
+        self.draws = draws(model)
         self.data = data
         self.epoch = 0
         self.stream = Stream(recipe.augmentation, recipe.batch_size, recipe.stream_seed)
@@ -261,14 +262,16 @@ class Program:
         """Loss and accuracy on the validation part."""
         self.model.eval()
         totals = torch.zeros(2, device=self.data.device)
-        for raw, labels in zip(
+        batches = zip(
             torch.split(self.data.validation_images, VALIDATION_BATCH),
             torch.split(self.data.validation_labels, VALIDATION_BATCH),
             strict=True,
-        ):
-            heed()
-            images = normalise(raw, self.data.mean, self.data.std)
-            totals += torch.stack(evaluate(self.model, images, labels))
+        )
+        with steady(self.model, self.data.device):
+            for raw, labels in batches:
+                heed()
+                images = normalise(raw, self.data.mean, self.data.std)
+                totals += torch.stack(evaluate(self.model, images, labels))
         loss, hits = (totals / len(self.data.validation_labels)).tolist()
         return loss, hits
 
@@ -292,27 +295,3 @@ def schedule_of(recipe: Recipe) -> Schedule:
     """The recipe's schedule."""
     schedule: Schedule = resolve_name(SCHEDULES[recipe.scheduler])
     return schedule
-
-
-class RandomState:
-    """Random numbers of one trial's epoch, for networks that draw some in ways of their own; others do not feel it."""
-
-    def __init__(self, device: torch.device, seed: int) -> None:
-        self._devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=self._devices):
-            torch.manual_seed(seed)
-            self._keep()
-
-    @contextmanager
-    def used(self) -> Iterator[None]:
-        """A block that draws from here; the global state is as before at its end."""
-        with torch.random.fork_rng(devices=self._devices):
-            torch.set_rng_state(self._cpu)
-            for device, state in zip(self._devices, self._gpu, strict=True):
-                torch.cuda.set_rng_state(state, device)
-            yield
-            self._keep()
-
-    def _keep(self) -> None:
-        self._cpu = torch.get_rng_state()
-        self._gpu = [torch.cuda.get_rng_state(device) for device in self._devices]

@@ -128,6 +128,21 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def change(path: Path) -> None:
+    """A digit in the middle of what is text: of a mean or a standard deviation."""
+    content = path.read_bytes()
+    place = content.index(b'"std"') + 16
+    assert content[place : place + 1].isdigit()
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+
+
+def test_a_damaged_number_in_what_is_known_of_a_cache_is_found(tmp_path: Path) -> None:
+    whole = digits(tmp_path)
+    (folder,) = folders(tmp_path)
+    change(folder / "meta.json")
+    assert digits(tmp_path).std == whole.std
+
+
 @pytest.mark.parametrize("harm", [cut, flip, Path.unlink])
 @pytest.mark.parametrize("file", ["train_images.npy", "meta.json"])
 def test_a_damaged_cache_is_rebuilt(file: str, harm: Any, tmp_path: Path) -> None:

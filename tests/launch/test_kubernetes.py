@@ -54,7 +54,7 @@ def container(document: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("gpus", [0, 1, 4])
-@pytest.mark.parametrize("place", [(), ("--claim", "checkpoints")], ids=["s3", "claim"])
+@pytest.mark.parametrize("place", [(), ("--claim", "checkpoints.lab-2")], ids=["s3", "claim"])
 def test_valid_by_the_published_schemas(
     tmp_path: Path, variables: dict[str, str], gpus: int, place: tuple[str, ...]
 ) -> None:

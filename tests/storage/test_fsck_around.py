@@ -106,3 +106,15 @@ def test_a_recipe_keeps_the_place_in_the_stream_where_its_trial_began(sandbox: S
     assert finding.kind == "recipe"
     assert before.stream_offset == 7
     assert recipe_of(sandbox.trials()[ABANDONED]) == before
+
+
+def test_rows_that_cannot_be_read_are_one_sentence(tmp_path: Path) -> None:
+    """A file that lost a bit, or that was written by hand."""
+    url = f"sqlite:///{tmp_path / 'storage' / 'hpsearch.db'}"
+    with create(url) as database:
+        Sandbox(database, url, tmp_path / "storage").sql("UPDATE trials SET state = 'ODD' WHERE trial_id = {0}")
+    copying = ("storage", "copy", url, f"sqlite:///{tmp_path / 'new.db'}")
+    for command in (("fsck", "tiny"), ("fsck", "tiny", "--repair"), copying):
+        assert "'ODD' is not among the defined enum values" in hpsearch(tmp_path, *command, code=1).stderr
+    assert "restore a backup" in hpsearch(tmp_path, "fsck", "tiny", code=1).stderr
+    assert not (tmp_path / "new.db").exists()

@@ -118,3 +118,12 @@ def test_a_network_with_parameters_of_its_own_is_frozen_from_them_on() -> None:
     one.model.train()
     rest(one.model, recipe)
     assert one.model.dropout.training
+
+
+def test_normalisation_without_parameters_rests_with_the_layer_before_it() -> None:
+    recipe = Recipe("own", 2, frozen_layers=1, frozen_epochs=1)
+    norm = torch.nn.BatchNorm1d
+    hidden, output = torch.nn.Linear(768, 8), torch.nn.Linear(8, 4)
+    model = torch.nn.Sequential(torch.nn.Flatten(), hidden, norm(8, affine=False), output, norm(4, affine=False))
+    rest(model.train(), recipe)
+    assert [layer.training for layer in model] == [True, False, False, True, True]

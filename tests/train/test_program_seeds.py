@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hpsearch.models.build import build_model
 from hpsearch.recipe import Recipe
 from hpsearch.train.dropout import SeededDropout, seeded
+from hpsearch.train.metrics import predictions
 from hpsearch.train.program import Program, place
 from tests.train.data import small_data_set
 
@@ -75,6 +77,38 @@ def test_a_network_that_draws_itself_draws_anew_in_every_epoch() -> None:
     torch.rand(3)
     assert drawn(1) == first
     assert len(set(first) | set(drawn(2))) == 20
+
+
+class Doubtful(nn.Module):
+    """Draws while it is evaluated, as Monte Carlo dropout does."""
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(math.prod(input_shape), num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.layer(functional.dropout(images.flatten(1), 0.5))
+        return logits
+
+
+def test_what_a_network_draws_while_it_is_evaluated_is_the_same_each_time() -> None:
+    running = program(recipe(model="doubtful", hidden_width=None, dropout=None), Doubtful)
+    first, classes = running.validate(), predictions(running.model, DATA)
+    before = torch.get_rng_state()
+    assert running.validate() == first
+    assert torch.equal(predictions(running.model, DATA), classes)
+    assert float((classes == DATA.validation_labels).double().mean()) == pytest.approx(first[1])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_dropout_rate_can_be_assigned_and_be_one() -> None:
+    model = nn.Sequential(nn.Dropout(0.0))
+    (layer,) = seeded(model)
+    assert torch.equal(model(torch.ones(4, 5)), torch.ones(4, 5))
+    layer.p = 1.0
+    assert torch.equal(model(torch.ones(4, 5)), torch.zeros(4, 5))
+    layer.p = 0.5
+    assert set(model(torch.ones(8, 9)).unique().tolist()) == {0.0, 2.0}
 
 
 class Steep(nn.Module):
