@@ -11,7 +11,7 @@ import copy
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +20,7 @@ from hpsearch.form import read_study
 from hpsearch.recipe import Recipe
 from hpsearch.relations import MOST_LISTED, PEAK_SCHEDULER, highest
 from hpsearch.sections import FROM_COMPLETE, SECTIONS, Budget, Data, Model, Objective, Pruner, Sampler
-from hpsearch.space import Float, Parameter, Value, asked, configurations, order, recorded_name, to_table
+from hpsearch.space import Float, Parameter, Value, asked, configurations, order, recorded_name, show, to_table
 
 STORED = "the study in the storage"
 RESTORE = "restore a backup of the storage, or create the study under another name"
@@ -91,6 +91,13 @@ class StudySpec:
             found.append(f'pruner.name = "{pruner}": {rule}; "none" is its default')
         if pruner in ("asha", "hyperband") and 2 * first > self.max_epochs > 1:
             found.append(f"no trial will be pruned: min_epochs = {first} is past half of epochs = {self.max_epochs}")
+        trained: dict[Recipe, str] = {}
+        for number, (label, _) in enumerate(self.candidates):
+            recipe = self.recipe({}, 0, 0, number)
+            if recipe.scheduler != "exponential":
+                recipe = replace(recipe, gamma=Recipe.gamma)
+            if (other := trained.setdefault(recipe, label)) != label:
+                found.append(f"candidates {show(other)} and {show(label)} train the same")
         return found
 
     def recipe(self, params: Mapping[str, Any], seed: int, stream_seed: int, candidate: int = 0) -> Recipe:

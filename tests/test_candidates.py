@@ -107,3 +107,16 @@ def test_a_comparison_recorded_under_laxer_rules_is_still_read() -> None:
     tables["candidate"][0] |= {"seed": 7}
     study = StudySpec.from_json(json.dumps(tables))
     assert (study.pruner.name, study.recipe({}, 1, 1).seed) == ("asha", 7)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("learning_rate = 0.1", "learning_rate = 0.1\ngamma = 0.9", True),  # without scheduler = "exponential"
+        ("", "learning_rate = 0.01", True),  # the default
+        ("gamma = 0.8\nscheduler = 'exponential'", "gamma = 0.9\nscheduler = 'exponential'", False),
+    ],
+)
+def test_candidates_that_train_the_same_are_told(one: str, other: str, same: bool) -> None:
+    told = ['candidates "one" and "other" train the same'] if same else []
+    assert parse("epochs = 2", one, other).cautions() == told
