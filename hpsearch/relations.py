@@ -4,7 +4,7 @@ A Draft is what could be read of [training] and [space]. It also knows the names
 one mistake does not bring others with it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,6 +107,15 @@ def highest_chosen(name: str, training: Mapping[str, Value], space: Mapping[str,
     return factor * float(default(name)) if isinstance(default(name), int | float) else None
 
 
+def most_epochs(
+    training: Mapping[str, Value], space: Mapping[str, Parameter], candidates: Sequence[Mapping[str, Value]]
+) -> int | None:
+    """The epochs of a study's longest trial, if it has any; what is fixed is nobody's if each candidate has its own."""
+    own: list[Any] = [values["epochs"] for values in candidates if is_kind(int, values.get("epochs"))]
+    given = highest("epochs", training, space) if not own or len(own) < len(candidates) else None
+    return max([*own, int(given or 0)]) or None
+
+
 def plan_mistakes(draft: Draft, values: Mapping[str, Any]) -> Iterator[str]:
     """How many trials, from which seeds, by which sampler, stopped how; `values` holds the sections read so far."""
     seeds, budget, pruner = values["seeds"], values.get("budget"), values.get("pruner")
@@ -121,11 +130,7 @@ def plan_mistakes(draft: Draft, values: Mapping[str, Any]) -> Iterator[str]:
         yield f"budget.trials = {budget.trials}: must be at most {most}, the number of seeds" + (
             " times that of candidates" if values["candidates"] else ""
         )
-    epochs = highest("epochs", draft.training, draft.space)
-    own = [values["epochs"] for _, values in values["candidates"] if is_kind(int, values.get("epochs"))]
-    if not own or len(own) < len(values["candidates"]):  # else nobody has the fixed ones
-        own.append(epochs or 0)
-    epochs = max(own) or None
+    epochs = most_epochs(draft.training, draft.space, [own for _, own in values["candidates"]])
     if pruner and epochs and (pruner.min_epochs or 1) > epochs:
         yield f"pruner.min_epochs = {pruner.min_epochs}: must be at most epochs = {epochs:g}"
     yield from budget_mistakes(budget, epochs, values.get("objective"))

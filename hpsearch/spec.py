@@ -18,7 +18,7 @@ from typing import Any
 from hpsearch.errors import StudyFileError, UsageError
 from hpsearch.form import read_study
 from hpsearch.recipe import Recipe
-from hpsearch.relations import MOST_LISTED, PEAK_SCHEDULER, highest
+from hpsearch.relations import MOST_LISTED, PEAK_SCHEDULER, most_epochs
 from hpsearch.sections import FROM_COMPLETE, SECTIONS, Budget, Data, Model, Objective, Pruner, Sampler
 from hpsearch.space import Float, Parameter, Value, asked, configurations, order, recorded_name, show, to_table
 
@@ -64,10 +64,7 @@ class StudySpec:
     @property
     def max_epochs(self) -> int:
         """The epochs of the longest trial."""
-        own = [int(values["epochs"]) for _, values in self.candidates if "epochs" in values]
-        if own and len(own) == len(self.candidates):
-            return max(own)
-        return max(int(highest("epochs", self.training, self.space) or 0), *own, 0)
+        return most_epochs(self.training, self.space, [values for _, values in self.candidates]) or 0
 
     def place(self, number: int) -> tuple[int, int]:
         """Which candidate, and which of the seeds, trial `number` trains: all candidates with one seed, then the next.

@@ -231,8 +231,6 @@ def test_ctrl_c_leaves_no_thread_and_whole_epochs(monkeypatch: pytest.MonkeyPatc
         with interruption.listening(), interruption.stoppable():
             together.train_epoch()
 
-    together.keep_epoch()
-
     monkeypatch.setattr(Program, "_step", asking)
     with pytest.raises(Interrupted):
         run()
