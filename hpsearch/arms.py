@@ -15,12 +15,17 @@ SCRATCH = "scratch"  # the label of the arm without its weights
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train on the target: its values over the seeds, and its lead over training from scratch."""
+    """One way to train on the target: its values over the seeds, and its lead over training from scratch.
+
+    Of the `planned` seeds `lost` diverged or failed.
+    """
 
     study: str
     image_size: int
     label: str
     values: tuple[float, ...]
+    planned: int
+    lost: int
     over_seeds: Estimate
     over_scratch: Estimate | None
     metric: str
@@ -40,7 +45,9 @@ def compare(studies: Sequence[LoadedStudy]) -> list[Arm]:
             pairs = [one - other for one, other in zip(row, scratch, strict=False) if _there(one) and _there(other)]
             lead = estimate(pairs) if pairs and label != SCRATCH else None
             size = study.spec.data.image_size
-            arms.append(Arm(study.name, size, label, tuple(own), estimate(own), lead, objective.metric))
+            lost = sum(value is not None and math.isnan(value) for value in row)
+            found = (tuple(own), len(row), lost, estimate(own), lead, objective.metric)
+            arms.append(Arm(study.name, size, label, *found))
     return arms
 
 

@@ -44,7 +44,7 @@ def claims(
         },
         "search": _search(study),
         "confirmation": _confirmation(one),
-        "test": _test(one.label, looks),
+        "test": _test(one, looks),
     }
     return Metrics.model_validate(content)
 
@@ -125,14 +125,14 @@ def _confirmation(one: Chosen) -> dict[str, Any] | None:
     return content
 
 
-def _test(label: str, looks: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The first result of this configuration: of an opening others may have been tested, alone or beside it."""
+def _test(one: Chosen, looks: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The first result of these networks: of an opening others may have been tested, alone or beside them."""
     made = [record for record in looks if "result" in record]  # the others ended while the split was open
     found = [(record, result) for record in made for result in record.get("results", [record["result"]])]
-    own = [(record, result) for record, result in found if result["label"] == label]
+    own = [(record, result) for record, result in found if confirm.is_test_of(result, one.trials)]
     if not own:
         return None
     record, result = own[0]
     keys = ("num", "mean", "std", "low", "high")
     content = {name: {key: result[name][key] for key in keys} for name in ("accuracy", "macro_f1", "calibration_error")}
-    return {"time": record["time"], "openings": len(looks), "label": label, **content}
+    return {"time": record["time"], "openings": len(looks), "label": result["label"], **content}

@@ -143,9 +143,10 @@ def find(database: Database, study: LoadedStudy) -> LoadedStudy | None:
         return None
     found = load_study(database, name_of(study.name))
     if not confirms(found, study):
+        earlier = link_of(found).get("kind") == CONFIRM and link_of(found).get("study") == study.name
+        what = f"this study {study.name}, but an earlier one of that name" if earlier else f"the study {study.name}"
         raise StorageError(
-            f"study {found.name}: does not confirm this study {study.name}, but an earlier one of that name; create "
-            "the study again under another name with --study-name"
+            f"study {found.name}: does not confirm {what}; create the study again under another name with --study-name"
         )
     return found
 
@@ -254,6 +255,17 @@ def configuration(recipe: Recipe) -> dict[str, Any]:
         for key, value in recipe.as_dict().items()
         if value is not None and key not in (*OF_THE_SEED, "model")
     }
+
+
+def is_test_of(result: Mapping[str, Any], trials: Sequence[FrozenTrial]) -> bool:
+    """Whether a result on the test split is of the networks that these trials of one configuration have trained.
+
+    Its label does not say so: another confirmation of the study may have had a candidate of that name.
+    """
+    recipes = [Recipe(**recipe) for trial in trials if (recipe := recorded_recipe(trial.user_attrs))]
+    of = {json.dumps(configuration(recipe), sort_keys=True) for recipe in recipes}
+    same = of == {json.dumps(result.get("configuration"), sort_keys=True)}
+    return same and sorted(result["seeds"]) == sorted(recipe.seed for recipe in recipes)
 
 
 def _candidates(study: LoadedStudy, best: Sequence[FrozenTrial], top: int) -> list[tuple[Origin, dict[str, Any]]]:

@@ -51,13 +51,13 @@ class Exported(nn.Module):
             images = pixels(_apart(images), wanted.image_size, "RGB" if wanted.channels == 3 else "L")
         array = images.cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
         array = array[None] if array.ndim == 3 else array
-        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] != wanted.channels:
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] != wanted.channels or 0 in array.shape[2:]:
             raise UsageError(
                 f"images {array.dtype} {array.shape}: must be uint8 (B, {wanted.channels}, H, W), as the network was "
                 f"trained on images of {wanted.channels} channel(s); or give a PIL image"
             )
         values = torch.from_numpy(resized(array, wanted.image_size).copy()).to(self.mean.device)
-        return (values / 255 - self.mean) / self.std
+        return ((values / 255 - self.mean.float()) / self.std.float()).to(self.mean.dtype)  # that of the network
 
     @torch.inference_mode()
     def classify(self, images: Any) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from hpsearch import confirm
 from hpsearch.data.images import Source, split_name
 from hpsearch.data.load import DataSet
-from hpsearch.errors import DataError, HpsearchError, StorageAway, UsageError
+from hpsearch.errors import DataError, HpsearchError, StorageAway, StorageError, UsageError
 from hpsearch.events import WorkerWarned
 from hpsearch.interrupt import Interruption
 from hpsearch.patience import Patience
@@ -93,7 +93,7 @@ def _complete(
     """Add the result to the opening; wait for a storage that is away, as a worker does.
 
     Raises:
-        HpsearchError: it stays away, or the process was asked to stop; the message has the scores.
+        HpsearchError: it stays away, the process was asked to stop, or the study is gone; the message has the scores.
     """
     interruption = Interruption()
     patience = Patience(database, settings, interruption)
@@ -102,12 +102,13 @@ def _complete(
             for warning in patience.patiently(lambda: openings.complete(database, study, number, record)):
                 if isinstance(warning, WorkerWarned):
                     say(warning.message)
-    except StorageAway as error:
+    except (StorageAway, StorageError) as error:
         told = ("label", "seeds", "planned", "lost", "validation", *OVER_SEEDS)
+        why = "the study has been deleted" if isinstance(error, StorageError) else "the storage could not be reached"
         scored = [{key: result[key] for key in told} for result in record["results"]]
         raise HpsearchError(
-            f"study {study.name}: the test split was opened, and the storage could not be reached to record the "
-            f"result, so keep this line: {json.dumps(scored)}; another look needs --again REASON"
+            f"study {study.name}: the test split was opened, and the result could not be recorded ({why}), so keep "
+            f"this line: {json.dumps(scored)}; another look needs --again REASON"
         ) from error
 
 

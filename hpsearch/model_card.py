@@ -14,7 +14,7 @@ from hpsearch.statistics import of_planned, shown
 
 NOT_TRAINING = ("model", "seed")  # fields of a recipe that stand elsewhere in a study file
 UNTESTED = {  # by whether the test split was opened
-    True: "opened for this study, and no result of this configuration was recorded",
+    True: "opened for this study, and no result of these networks was recorded",
     False: "never opened for this study",
     None: "unknown: the study for which it would have been opened is not in the storage",
 }

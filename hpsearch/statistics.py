@@ -4,7 +4,7 @@ Everything here is a pure function of the recorded values; `values[candidate][se
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -59,6 +59,13 @@ def shown(end: float, metric: str) -> float:
     """
     highest = next((high for name, high in HIGHEST.items() if metric.endswith(name)), None)
     return end if highest is None else min(highest, max(0.0, end))
+
+
+def in_words(found: Mapping[str, Any], metric: str) -> str:
+    """A recorded estimate: its mean, and its interval if it has one."""
+    if found["low"] is None:
+        return f"{found['mean']:.4f}"
+    return f"{found['mean']:.4f} ({shown(found['low'], metric):.4f} to {shown(found['high'], metric):.4f})"
 
 
 def paired_p(worse: Sequence[float], better: Sequence[float]) -> float:

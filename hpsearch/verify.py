@@ -85,5 +85,5 @@ def _recipe(metrics: Metrics, spec: StudySpec, where: str | Path) -> Recipe:
 
 
 def _deciding(recipe: Recipe) -> Recipe:
-    """Without what decides nothing, which a study file may leave out."""
-    return replace(recipe, stream_seed=0, gamma=recipe.gamma if recipe.scheduler == "exponential" else Recipe.gamma)
+    """Without what decides nothing, which a study file leaves out."""
+    return replace(recipe, gamma=recipe.gamma if recipe.scheduler == "exponential" else Recipe.gamma)

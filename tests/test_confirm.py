@@ -1,5 +1,6 @@
 """Confirmation: the right candidates over new seeds, and what is said of them."""
 
+import json
 import math
 import statistics
 from pathlib import Path
@@ -145,7 +146,16 @@ def test_the_confirmation_of_another_study_of_that_name_is_refused(chain: Chain,
     with create(f"sqlite:///{tmp_path / 'study.db'}") as database:
         create_study(database, parse(SMALL, "small.toml"), "small")
         create_study(database, chain.confirmation.spec, "small-confirm")
-        with pytest.raises(StorageError, match="does not confirm this"):
+        with pytest.raises(StorageError, match="does not confirm the study small; create"):
+            confirm.find(database, load_study(database, "small"))
+        link = {confirm.LINK_KEY: json.dumps(confirm.link_of(chain.confirmation))}
+        create_study(database, parse(SMALL, "small.toml"), "other")
+        create_study(database, chain.confirmation.spec, "other-confirm", attributes=link)
+        with pytest.raises(StorageError, match="does not confirm the study other; create"):
+            confirm.find(database, load_study(database, "other"))
+        optuna.delete_study(study_name="small-confirm", storage=load_study(database, "small").optuna_study._storage)
+        create_study(database, chain.confirmation.spec, "small-confirm", attributes=link)
+        with pytest.raises(StorageError, match="does not confirm this study small, but an earlier one of that name"):
             confirm.find(database, load_study(database, "small"))
     assert confirm.find(chain.database, chain.search) is not None
 

@@ -22,7 +22,7 @@ from hpsearch.data.folder import decoded
 from hpsearch.data.images import Source
 from hpsearch.errors import HpsearchError, UsageError
 from hpsearch.export import export, pinned, read
-from hpsearch.export_schema import FILES, SUMS
+from hpsearch.export_schema import FILES, SUMS, Metrics
 from hpsearch.exported import Exported
 from hpsearch.final_test import final_test
 from hpsearch.model_card import config
@@ -134,13 +134,22 @@ def test_other_ranks_and_searches_without_confirmation(chain: Chain, tmp_path: P
     assert not (tmp_path / "none").exists()
 
 
+def networks_of(made: Metrics) -> dict[str, Any]:
+    """What a record of the test of an export's networks says of them."""
+    assert made.confirmation is not None
+    return {
+        "configuration": confirm.configuration(Recipe(**made.configuration)),
+        "seeds": made.confirmation.seeds,
+    }
+
+
 def test_an_export_of_the_confirmation_tells_of_the_test_of_what_it_confirms(chain: Chain, tmp_path: Path) -> None:
     own = export(chain.database, chain.search, 1, tmp_path / "own", chain.settings, silent)
     other = export(chain.database, chain.confirmation, 1, tmp_path / "other", chain.settings, silent)
     assert (other.test, other.weights) == (own.test, own.weights)
     record: dict[str, Any] = {"time": "2026-11-27", "label": own.label, "result": {"label": own.label}}
     measured = dict.fromkeys(("num", "mean", "std", "low", "high"), 0.5) | {"num": 3}
-    record["result"] |= dict.fromkeys(("accuracy", "macro_f1", "calibration_error"), measured)
+    record["result"] |= dict.fromkeys(("accuracy", "macro_f1", "calibration_error"), measured) | networks_of(own)
     number = len(openings.numbered(chain.database, chain.search))
     openings.begin(chain.database, chain.search, number, record)
     try:
@@ -157,8 +166,12 @@ def test_it_tells_of_the_test_of_its_own_configuration(chain: Chain, tmp_path: P
     own = export(chain.database, chain.search, 2, tmp_path / "own", chain.settings, silent)
     measured = {"num": 3, "std": 0.1, "low": 0.2, "high": 0.8}
     results = [
-        {"label": label} | dict.fromkeys(("accuracy", "macro_f1", "calibration_error"), measured | {"mean": mean})
-        for label, mean in (("another", 0.7), (own.label, 0.5))
+        {"label": label, **networks}
+        | dict.fromkeys(("accuracy", "macro_f1", "calibration_error"), measured | {"mean": mean})
+        for label, networks, mean in (
+            ("another", networks_of(own) | {"configuration": {"epochs": 9}}, 0.7),
+            (own.label, networks_of(own), 0.5),
+        )
     ]
     number = len(openings.numbered(chain.database, chain.search))
     for there, mean in ((results, 0.5), (results[:1], None)):
@@ -170,7 +183,7 @@ def test_it_tells_of_the_test_of_its_own_configuration(chain: Chain, tmp_path: P
         finally:
             openings.withdraw(chain.database, chain.search, number)
         assert (test and (test.label, test.accuracy.mean)) == (mean and (own.label, mean))
-        assert ("no result of this configuration" in said) == (mean is None)
+        assert ("no result of these networks" in said) == (mean is None)
         assert len(verify(place, chain.settings)) == 7
 
 
@@ -328,6 +341,14 @@ def test_no_images_have_no_classes(folder: Path) -> None:
         assert hpsearch.load_export(folder).classify(np.zeros((0, 1, side, side), np.uint8)) == []
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_it_takes_another_precision(kind: torch.dtype, folder: Path, chain: Chain) -> None:
+    network, images = hpsearch.load_export(folder), catalogue_dataset(chain).validation_images[:50]
+    classes = network.classify(images)
+    found = network.to(kind).classify(images)
+    assert sum(one == other for one, other in zip(classes, found, strict=True)) > 45
+
+
 def catalogue_dataset(chain: Chain):  # type: ignore[no-untyped-def]
     from hpsearch.trained import dataset_of
 
@@ -336,8 +357,13 @@ def catalogue_dataset(chain: Chain):  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize(
     "images",
-    [np.zeros((2, 3, 16, 16), np.uint8), np.zeros((1, 16, 16), np.float32), np.zeros((16, 16), np.uint8)],
-    ids=["three channels", "floats", "no channels"],
+    [
+        np.zeros((2, 3, 16, 16), np.uint8),
+        np.zeros((1, 16, 16), np.float32),
+        np.zeros((16, 16), np.uint8),
+        np.zeros((1, 1, 0, 16), np.uint8),
+    ],
+    ids=["three channels", "floats", "no channels", "no pixels"],
 )
 def test_images_that_it_does_not_take(images: np.ndarray, folder: Path) -> None:
     with pytest.raises(UsageError, match="must be uint8"):

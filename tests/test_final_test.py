@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 import torch
 from click.testing import CliRunner
 from sklearn.metrics import f1_score, log_loss, precision_score, recall_score
 from sqlalchemy.exc import OperationalError
 
+from hpsearch import final_test as testing
 from hpsearch.cli.final_test import final_test as command
 from hpsearch.data.images import Source
 from hpsearch.errors import DataError, HpsearchError, StorageError, UsageError
@@ -279,6 +281,34 @@ def test_a_storage_that_fails_while_the_seal_is_open_is_waited_for(
     assert len(failed) == 2
     assert "the storage does not answer (database is locked); waiting for it" in said
     assert openings.openings(sqlite, study) == [json.loads(json.dumps(record))]
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_a_study_that_is_deleted_meanwhile_leaves_its_test_to_no_other(
+    when: str, sqlite: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite gives its id to the next one."""
+    made = plain(sqlite, tmp_path, 2)
+    made.work("plain")
+    study = load_study(sqlite, "plain")
+
+    name = {"before": "network", "while": "open_seal"}[when]
+    own, calls = getattr(testing, name), list[object]()
+
+    def watched(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            optuna.delete_study(study_name="plain", storage=study.optuna_study._storage)
+            create_study(sqlite, study.spec, "plain")
+        return own(*arguments)
+
+    monkeypatch.setattr(testing, name, watched)
+    named = {"before": "has been deleted meanwhile", "while": r"has been deleted\), so keep this line"}[when]
+    with pytest.raises(HpsearchError, match=named):
+        final_test(sqlite, study, made.settings, None, silent)
+    again = load_study(sqlite, "plain")
+    assert again.study_id == study.study_id
+    assert openings.openings(sqlite, again) == []
 
 
 def test_a_storage_that_stays_away_while_the_seal_is_open_loses_no_scores(

@@ -113,6 +113,11 @@ def test_claims_that_the_weights_do_not_keep(copy: Path, chain: Chain) -> None:
         ("config.toml", lambda content: content + b"\n[", "not valid TOML"),
         ("config.toml", lambda content: content.replace(b'"lenet"', b'"os:system"'), "os:system"),
         ("config.toml", lambda content: content.replace(b"epochs = 3", b"epochs = 4"), "another configuration"),
+        (
+            "config.toml",
+            lambda content: content.replace(b"stream_seed = ", b"stream_seed = 7 # "),
+            "another configuration",
+        ),
     ],
 )
 def test_other_content_with_right_sums(

@@ -33,6 +33,7 @@ def confirm(study: str, top: int | None, seeds: int | None, storage: str | None,
     """
     from hpsearch import confirm as confirming
     from hpsearch.errors import UsageError
+    from hpsearch.storage.openings import openings
     from hpsearch.storage.studies import progress
 
     database, loaded = load(study, storage)
@@ -43,6 +44,12 @@ def confirm(study: str, top: int | None, seeds: int | None, storage: str | None,
         linked = confirming.create(database, loaded, top, seeds)
         if not as_json:
             click.echo(f"study {linked.name}: {linked.spec.summary()}")
+        if opened := openings(database, loaded):
+            click.echo(
+                f"study {study}: its test split was opened on {opened[0]['time']}; what is chosen from now on is "
+                "chosen after that",
+                err=True,
+            )
         if now.unfinished:
             click.echo(
                 f"study {study}: {now.finished} of its {now.max_trials} trials have ended; what the others find is not "

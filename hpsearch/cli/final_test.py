@@ -61,7 +61,7 @@ def final_test(
 
 
 def _show(record: dict[str, Any]) -> None:
-    from hpsearch.statistics import of_planned  # numpy is slow to import
+    from hpsearch.statistics import in_words, of_planned  # numpy is slow to import
 
     click.echo(f"test split of {record['data']}, {record.get('num_images', '?')} images, opened {record['time']}")
     if record["again"]:
@@ -75,7 +75,7 @@ def _show(record: dict[str, Any]) -> None:
         [
             result["label"],
             of_planned(len(result["seeds"]), result.get("planned"), 0, ""),
-            *(_over_seeds(result[key], key) for key in ("accuracy", "macro_f1", "calibration_error", "log_loss")),
+            *(in_words(result[key], key) for key in ("accuracy", "macro_f1", "calibration_error", "log_loss")),
         ]
         for result in record["results"]
     ]
@@ -86,7 +86,7 @@ def _show(record: dict[str, Any]) -> None:
     result = record["result"]
     if "superclasses" in result:
         found = result["superclasses"]
-        click.echo(f"{len(found['names'])} superclasses: accuracy {_over_seeds(found['accuracy'], 'accuracy')}")
+        click.echo(f"{len(found['names'])} superclasses: accuracy {in_words(found['accuracy'], 'accuracy')}")
     order = sorted(zip(result["recall"], result["precision"], record["classes"], strict=True))
     shown = order if len(order) <= 10 else [*order[:5], *order[-5:]]
     print_table(
@@ -94,11 +94,3 @@ def _show(record: dict[str, Any]) -> None:
         [[name, f"{recall:.4f}", f"{precision:.4f}"] for recall, precision, name in shown],
     )
     click.echo("confusion matrix and reliability: --json, or `hpsearch report`")
-
-
-def _over_seeds(found: dict[str, Any], metric: str) -> str:
-    from hpsearch.statistics import shown  # numpy is slow to import
-
-    if found["low"] is None:
-        return f"{found['mean']:.4f}"
-    return f"{found['mean']:.4f} ({shown(found['low'], metric):.4f} to {shown(found['high'], metric):.4f})"

@@ -87,15 +87,16 @@ def show_layers(layers: "list[Fate]") -> None:
 
 def show_arms(arms: "list[Arm]") -> None:
     """Each way to train, and its lead over scratch."""
+    from hpsearch.statistics import of_planned  # numpy is slow to import
+
     rows = [
         [
             f"{arm.image_size} px, {arm.label}",
-            str(len(arm.values)),
+            of_planned(len(arm.values), arm.planned, arm.lost, ""),
             spread(arm.over_seeds),
             interval(arm.over_seeds, arm.metric),
             "-" if arm.over_scratch is None else f"{arm.over_scratch.mean:+.3f} ({interval(arm.over_scratch)})",
         ]
         for arm in arms
-        if arm.values
     ]
     print_table(["", "seeds", "mean, std", "95 % interval", "lead over scratch, paired"], rows)

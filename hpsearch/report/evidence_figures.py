@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
+from hpsearch.arms import Arm
 from hpsearch.report.drawing import (
     COLOURS,
     Cell,
@@ -23,7 +24,7 @@ from hpsearch.report.drawing import (
 )
 from hpsearch.report.gather import Gathered
 from hpsearch.report.search_figures import CURVE_COLUMNS, curve_rows
-from hpsearch.statistics import Estimate, estimate, of_planned, shown
+from hpsearch.statistics import Estimate, estimate, in_words, of_planned, shown
 
 WORST = 12  # classes that a side-by-side figure of many classes shows at each end
 
@@ -47,24 +48,25 @@ def figures(study: Gathered) -> Iterator[Figure]:
 
 def table_one(study: Gathered) -> Figure:
     """Test and training accuracy and training loss, averaged over the seeds."""
-    records = (*study.tested[:1], *study.tested_elsewhere[:1])  # the first look is the one that counts
-    tests = {result["label"]: result for record in records for result in record["results"]}
     columns = ["configuration", "seeds", "test accuracy", "validation accuracy", "training accuracy", "training loss"]
     shown: list[list[str]] = []
     rows: list[list[Cell]] = []
     for number, label in enumerate(study.labels):
         group = study.group(number)
-        if not group:
+        num = study.over_seeds(number, len(group))
+        if not group and not study.lost[number]:
             continue
         last = [trial.epochs[-1] for trial in group if trial.epochs]
         found = [_over(last, name) for name in ("validation_accuracy", "training_accuracy", "training_loss")]
-        accuracy = tests.get(label, {}).get("accuracy")
+        accuracy = (study.tests[number] or {}).get("accuracy")
         test = Estimate(*(accuracy[key] for key in ("num", "mean", "std", "low", "high"))) if accuracy else None
-        shown.append([label, str(len(group)), *(_plus_minus(one) for one in [test, *found])])
+        shown.append([label, num, *(_plus_minus(one) for one in [test, *found])])
         pairs = [[None, None] if one is None else [one.mean, one.std] for one in [test, *found]]
-        rows.append([label, len(group), *(value for pair in pairs for value in pair)])
-    wide = [columns[0], columns[1], *(f"{name} {what}" for name in columns[2:] for what in ("mean", "std"))]
+        rows.append([label, len(group), study.lost[number], *(value for pair in pairs for value in pair)])
+    wide = [columns[0], columns[1], "lost", *(f"{name} {what}" for name in columns[2:] for what in ("mean", "std"))]
     caption = "At the end of training; mean and standard deviation over seeds. A dash: not tested."
+    if study.tested_otherwise:
+        caption += f" Tested before, with other seeds or values: {', '.join(study.tested_otherwise)}."
     return Figure(f"{study.name}-table", "Table 1: over seeds", caption, wide, rows, html=table(columns, shown))
 
 
@@ -118,8 +120,10 @@ def confirmed(study: Gathered) -> Figure:
         "The distance to the diamond is the luck of the search's seed. " if searched else ""
     )
     caption += f"Cannot be told from the best: {', '.join(alike) or 'none'}."
-    if len(labels) > 1 and alike:
-        caption += f" The mean of the best of {len(labels)} is somewhat optimistic."
+    if len(study.confirmation.standings) > 1 and alike:
+        caption += f" The mean of the best of {len(study.confirmation.standings)} is somewhat optimistic."
+    if without := [f"{one.label} {one.verdict}" for one in study.confirmation.standings if not one.over_seeds.num]:
+        caption += f" Without a value: {', '.join(without)}."
     columns = ["candidate", "seeds", "mean", "std", "low", "high", "in_search", "luck", "in_set", "verdict"]
     rows: list[list[Cell]] = [
         [
@@ -160,10 +164,10 @@ def transferred(studies: Sequence[Gathered], key: str) -> Figure:
         lead, own_mean = arm.over_scratch, arm.over_seeds
         over = (lead.mean, lead.low, lead.high) if lead else (None, None, None)
         about = (arm.study, arm.image_size, arm.label)
-        rows.append([*about, own_mean.num, own_mean.mean, own_mean.low, own_mean.high, *over])
+        rows.append([*about, own_mean.num, arm.lost, own_mean.mean, own_mean.low, own_mean.high, *over])
     leads = [
         f"{arm.label}{f' at {arm.image_size} px' if several else ''} {arm.over_scratch.mean:+.3f} "
-        f"({_ends(arm.over_scratch)})"
+        f"({_ends(arm.over_scratch)}{_pairs(arm)})"
         for arm in arms
         if arm.over_scratch
     ]
@@ -173,7 +177,16 @@ def transferred(studies: Sequence[Gathered], key: str) -> Figure:
         "epochs; 95 % intervals. "
         f"Lead over scratch, paired by seed: {'; '.join(leads) or 'not known yet'}."
     )
-    columns = ["study", "image_size", "arm", "seeds", "mean", "low", "high", "over_scratch", "over_low", "over_high"]
+    lost = [
+        f"{arm.label}{f' at {arm.image_size} px' if several else ''}, "
+        f"{of_planned(len(arm.values), arm.planned, arm.lost)}"
+        for study in studies
+        for arm in study.arms
+        if arm.lost
+    ]
+    caption += f" Not of all seeds: {'. '.join(lost)}." if lost else ""
+    columns = ["study", "image_size", "arm", "seeds", "lost", "mean", "low", "high"]
+    columns += ["over_scratch", "over_low", "over_high"]
     layout = {"xaxis": axis(metric), "yaxis": label_axis(names)}
     height = 170 + 46 * len(names)
     return Figure(key, "Transfer against scratch", caption, columns, rows, traces, layout, height=height)
@@ -199,7 +212,7 @@ def tested(study: Gathered, record: Mapping[str, Any]) -> Iterator[Figure]:
     seeds = len(result["seeds"])
     shown = [
         [one["label"], of_planned(len(one["seeds"]), one.get("planned"), one.get("lost", 0), "")]
-        + [_plus_minus_of(one[key], key) for key in ("accuracy", "macro_f1", "calibration_error", "log_loss", "brier")]
+        + [in_words(one[key], key) for key in ("accuracy", "macro_f1", "calibration_error", "log_loss", "brier")]
         for one in record["results"]
     ]
     rows = [
@@ -334,18 +347,17 @@ def _ends(found: Estimate) -> str:
     return "no interval" if math.isnan(found.low) else f"{found.low:.3f} to {found.high:.3f}"
 
 
+def _pairs(arm: Arm) -> str:
+    """How many pairs a lead is over, where that is not all."""
+    num = arm.over_scratch.num if arm.over_scratch else 0
+    return "" if num == arm.planned else f", {num} of {arm.planned} pairs"
+
+
 def _plus_minus(found: Estimate | None) -> str:
     if found is None:
         return "-"
     spread = "" if found.std is None or found.std != found.std else f" ± {found.std:.4f}"
     return f"{found.mean:.4f}{spread}"
-
-
-def _plus_minus_of(found: Mapping[str, Any], metric: str) -> str:
-    if found["low"] is None:
-        return f"{found['mean']:.4f}"
-    low, high = (shown(found[end], metric) for end in ("low", "high"))
-    return f"{found['mean']:.4f} ({low:.4f} to {high:.4f})"
 
 
 def _end(found: Estimate, end: str, metric: str) -> float:

@@ -1,7 +1,7 @@
 """What a report needs of a study, read once and kept as plain values."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,10 @@ from hpsearch.search.importance import Bootstrapped, bootstrap
 from hpsearch.search.pruners import make_pruner, rungs
 from hpsearch.space import recorded_name
 from hpsearch.spec import StudySpec
+from hpsearch.statistics import of_planned
 from hpsearch.storage.open import Database
 from hpsearch.storage.openings import openings
+from hpsearch.storage.pinned import recorded_images
 from hpsearch.storage.studies import Progress, load_study, progress, recorded_recipe
 from hpsearch.storage.tables import EPOCHS, TRIALS
 
@@ -51,9 +53,13 @@ class Gathered:
     rungs: tuple[int, ...]
     importances: Bootstrapped
     confirmation: Confirmation | None  # of a study with candidates
+    lost: tuple[int, ...]  # of each group over seeds, the trials that diverged or failed
+    images: str | None  # fingerprint of those that its trials saw, if that is recorded
     num_openings: int  # of the test split
     tested: tuple[Mapping[str, Any], ...]  # those that have a result; the others ended while it was open
-    tested_elsewhere: tuple[Mapping[str, Any], ...]  # of the study that this one confirms
+    elsewhere: int | None  # openings recorded with the study that this one confirms; None: it is not there
+    tests: tuple[Mapping[str, Any] | None, ...]  # of each group over seeds, its result on the test split
+    tested_otherwise: tuple[str, ...]  # groups of which there is none, but one of other networks by that name
     arms: tuple[Arm, ...]  # of a transfer
     layers: tuple[Mapping[str, Any], ...]
 
@@ -73,7 +79,12 @@ class Gathered:
     @property
     def labels(self) -> list[str]:
         """What the groups of trials over seeds are called."""
-        return [label for label, _ in self.spec.candidates] or ([self.name] if not self.spec.space else [])
+        return labels_of(self.spec, self.name)
+
+    def over_seeds(self, number: int, num: int) -> str:
+        """That so many trials of a group have a value, of how many, and how many diverged or failed."""
+        planned = len(self.spec.seeds) if self.spec.candidates else self.progress.max_trials
+        return of_planned(num, max(planned, num + self.lost[number]), self.lost[number], "")
 
     def group(self, number: int) -> list[Trial]:
         """The completed trials of one candidate."""
@@ -93,6 +104,11 @@ def gather(database: Database, name: str) -> Gathered:
     rows = _epochs(database, study.study_id)
     found = rungs(make_pruner(spec)) or frozenset()
     looks, searched = openings(database, study), confirm.searched(database, study)
+    elsewhere = openings(database, searched) if searched is not study else []
+    labels = labels_of(spec, name)
+    first = [record for looked in (looks, elsewhere) for record in _with_results(looked)[:1]]  # which counts
+    known = {result["label"] for record in first for result in record["results"]}
+    tests = tuple(_test(first, confirm.candidate_trials(study, number)) for number in range(len(labels)))
     return Gathered(
         name=name,
         spec=spec,
@@ -102,12 +118,27 @@ def gather(database: Database, name: str) -> Gathered:
         rungs=tuple(sorted(found)),
         importances=_importances(study.optuna_study, spec),
         confirmation=confirm.result(study) if spec.candidates else None,
+        lost=tuple(confirm.num_lost(study, number) for number in range(len(labels))),
+        images=recorded_images(study),
         num_openings=len(looks),
         tested=_with_results(looks),
-        tested_elsewhere=_with_results(openings(database, searched)) if searched is not study else (),
+        elsewhere=None if confirm.orphaned(database, study) else len(elsewhere),
+        tests=tests,
+        tested_otherwise=tuple(label for label, test in zip(labels, tests, strict=True) if not test and label in known),
         arms=tuple(compare([study])) if link.get("kind") == KIND else (),
         layers=tuple(link.get("layers", ())),
     )
+
+
+def labels_of(spec: StudySpec, name: str) -> list[str]:
+    """What the groups of trials over seeds are called; a search has none."""
+    return [label for label, _ in spec.candidates] or ([name] if not spec.space else [])
+
+
+def _test(records: Iterable[Mapping[str, Any]], trials: Sequence[FrozenTrial]) -> Mapping[str, Any] | None:
+    """The result on the test split of the networks that these trials trained."""
+    results = (result for record in records for result in record["results"])
+    return next((result for result in results if confirm.is_test_of(result, trials)), None)
 
 
 def _with_results(looks: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:

@@ -12,7 +12,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import combinations
@@ -29,6 +29,7 @@ from hpsearch.storage.open import Database
 
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # what a cell begins with that a spreadsheet computes
 PLACES = ("x", "y")  # where names of classes and hyperparameters stand in a trace
+UNKNOWN = "unknown, as the study that this one confirms is not there"
 TEMPLATE = Path(__file__).parent / "page.html"
 
 
@@ -80,9 +81,15 @@ def across(studies: Sequence[Gathered]) -> list[Figure]:
     ]
     tested = [(study.name, study.tested[0]) for study in studies if study.tested]
     for number, (one, other) in enumerate(combinations(tested, 2)):
-        if one[1]["classes"] == other[1]["classes"]:
+        if _alike(one[1], other[1]):
             found.append(evidence_figures.side_by_side([one, other], f"classes-{number}"))
     return found
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two tests were of the same classes and images, as far as that is recorded."""
+    key = "test_fingerprint" if "test_fingerprint" in one and "test_fingerprint" in other else "data"
+    return bool(one["classes"] == other["classes"] and one[key] == other[key])
 
 
 def page(sections: Sequence[tuple[Gathered, Sequence[Figure]]], shared: Sequence[Figure]) -> str:
@@ -132,7 +139,7 @@ def facts_of(study: Gathered) -> list[tuple[str, str]]:
         ("ended", f"{now.complete} complete, {now.pruned} pruned, {now.failed} failed"),
         (f"best {words(study.metric)}", best),
         ("what", spec.summary()),
-        ("test split", "see the study that this one confirms" if study.tested_elsewhere else seal),
+        ("test split", {None: UNKNOWN, 0: seal}.get(study.elsewhere, "see the study that this one confirms")),
     ]
 
 

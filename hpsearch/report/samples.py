@@ -11,7 +11,6 @@ from hpsearch.errors import DataError
 from hpsearch.report.drawing import Cell, Figure
 from hpsearch.report.gather import Gathered
 from hpsearch.settings import Settings
-from hpsearch.spec import StudySpec
 
 CLASSES, EACH = 12, 4  # at most so many classes, each with so many images
 SIDE = 48  # pixels at which an image is shown at least
@@ -22,7 +21,7 @@ def samples(study: Gathered, settings: Settings) -> Figure:
     spec = study.spec
     key, title = f"{study.name}-images", "Sample images"
     try:
-        found = _found(spec, settings)
+        found = _found(study, settings)
     except DataError as error:
         return Figure(key, title, f"No images: {error}", ["class", "row"], [], html="<p>-</p>")
     names = found.classes[:CLASSES]
@@ -49,9 +48,12 @@ def samples(study: Gathered, settings: Settings) -> Figure:
     return Figure(key, title, caption, ["class", "row"], rows, html=drawn)
 
 
-def _found(spec: StudySpec, settings: Settings) -> DataSet:
-    """The data set, without a download."""
-    data, size, cache = spec.data.name, spec.data.image_size, settings.home / "datasets"
+def _found(study: Gathered, settings: Settings) -> DataSet:
+    """The data set on which the study's trials train, without a download."""
+    data, size, cache = study.spec.data.name, study.spec.data.image_size, settings.datasets
     if not at_hand(data, data_dir=settings.data_dir, cache_dir=cache, image_size=size):
         raise DataError(f"{data} is not here, and a report downloads nothing; say where it is with --data-dir.")
-    return load(data, data_dir=settings.data_dir, cache_dir=cache, image_size=size)
+    found = load(data, data_dir=settings.data_dir, cache_dir=cache, image_size=size)
+    if study.images not in (None, found.fingerprint):
+        raise DataError(f"{data} here has other images than those that the study's trials train on.")
+    return found

@@ -4,10 +4,11 @@ import json
 from typing import Any
 
 from optuna.storages._rdb import models
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from hpsearch.errors import StorageError
+from hpsearch.storage import locks
 from hpsearch.storage.open import Database
 from hpsearch.storage.studies import LoadedStudy
 
@@ -33,11 +34,12 @@ def begin(database: Database, study: LoadedStudy, number: int, record: dict[str,
     """Record opening `number` (0 for the first) before the images are read.
 
     Raises:
-        StorageError: somebody else recorded it a moment ago.
+        StorageError: somebody else recorded it a moment ago, or the study has been deleted.
     """
     row = {"study_id": study.study_id, "key": f"{OPENING_KEY}{number}", "value_json": json.dumps(record)}
     try:
         with database.engine.begin() as connection:
+            _check_there(connection, study)
             connection.execute(insert(ATTRIBUTES).values(row))
     except IntegrityError as error:
         raise StorageError(
@@ -47,8 +49,9 @@ def begin(database: Database, study: LoadedStudy, number: int, record: dict[str,
 
 
 def complete(database: Database, study: LoadedStudy, number: int, record: dict[str, Any]) -> None:
-    """Add the result to an opening."""
+    """Add the result to an opening. Raises StorageError if the study has been deleted."""
     with database.engine.begin() as connection:
+        _check_there(connection, study)
         connection.execute(update(ATTRIBUTES).where(_is(study, number)).values(value_json=json.dumps(record)))
 
 
@@ -56,6 +59,14 @@ def withdraw(database: Database, study: LoadedStudy, number: int) -> None:
     """Forget an opening that came to nothing: the images could not be read."""
     with database.engine.begin() as connection:
         connection.execute(delete(ATTRIBUTES).where(_is(study, number)))
+
+
+def _check_there(connection: Connection, study: LoadedStudy) -> None:
+    """Hold the study, which may have been deleted since it was loaded, and another one have its id."""
+    try:
+        locks.lock_study(connection, study.study_id, study.created)
+    except StorageError as error:
+        raise StorageError(f"study {study.name}: has been deleted meanwhile, or created anew; begin again") from error
 
 
 def _is(study: LoadedStudy, number: int) -> Any:

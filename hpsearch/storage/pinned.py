@@ -53,6 +53,12 @@ def check_data(study: LoadedStudy, fingerprint: str) -> None:
         _compare(study, study.optuna_study.user_attrs[DATA_KEY], fingerprint)
 
 
+def recorded_images(study: LoadedStudy) -> str | None:
+    """The fingerprint of the data set on which the study's trials have trained, if that is recorded."""
+    recorded = study.optuna_study.user_attrs.get(DATA_KEY)
+    return None if recorded is None else _pin(study, recorded)["fingerprint"]
+
+
 def _begun(connection: Connection, study: LoadedStudy) -> bool:
     leased = (TRIALS.c.study_id == study.study_id) & (TRIALS.c.trial_id == LEASES.c.trial_id)
     return bool(connection.scalar(select(exists().where(leased))))

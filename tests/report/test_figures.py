@@ -9,13 +9,13 @@ import pytest
 from optuna.trial import TrialState
 
 from hpsearch.report.drawing import COLOURS, Figure, interval_dots, label_axis
-from hpsearch.report.evidence_figures import _curve, _plus_minus_of, confirmed, confusion, transferred
+from hpsearch.report.evidence_figures import _curve, confirmed, confusion, transferred
 from hpsearch.report.evidence_figures import tested as figures_of_a_test
 from hpsearch.report.gather import gather
 from hpsearch.report.page import across, csv_of, page
 from hpsearch.report.search_figures import by_learning_rate, importances, parallel, survival
 from hpsearch.spec import parse
-from hpsearch.statistics import Estimate, estimate
+from hpsearch.statistics import Estimate, estimate, in_words
 from hpsearch.storage.open import Database
 from hpsearch.storage.studies import create_study, load_study, ranked
 from tests.chain import SMALL, Chain
@@ -51,7 +51,7 @@ def test_transfers_that_differ_in_more_than_the_size_are_not_drawn_together(whol
     ):
         assert across([sizes[0], replace(sizes[1], spec=other)]) == []
     arm = replace(sizes[0].arms[0], over_scratch=estimate([0.25]))
-    assert "transfer +0.250 (no interval)" in transferred([replace(sizes[0], arms=(arm,))], "one").caption
+    assert "transfer +0.250 (no interval, 1 of 2 pairs)" in transferred([replace(sizes[0], arms=(arm,))], "one").caption
 
 
 def test_a_curve_has_a_gap_where_no_seed_has_a_number() -> None:
@@ -67,8 +67,8 @@ def test_intervals_of_accuracies_are_drawn_within_their_bounds(whole: Chain) -> 
     assert (ends["array"], ends["arrayminus"]) == ([pytest.approx(0.1)], [pytest.approx(0.9)])
     assert drawn.rows[0][4:6] == [-0.2, 1.2]
     found = {"mean": 0.9, "low": -0.2, "high": 1.2}
-    assert _plus_minus_of(found, "accuracy") == "0.9000 (0.0000 to 1.0000)"
-    assert _plus_minus_of(found, "log_loss") == "0.9000 (0.0000 to 1.2000)"
+    assert in_words(found, "accuracy") == "0.9000 (0.0000 to 1.0000)"
+    assert in_words(found, "log_loss") == "0.9000 (0.0000 to 1.2000)"
 
 
 def test_of_many_trials_the_best_are_drawn(whole: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
