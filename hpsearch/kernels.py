@@ -20,20 +20,26 @@ NOTHING = b'extern "C" __global__ void nothing() {}'
 TYPES = {int: ctypes.c_int, float: ctypes.c_float}
 
 
-@cache
 def available(device: torch.device) -> bool:
-    """Whether kernels can be compiled for this device, and started: tried once with one that does nothing."""
+    """Whether kernels can be compiled for this device, and started."""
+    return not unavailable(device)
+
+
+@cache
+def unavailable(device: torch.device) -> str:
+    """Why they cannot; empty if they can. Tried once with one that does nothing."""
     if device.type != "cuda" or torch.version.hip is not None:
-        return False
+        return "it is no device of CUDA's"
     try:
         with torch.cuda.device(device):
+            torch.zeros(1, device=device)  # makes the context, if this is the first that the process does there
             Kernels(_compile(NOTHING, "nothing.cu", {}, architecture(device)), device)("nothing", (1, 1, 1), 1)
             torch.cuda.synchronize(device)
     except torch.OutOfMemoryError:
         raise
-    except (ImportError, RuntimeError, AssertionError):  # cuda.bindings, the compiler or a driver is missing
-        return False
-    return True
+    except (ImportError, RuntimeError, AssertionError) as error:  # cuda.bindings, the compiler or a driver is missing
+        return " ".join(str(error).split())[:300] or type(error).__name__
+    return ""
 
 
 class Kernels:

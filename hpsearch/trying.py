@@ -9,6 +9,7 @@ from hpsearch.recipe import Recipe
 from hpsearch.search.samplers import corner
 from hpsearch.space import Choice, Int, Value
 from hpsearch.spec import StudySpec
+from hpsearch.train.device_data import out_of_memory
 from hpsearch.trial import Bench
 
 
@@ -60,6 +61,8 @@ def _try(bench: Bench, recipe: Recipe) -> None:
     except (UsageError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:
+        if bench.data.device.type == "cuda" and out_of_memory(error):  # others fill it, not the network
+            raise torch.OutOfMemoryError(str(error)) from error
         problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
     else:
         if shape == (2, bench.data.num_classes):

@@ -3,6 +3,8 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from hpsearch.train.augment import normalise
 from hpsearch.train.device_data import place
 from hpsearch.train.fused import CannotFuse, Fused
 from hpsearch.train.program import Program
+from hpsearch.trying import _try
 from hpsearch.verify import verify
 from hpsearch.worker import run
 from tests.chain import silent
@@ -173,3 +176,14 @@ def test_a_state_that_is_no_tensor_is_refused() -> None:
     """No checkpoint could hold it."""
     with pytest.raises(UsageError, match="model own: its _extra_state is no tensor: keep it in a buffer"):
         build_model(Recipe("own", 1), (1, 2, 2), 2, lambda shape, num_classes: Counting(4, num_classes))
+
+
+def test_a_gpu_that_others_fill_says_nothing_about_a_network() -> None:
+    """cuBLAS has no memory for its handle where torch had some for the network."""
+
+    def model(_recipe: Recipe) -> nn.Module:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)")
+
+    bench: Any = SimpleNamespace(data=SimpleNamespace(device=torch.device("cuda"), input_shape=(1, 2, 2)), model=model)
+    with pytest.raises(torch.OutOfMemoryError, match="CUBLAS_STATUS_ALLOC_FAILED"):
+        _try(bench, Recipe("own", 1))

@@ -145,14 +145,20 @@ def has_room(data: DeviceData) -> bool:
 
 def let_go(error: Exception, device: torch.device) -> None:
     """Free what a failed step holds on the device: the exception's frames keep its activations and gradients alive."""
-    link: BaseException | None = error
-    while link is not None:
+    for link in links(error):
         traceback.clear_frames(link.__traceback__)
-        link = link.__cause__ or link.__context__
     if device.type == "cuda":
         gc.collect()  # compiled and recorded programs are cycles
         with suppress(RuntimeError):  # torch 2.11 cannot after a recording that failed
             torch.cuda.empty_cache()
+
+
+def links(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those that led to it."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
 
 
 def make_room(error: Exception, data: DeviceData) -> bool:
@@ -162,10 +168,13 @@ def make_room(error: Exception, data: DeviceData) -> bool:
     return held
 
 
-def out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Whether a device or the machine had no memory left."""
     # By torch, by cuBLAS and cuDNN, and by CUDA where torch calls it an AcceleratorError: the device is not broken.
-    said = ("DefaultCPUAllocator", "ALLOC_FAILED", "ALLOCATION_FAILED", "CUDA error: out of memory")
+    said = [
+        *("DefaultCPUAllocator", "ALLOC_FAILED", "ALLOCATION_FAILED", "CUDA error: out of memory"),
+        *("CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_NOT_INITIALIZED"),  # without memory for a handle
+    ]
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in said)
 
 

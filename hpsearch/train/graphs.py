@@ -10,11 +10,12 @@ Source: "CUDA Graphs" in the notes of PyTorch's documentation ("CUDA semantics")
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hpsearch.train.device_data import out_of_memory
+from hpsearch.train.device_data import links, out_of_memory
 
 WARM_UP_STEPS = 3  # before the recording: libraries choose algorithms and take their workspaces
 
@@ -63,9 +64,8 @@ def recorded(step: Callable[[], None], state: Sequence[Tensor]) -> Callable[[], 
                 with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
                     step()
             except RuntimeError as error:  # the steps before it raised nothing
-                with suppress(RuntimeError):  # before torch 2.12 the allocator goes on as if it were recorded for
-                    torch._C._cuda_endAllocateToPool(before.device_index, pool)
-                if out_of_memory(error):
+                _end(before.device_index, pool, stream)
+                if any(map(out_of_memory, links(error))):  # the end of a broken recording hides what broke it
                     raise torch.OutOfMemoryError(str(error)) from error
                 raise CannotRecord(" ".join(str(error).split())[:300]) from error
         finally:
@@ -76,3 +76,13 @@ def recorded(step: Callable[[], None], state: Sequence[Tensor]) -> Callable[[], 
                     tensor.copy_(value)
     replay: Callable[[], None] = graph.replay
     return replay
+
+
+def _end(device_index: int, pool: Any, stream: torch.cuda.Stream) -> None:
+    """End a recording that failed, which torch before 2.12 does not: graphs and random numbers would fail after it."""
+    with suppress(RuntimeError):  # the allocator goes on as if it were recorded for
+        torch._C._cuda_endAllocateToPool(device_index, pool)
+    with suppress(RuntimeError):  # and so does the generator, until a recording comes to its end
+        nothing = torch.zeros(1, device=torch.device("cuda", device_index))
+        with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local"):
+            nothing.zero_()

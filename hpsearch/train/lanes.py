@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from hpsearch.kernels import unavailable
 from hpsearch.models.build import Constructor, build_model
 from hpsearch.recipe import Recipe
 from hpsearch.train.device_data import DeviceData
@@ -118,7 +119,10 @@ class Lanes:
             f"steps of model {model} cannot be a CUDA graph and take longer: {reason}"
             for model, reason in self.unrecorded.items()
         }
-        new = sorted((fused | recorded) - self._said)
+        device = self.data.device
+        slow = {f"kernels cannot be compiled for {device}, and lanes take longer: {unavailable(device)}"}
+        slower = slow if self._fused and device.type == "cuda" and unavailable(device) else set()
+        new = sorted((fused | recorded | slower) - self._said)
         self._said.update(new)
         return new
 

@@ -6,8 +6,11 @@ another way shows as on a GPU.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -261,3 +264,49 @@ def test_nothing_waits_for_the_gpu_between_steps(graphed: bool) -> None:
             program._advance(images, labels, numbers, numbers, numbers.int())
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_after_a_cuda_recording_that_failed_earlier_ones_go_on() -> None:
+    """Also, random numbers can be drawn, memory be freed, and other steps be recorded."""
+    total, ones = torch.zeros(2, device="cuda"), torch.ones(2, device="cuda")
+
+    def add(values: Tensor) -> None:
+        total.add_(values)
+
+    step = StepGraph(add, [ones], [total])
+    with pytest.raises(CannotRecord):
+        StepGraph(lambda values: total.add_(values.sum().item()), [ones], [total])
+    step(ones)
+    torch.rand(1, device="cuda")
+    torch.cuda.empty_cache()
+    StepGraph(add, [ones], [total])(2 * ones)
+    assert total.tolist() == [3.0, 3.0]
+
+
+def test_memory_that_ran_out_in_a_recording_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a recording that is broken raises an error of its own, with torch's context manager."""
+    stream, context = SimpleNamespace(device_index=0, wait_stream=lambda _: None), SimpleNamespace()
+
+    @contextmanager
+    def recording(*_: object, **__: object) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            raise torch.AcceleratorError("CUDA error: operation failed due to a previous error during capture")
+
+    def step(steps: list[int]) -> None:
+        steps.append(0)
+        if len(steps) > graphs_module.WARM_UP_STEPS:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for name in ("device", "stream", "set_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: nullcontext())
+    for name in ("current_stream", "Stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: stream)
+    for name in ("CUDAGraph", "graph_pool_handle"):
+        monkeypatch.setattr(torch.cuda, name, lambda: context)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    monkeypatch.setattr(graphs_module, "_end", lambda *_: None)
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs_module.recorded(partial(step, []), [torch.zeros(2)])

@@ -3,6 +3,7 @@
 import math
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -270,3 +271,13 @@ def test_what_a_cause_of_an_error_holds_is_let_go() -> None:
     except torch.OutOfMemoryError as error:
         let_go(error, torch.device("cpu"))
         assert watched[0]() is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_lanes_without_kernels_are_complained_of_once() -> None:
+    data: Any = SimpleNamespace(device=torch.device("cuda", 0))
+    lanes = Lanes(data, lambda *_: nn.Identity(), fuse=True)
+    assert lanes.complaints() == []
+    lanes._fused.append(None)  # type: ignore[arg-type]
+    assert [line[:44] for line in lanes.complaints()] == ["kernels cannot be compiled for cuda:0, and l"]
+    assert lanes.complaints() == []
