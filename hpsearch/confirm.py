@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import count, islice
+from itertools import compress, count, islice
 from typing import Any
 
 from optuna.trial import FrozenTrial
@@ -23,7 +23,7 @@ from hpsearch.search.racing import standing, values
 from hpsearch.search.samplers import corner
 from hpsearch.sections import Metric, Objective
 from hpsearch.spec import RESTORE, StudySpec
-from hpsearch.statistics import Estimate, Race, estimate
+from hpsearch.statistics import Elimination, Estimate, Race, estimate
 from hpsearch.storage.open import Database
 from hpsearch.storage.studies import (
     DATA_KEY,
@@ -61,6 +61,17 @@ class Standing:
     luck: Estimate | None
     in_set: bool  # whether it cannot be told from the best
     verdict: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """One candidate's completed trials, by seed: of those seeds that count in `result`.
+
+    `lost` ones diverged or failed; not those that a race spared it after that, or ended.
+    """
+
+    trials: tuple[FrozenTrial, ...]
+    lost: int
 
 
 @dataclass(frozen=True)
@@ -223,29 +234,24 @@ def overtaken(study: LoadedStudy, found: Confirmation) -> str | None:
     )
 
 
-def candidate_trials(study: LoadedStudy, number: int) -> list[FrozenTrial]:
-    """The completed trials of one candidate, by seed: of those seeds that count in `result`."""
-    return [trial for trial in _ended(study, number) if trial.state.name == "COMPLETE" and trial.value is not None]
-
-
-def num_lost(study: LoadedStudy, number: int) -> int:
-    """How many trials of a candidate diverged or failed; not those that a race spared it after that, or ended."""
-    out = standing(study.spec, study.optuna_study.get_trials(deepcopy=False)).out.get(number)
-    until = out.num_seeds if out and study.spec.pruner.name == "race" else math.inf
-    own = [trial for trial in _ended(study, number) if study.spec.place(trial.number)[1] < until]
-    return sum(trial.state.name != "COMPLETE" or trial.value is None for trial in own)
-
-
-def _ended(study: LoadedStudy, number: int) -> list[FrozenTrial]:
-    """The trials of one candidate that have ended, of those seeds that count in `result`."""
-    spec, found = study.spec, []
-    trials = study.optuna_study.get_trials(deepcopy=False)
-    num_seeds = max(standing(spec, trials).num_seeds, 1) if spec.candidates else math.inf
+def groups(study: LoadedStudy) -> list[Group]:
+    """The trials over seeds of each candidate, or of the one configuration that the study has."""
+    spec, trials = study.spec, study.optuna_study.get_trials(deepcopy=False)
+    race = standing(spec, trials)
+    num_seeds = max(race.num_seeds, 1) if spec.candidates else math.inf
+    counted: list[list[FrozenTrial]] = [[] for _ in range(len(spec.candidates) or 1)]
     for trial in trials:
         candidate, block = spec.place(trial.number)
-        if candidate == number and block < num_seeds and trial.state.is_finished():
-            found.append(trial)
-    return found
+        if block < num_seeds and trial.state.is_finished():
+            counted[candidate].append(trial)
+    return [_group(spec, own, race.out.get(candidate)) for candidate, own in enumerate(counted)]
+
+
+def _group(spec: StudySpec, ended: Sequence[FrozenTrial], out: Elimination | None) -> Group:
+    complete = [trial.state.name == "COMPLETE" and trial.value is not None for trial in ended]
+    until = out.num_seeds if out and spec.pruner.name == "race" else math.inf
+    lost = (spec.place(trial.number)[1] < until for trial, done in zip(ended, complete, strict=True) if not done)
+    return Group(tuple(compress(ended, complete)), sum(lost))
 
 
 def configuration(recipe: Recipe) -> dict[str, Any]:

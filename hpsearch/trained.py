@@ -126,11 +126,11 @@ def _over_seeds(database: Database, study: LoadedStudy) -> list[Chosen]:
         standings = confirm.result(study).standings
         numbered = [(one.label, one.number) for one in standings if one.in_set]
         numbered += [(one.label, one.number) for one in standings if not one.in_set]
-    num, max_trials = max(1, len(study.spec.candidates)), progress(database, study).max_trials
+    groups, max_trials = confirm.groups(study), progress(database, study).max_trials
     found = []
     for label, number in numbered:
-        trials, lost = tuple(confirm.candidate_trials(study, number)), confirm.num_lost(study, number)
-        planned = len(range(number, max_trials, num))
+        trials, lost = groups[number].trials, groups[number].lost
+        planned = len(range(number, max_trials, len(groups)))
         planned = min(planned, len(study.spec.seeds)) if study.spec.candidates else planned
         if trials:
             found.append(Chosen(label, study, trials, True, max(planned, len(trials) + lost), lost))

@@ -81,7 +81,7 @@ def test_the_result_is_what_is_recorded(chain: Chain) -> None:
     assert best.in_set
     assert best.verdict == "best"
     for one in found.standings:
-        recorded = [trial.value for trial in confirm.candidate_trials(chain.confirmation, one.number)]
+        recorded = [trial.value for trial in confirm.groups(chain.confirmation)[one.number].trials]
         assert list(one.values) == recorded[: one.over_seeds.num]
         assert one.over_seeds.mean == pytest.approx(statistics.fmean(one.values))
         assert one.over_seeds.low <= one.over_seeds.mean <= one.over_seeds.high
@@ -193,7 +193,7 @@ def test_trials_beyond_the_seeds_belong_to_no_candidate(sqlite: Database) -> Non
     for number in range(18):
         study.optuna_study.add_trial(optuna.trial.create_trial(value=number / 100))
     for number, one in enumerate(sorted(confirm.result(study).standings, key=lambda one: one.number)):
-        assert [trial.value for trial in confirm.candidate_trials(study, number)] == list(one.values)
+        assert [trial.value for trial in confirm.groups(study)[number].trials] == list(one.values)
 
 
 def test_a_seed_that_not_all_in_the_race_have_counts_for_none(sqlite: Database) -> None:
@@ -204,4 +204,4 @@ def test_a_seed_that_not_all_in_the_race_have_counts_for_none(sqlite: Database) 
         study.optuna_study.add_trial(optuna.trial.create_trial(value=value))
     (first,) = [one for one in confirm.result(study).standings if one.number == 0]
     assert first.values == (0.5, 0.5)
-    assert [trial.value for trial in confirm.candidate_trials(study, 0)] == [0.5, 0.5]
+    assert [trial.value for trial in confirm.groups(study)[0].trials] == [0.5, 0.5]

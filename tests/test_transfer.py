@@ -73,7 +73,7 @@ def test_head_only_keeps_the_body_of_the_export(folder: Path, tmp_path: Path) ->
         dataset = dataset_of(study.spec, settings)
         body = {}
         for number, label in enumerate(["transfer", "head only", "head first", "scratch"]):
-            model = network(study, confirm.candidate_trials(study, number)[0], dataset, settings, silent).model
+            model = network(study, confirm.groups(study)[number].trials[0], dataset, settings, silent).model
             body[label] = torch.equal(model.state_dict()["c5.weight"], given["c5.weight"])
             assert not torch.equal(model.state_dict()["output.weight"], given["output.weight"])
         assert body == {"transfer": False, "head only": True, "head first": True, "scratch": False}

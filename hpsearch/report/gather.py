@@ -108,7 +108,8 @@ def gather(database: Database, name: str) -> Gathered:
     labels = labels_of(spec, name)
     first = [record for looked in (looks, elsewhere) for record in _with_results(looked)[:1]]  # which counts
     known = {result["label"] for record in first for result in record["results"]}
-    tests = tuple(_test(first, confirm.candidate_trials(study, number)) for number in range(len(labels)))
+    groups = confirm.groups(study) if labels else []
+    tests = tuple(_test(first, group.trials) for group in groups)
     return Gathered(
         name=name,
         spec=spec,
@@ -118,7 +119,7 @@ def gather(database: Database, name: str) -> Gathered:
         rungs=tuple(sorted(found)),
         importances=_importances(study.optuna_study, spec),
         confirmation=confirm.result(study) if spec.candidates else None,
-        lost=tuple(confirm.num_lost(study, number) for number in range(len(labels))),
+        lost=tuple(group.lost for group in groups),
         images=recorded_images(study),
         num_openings=len(looks),
         tested=_with_results(looks),

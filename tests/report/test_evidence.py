@@ -88,7 +88,7 @@ def test_a_test_belongs_to_the_networks_that_were_tested(sqlite: Database) -> No
         found = gather(sqlite, "three")
         assert (table_one(found).rows[0][3], found.tested_otherwise) == (None, (label,))
         assert f"Tested before, with other seeds or values: {label}." in table_one(found).caption
-        chosen = Chosen(label, study, tuple(confirm.candidate_trials(study, 0)), True)
+        chosen = Chosen(label, study, confirm.groups(study)[0].trials, True)
         assert _test(chosen, [record]) is None
     openings.complete(sqlite, study, 0, {"time": "earlier", "results": [result], "result": result})
     assert _test(chosen, openings.openings(sqlite, study)) is not None
