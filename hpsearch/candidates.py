@@ -34,7 +34,7 @@ def read_candidates(
         found += [] if found else whole_mistakes(values, draft, model)
         mistakes += [f"candidate[{number}].{mistake}" for mistake in found]
         candidates.append((str(label), values))
-    labels = [label for label, _ in candidates]
+    labels = [table["label"] for table in tables if isinstance(table.get("label"), str)]
     mistakes += [
         f"candidate: label {show(label)} is there more than once" for label in labels if labels.count(label) > 1
     ]

@@ -158,7 +158,7 @@ def find(name_or_path: str) -> tuple[str, str]:
             raise UsageError(f"study {show(name_or_path)}: is neither a file nor a study of hpsearch{advice}")
         path = found
     try:
-        return path.read_text(encoding="utf-8"), str(path)
+        return path.read_text(encoding="utf-8-sig"), str(path)  # some editors begin a file with a mark
     except FileNotFoundError as error:
         raise UsageError(f"{path}: there is no such file; studies of hpsearch: {', '.join(study_names())}") from error
     except OSError as error:

@@ -6,7 +6,8 @@
     └── UsageError                exit code 2: what was given cannot be used; nothing was changed
         ├── StudyFileError        a study file, or a --set that changes it
         ├── DataError             a data set that is missing, broken or unsuited
-        │   └── DownloadError     a data set that cannot be fetched just now; exit code 1
+        │   ├── DownloadError     a data set that cannot be fetched just now; exit code 1
+        │   └── NoRoom            a data set that cannot be kept just now; exit code 1
         └── StorageError          a storage URL that cannot be opened, a study that is not there
             └── StorageEmpty      a storage in which no study was ever created
 
@@ -55,6 +56,10 @@ class DownloadError(DataError):
     """A data set that is not here and cannot be fetched just now; ends a command with exit code 1."""
 
 
+class NoRoom(DataError):
+    """A data set for whose decoded images the disk has no room; ends a command with exit code 1."""
+
+
 class StorageError(UsageError):
     """A storage that cannot be opened, or a study that it does not hold."""
 
@@ -65,4 +70,5 @@ class StorageEmpty(StorageError):
 
 def exit_code(error: HpsearchError) -> int:
     """What a command that the error ends exits with, but for the storage that is away."""
-    return EXIT_USAGE if isinstance(error, UsageError) and not isinstance(error, DownloadError) else EXIT_FAILED
+    passing = isinstance(error, DownloadError | NoRoom)
+    return EXIT_USAGE if isinstance(error, UsageError) and not passing else EXIT_FAILED

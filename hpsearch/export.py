@@ -7,6 +7,7 @@ README.md            the model card
 SHA256SUMS           of the other four; `sha256sum -c SHA256SUMS`
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -108,6 +109,8 @@ def _reaching(where: str | Path) -> Iterator[None]:
     except OSError as error:
         if str(where).startswith(SCHEME):
             raise HpsearchError(f"{where}: {error.strerror or error}; try again once that is mended") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise HpsearchError(f"{where}: {error.strerror}; make room and run the command again") from error
         raise UsageError(f"{where}: cannot be written ({error.strerror}); name another folder") from error
 
 

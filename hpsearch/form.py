@@ -76,7 +76,8 @@ def read_study(tables: Mapping[str, Any], recorded: bool = False) -> tuple[dict[
     mistakes += found
     values["candidates"] = candidates
     draft = replace(draft, candidates=tuple(own for _, own in candidates))
-    mistakes += [*plan_mistakes(draft, values), *candidate_mistakes(draft, values), *draft_mistakes(draft)]
+    given = values | {"unread_seeds": bool(tables.get("seeds")) and not values["seeds"]}
+    mistakes += [*plan_mistakes(draft, given), *candidate_mistakes(draft, values), *draft_mistakes(draft)]
     final = draft.applied()
     first, found = read_first(tables.get("first", []), final)
     mistakes += first_mistakes(first, values.get("budget"))
@@ -148,9 +149,9 @@ def with_defaults(tables: Mapping[str, Any], key: str) -> Any:
     to_the_end = isinstance(sampler, Mapping) and sampler.get("name") in FROM_COMPLETE
     if key == "pruner" and (to_the_end or not tables.get("space")):
         return {"name": "none", **section}
-    if key == "budget" and not tables.get("space") and (seeds := read_seeds(tables.get("seeds", []))[0]):
-        candidates = tables.get("candidate")
-        return {"trials": len(seeds) * (len(candidates) if isinstance(candidates, list) else 1), **section}
+    if key == "budget" and not tables.get("space") and (given := tables.get("seeds", [])):
+        candidates, num_seeds = tables.get("candidate"), len(read_seeds(given)[0]) or 1  # 1: a mistake, told elsewhere
+        return {"trials": num_seeds * (len(candidates) if isinstance(candidates, list) else 1), **section}
     return section
 
 

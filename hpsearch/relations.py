@@ -119,7 +119,7 @@ def most_epochs(
 def plan_mistakes(draft: Draft, values: Mapping[str, Any]) -> Iterator[str]:
     """How many trials, from which seeds, by which sampler, stopped how; `values` holds the sections read so far."""
     seeds, budget, pruner = values["seeds"], values.get("budget"), values.get("pruner")
-    if not seeds and not draft.searched:
+    if not seeds and not draft.searched and not values.get("unread_seeds"):
         yield "space: is missing, and so is seeds; search something, or train the same over seeds = 15"
     if seeds and draft.searched:
         yield "seeds: is for studies that search nothing; with [space], give [budget] trials instead"
@@ -306,10 +306,19 @@ def idle_mistakes(draft: Draft, model: Any) -> Iterator[str]:
     said = draft.declared.union(*draft.candidates)
     if model and model.export is not None and "start" not in said:
         yield f'model.export = {show(model.export)}: no trial begins with it; set training.start = "export" as well'
+    if "momentum" in draft.searched and only_peaks(draft):
+        yield f"space.momentum: means nothing with scheduler = {show(PEAK_SCHEDULER)} alone, which cycles its own"
     for name in ("frozen_epochs", "frozen_rate"):
         if name in said and "frozen_layers" not in said:
             section = "training" if name in draft.fixed else "space" if name in draft.searched else "candidate"
             yield f"{section}.{name}: means nothing without frozen_layers, how many layers it is about"
+
+
+def only_peaks(draft: Draft) -> bool:
+    """Whether no trial can have another schedule than onecycle."""
+    searched = draft.space.get("scheduler")
+    given = searched.choices if isinstance(searched, Choice) else (draft.training.get("scheduler"),)
+    return set(given) == {PEAK_SCHEDULER}
 
 
 def unread(draft: Draft) -> frozenset[str]:

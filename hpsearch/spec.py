@@ -10,7 +10,7 @@ are checked by `catalogue.py`, which knows the tables.
 import copy
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,9 +18,9 @@ from typing import Any
 from hpsearch.errors import StudyFileError, UsageError
 from hpsearch.form import read_study
 from hpsearch.recipe import Recipe
-from hpsearch.relations import MOST_LISTED, PEAK_SCHEDULER, most_epochs
+from hpsearch.relations import IMPLIED, MOST_LISTED, PEAK_SCHEDULER, default, most_epochs
 from hpsearch.sections import FROM_COMPLETE, SECTIONS, Budget, Data, Model, Objective, Pruner, Sampler
-from hpsearch.space import Float, Parameter, Value, asked, configurations, order, recorded_name, show, to_table
+from hpsearch.space import Choice, Float, Parameter, Value, asked, configurations, order, recorded_name, show, to_table
 
 STORED = "the study in the storage"
 RESTORE = "restore a backup of the storage, or create the study under another name"
@@ -74,11 +74,17 @@ class StudySpec:
         block, candidate = divmod(number, len(self.candidates) or 1)
         return candidate, block
 
+    @property
+    def max_trials(self) -> int:
+        """How many trials it can have: its budget, or all there is to try if that is less."""
+        points = self.configurations
+        return self.budget.trials if points is None else min(self.budget.trials, len(points))
+
     def summary(self) -> str:
         """The study in half a line."""
         what = f"{len(self.space)} hyperparameters searched" if self.space else f"{len(self.seeds)} seeds"
         what = f"{len(self.candidates)} candidates, {what}" if self.candidates else what
-        return f"{self.model.name} on {self.data.name}, {what}, {self.budget.trials} trials of {self.max_epochs} epochs"
+        return f"{self.model.name} on {self.data.name}, {what}, {self.max_trials} trials of {self.max_epochs} epochs"
 
     def cautions(self) -> list[str]:
         """What is allowed and hardly meant, one sentence each."""
@@ -88,14 +94,28 @@ class StudySpec:
             found.append(f'pruner.name = "{pruner}": {rule}; "none" is its default')
         if pruner in ("asha", "hyperband") and 2 * first > self.max_epochs > 1:
             found.append(f"no trial will be pruned: min_epochs = {first} is past half of epochs = {self.max_epochs}")
+        if PEAK_SCHEDULER in self._schedulers("momentum"):
+            rule = f"is searched with scheduler = {show(PEAK_SCHEDULER)} too, which cycles its own"
+            found.append(f"space.momentum: {rule}; name the others in its when")
+        return found + list(self._candidate_cautions())
+
+    def _candidate_cautions(self) -> Iterator[str]:
         trained: dict[Recipe, str] = {}
-        for number, (label, _) in enumerate(self.candidates):
+        for number, (label, own) in enumerate(self.candidates):
             recipe = self.recipe({}, 0, 0, number)
-            if recipe.scheduler != "exponential":
-                recipe = replace(recipe, gamma=Recipe.gamma)
-            if (other := trained.setdefault(recipe, label)) != label:
-                found.append(f"candidates {show(other)} and {show(label)} train the same")
-        return found
+            idle = unused(recipe)
+            for name in own:
+                if name in idle:
+                    yield f"candidate {show(label)}: {name} means nothing with scheduler = {show(recipe.scheduler)}"
+            if (other := trained.setdefault(replace(recipe, **idle), label)) != label:
+                yield f"candidates {show(other)} and {show(label)} train the same"
+
+    def _schedulers(self, name: str) -> Sequence[Value]:
+        """The schedules that the study searches and with which it searches this as well."""
+        scheduler, parameter = self.space.get("scheduler"), self.space.get(name)
+        if not isinstance(scheduler, Choice) or parameter is None:
+            return ()
+        return parameter.when.get("scheduler", scheduler.choices)
 
     def recipe(self, params: Mapping[str, Any], seed: int, stream_seed: int, candidate: int = 0) -> Recipe:
         """The recipe of one trial: fixed values, and what the trial recorded; anything else has its default.
@@ -147,6 +167,13 @@ class StudySpec:
         except (RecursionError, TypeError, ValueError) as error:
             raise StudyFileError([f"{STORED}: is damaged ({error}); {RESTORE}"]) from error
         return build(tables, STORED, recorded=True)
+
+
+def unused(recipe: Recipe) -> dict[str, Any]:
+    """The hyperparameters that mean nothing under the recipe's schedule, at their defaults."""
+    names = [name for name, condition in IMPLIED.items() if recipe.scheduler not in condition["scheduler"]]
+    names += ["momentum"] if recipe.scheduler == PEAK_SCHEDULER else []
+    return {name: default(name) for name in names}
 
 
 def parse(text: str, source: str) -> StudySpec:

@@ -110,9 +110,25 @@ def test_a_comparison_recorded_under_laxer_rules_is_still_read() -> None:
 
 
 @pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ("gamma = 0.9", 'gamma means nothing with scheduler = "cosine"'),
+        ("peak_learning_rate = 0.9", 'peak_learning_rate means nothing with scheduler = "cosine"'),
+        (
+            "momentum = 0.5\nscheduler = 'onecycle'\npeak_learning_rate = 0.9",
+            'momentum means nothing with scheduler = "onecycle"',
+        ),
+    ],
+)
+def test_what_means_nothing_in_a_candidate_is_told(own: str, said: str) -> None:
+    schedule = "" if "onecycle" in own else "\nscheduler = 'cosine'"
+    assert parse(f"epochs = 2{schedule}", own, "batch_size = 32").cautions() == [f'candidate "one": {said}']
+
+
+@pytest.mark.parametrize(
     ("one", "other", "same"),
     [
-        ("learning_rate = 0.1", "learning_rate = 0.1\ngamma = 0.9", True),  # without scheduler = "exponential"
+        ("learning_rate = 0.1", "learning_rate = 0.1", True),
         ("", "learning_rate = 0.01", True),  # the default
         ("gamma = 0.8\nscheduler = 'exponential'", "gamma = 0.9\nscheduler = 'exponential'", False),
     ],
@@ -120,3 +136,11 @@ def test_a_comparison_recorded_under_laxer_rules_is_still_read() -> None:
 def test_candidates_that_train_the_same_are_told(one: str, other: str, same: bool) -> None:
     told = ['candidates "one" and "other" train the same'] if same else []
     assert parse("epochs = 2", one, other).cautions() == told
+
+
+def test_one_mistake_brings_no_other() -> None:
+    text = STUDY.format(fixed="epochs = 2", one="", other="batch_size = 32").replace('label = "one"', "")
+    assert mistakes(text.replace('label = "other"', "")) == [
+        f"candidate[{number}].label: is missing; it is what results call the candidate" for number in (1, 2)
+    ]
+    assert [one[:14] for one in mistakes(ALONE.replace("seeds = 3", "seeds = ['a']"))] == ['seeds holds "a']

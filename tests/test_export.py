@@ -20,7 +20,7 @@ from hpsearch import catalogue, confirm, export_schema
 from hpsearch.cli.final_test import final_test as final_test_command
 from hpsearch.data.folder import decoded
 from hpsearch.data.images import Source
-from hpsearch.errors import HpsearchError, UsageError
+from hpsearch.errors import HpsearchError, UsageError, exit_code
 from hpsearch.export import export, pinned, read
 from hpsearch.export_schema import FILES, SUMS, Metrics
 from hpsearch.exported import Exported
@@ -248,8 +248,9 @@ def test_nothing_is_half_written(chain: Chain, tmp_path: Path, monkeypatch: pyte
 
     with monkeypatch.context() as patched:
         patched.setattr("os.rename", full)
-        with pytest.raises(UsageError, match="No space left"):
+        with pytest.raises(HpsearchError, match="No space left") as told:
             export(chain.database, chain.search, 1, tmp_path / "out", chain.settings, silent)
+    assert exit_code(told.value) == 1
     assert list(tmp_path.iterdir()) == []
 
 

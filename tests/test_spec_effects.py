@@ -91,3 +91,14 @@ def test_a_median_over_schedules_of_different_lengths() -> None:
     assert mistake(text=searched).startswith('pruner.name = "median": compares all trials at an epoch')
     build(text=searched.replace("'median'", "'asha'"))
     build("training.epochs=4", text=text)
+
+
+def test_a_momentum_where_the_schedule_has_its_own() -> None:
+    momentum = "space.momentum={ low = 0.1, high = 0.9 }"
+    assert mistake(momentum, "space.scheduler=['onecycle']").startswith("space.momentum: means nothing with scheduler")
+    assert [one[:40] for one in build(momentum).cautions()] == ["space.momentum: is searched with schedul"]
+    assert build(momentum, "space.momentum.when={ scheduler = 'constant' }").cautions() == []
+    fixed = STUDY.replace('scheduler = ["constant", "onecycle"]\n', "")
+    fixed = fixed.replace("[training]", "[training]\nscheduler = 'onecycle'")
+    assert mistake(momentum, text=fixed).startswith("space.momentum: means nothing with scheduler")
+    assert build("training.momentum=0.5", text=fixed).cautions() == []  # as config.toml of an export says

@@ -147,6 +147,10 @@ def _say_usage(error: click.UsageError) -> None:
         click.echo(error.format_message(), err=True)
         return
     path = error.ctx.command_path if error.ctx else "hpsearch"
+    if isinstance(error, click.NoSuchOption) and error.ctx:
+        hidden = {one for option in error.ctx.command.params if getattr(option, "hidden", False) for one in option.opts}
+        alike = [option for option in error.possibilities or () if option not in hidden]
+        error = click.NoSuchOption(error.option_name, possibilities=alike, ctx=error.ctx)
     _say(f"{' '.join(error.format_message().split())} (see `{path} --help`)")
 
 

@@ -17,8 +17,8 @@ from hpsearch.cli.options import complete_recorded, open_database, settings_from
 def report(studies: tuple[str, ...], path: Path, data_dir: Path | None, storage: str | None) -> None:
     """Write one page about the studies: every figure, with the numbers behind it as CSV.
 
-    The page is a single file that needs no network. It may be written while a study runs. Test results are shown where
-    `hpsearch final-test` has recorded some; nothing is tested here.
+    The page is a single file that needs no network; folders above it are made. It may be written while a study runs.
+    Test results are shown where `hpsearch final-test` has recorded some; nothing is tested here.
     """
     from hpsearch.report.page import write
 

@@ -22,7 +22,7 @@ from filelock import FileLock
 from hpsearch.data import DATASETS, PLACES, STAMPS
 from hpsearch.data.images import Images, Labels, RawImages, Source, split_name
 from hpsearch.data.split import VALIDATION_SEED, VALIDATION_SHARE, split_rows
-from hpsearch.errors import DataError
+from hpsearch.errors import DataError, NoRoom
 from hpsearch.sections import FEWEST_PIXELS, MOST_PIXELS
 
 FORMAT = 1  # of the cache; a higher number leaves the caches of older versions aside
@@ -68,7 +68,7 @@ def load(name: str, *, data_dir: Path | None, cache_dir: Path, image_size: int =
             cached = _open(place, name)  # another process may have built it meanwhile
             return cached or _build(place, name, _checked(read(source), name))
     except OSError as error:
-        raise DataError(_write_problem(name, cache_dir, error)) from error
+        raise _write_problem(name, cache_dir, error) from error
     except MemoryError as error:
         reason = f" ({error})" if str(error) else ""
         raise DataError(
@@ -126,14 +126,20 @@ def _foreign_problem(entry: EntryPoint, error: Exception) -> str:
     return f"data.name = {entry.name!r}: {entry.value} of {package} failed ({reason}); repair or uninstall it."
 
 
-def _entry_stamp(entry: EntryPoint, _source: Source) -> str:
-    """Version of the package, and its code, as a package under development keeps its version."""
+def _entry_stamp(entry: EntryPoint, source: Source) -> str:
+    """Version of the package, its code, as a package under development keeps its version, and what it is told to read.
+
+    Of a file behind the colon of `data.name` size and times; of a folder no more than when its entries changed.
+    """
     try:
         code = import_module(entry.module).__file__
     except Exception as error:
         raise DataError(_foreign_problem(entry, error)) from error
     content = Path(code).read_bytes() if code else b""
-    return f"{entry.dist.version if entry.dist else ''} {hashlib.sha256(content).hexdigest()}"
+    state = os.stat(place) if os.path.exists(place := os.path.expanduser(source.argument)) else None
+    told = (state.st_size, state.st_mtime_ns, state.st_ctime_ns) if state else ()
+    version = entry.dist.version if entry.dist else ""
+    return f"{version} {hashlib.sha256(content).hexdigest()} {source.data_dir} {told}"
 
 
 def _key(source: Source, base: str, stamp: Callable[[Source], str]) -> str:
@@ -254,11 +260,11 @@ def _statistics(images: Images) -> tuple[list[float], list[float]]:
     return mean, std
 
 
-def _write_problem(name: str, cache_dir: Path, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
+def _write_problem(name: str, cache_dir: Path, error: OSError) -> DataError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, None):  # None: numpy, which writes less than it should
+        return NoRoom(
             f"data.name = {name!r}: no space left for the cache in {cache_dir} ({error}); free some or move the cache."
         )
-    return (
+    return DataError(
         f"data.name = {name!r}: reading it, or writing its cache to {cache_dir}, failed ({error}); make both possible."
     )

@@ -7,6 +7,7 @@ forbids it every request.
 import base64
 import contextlib
 import csv
+import errno
 import html
 import io
 import json
@@ -19,7 +20,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from hpsearch.errors import UsageError
+from hpsearch.errors import HpsearchError, UsageError
 from hpsearch.report import evidence_figures, search_figures
 from hpsearch.report.drawing import Cell, Figure, cut, plain, short, words
 from hpsearch.report.gather import Gathered, gather
@@ -39,6 +40,7 @@ def write(database: Database, names: Sequence[str], path: Path, settings: Settin
     Raises:
         StorageError: a study is not there.
         UsageError: the file cannot be written.
+        HpsearchError: there is no room for it.
     """
     if not path.name:
         raise UsageError("-o: is empty; name the HTML file to write")
@@ -52,6 +54,8 @@ def write(database: Database, names: Sequence[str], path: Path, settings: Settin
         work.write_text(text, encoding="utf-8")
         work.replace(path)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise HpsearchError(f"-o {path}: {error.strerror}; make room and run the command again") from error
         raise UsageError(f"-o {path}: cannot be written ({error.strerror}); name another file") from error
     finally:
         with contextlib.suppress(OSError):

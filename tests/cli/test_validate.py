@@ -88,3 +88,12 @@ def test_imports_nothing_heavy(file):
     )
     done = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_of_a_finite_space_the_trials_that_there_can_be(tmp_path):
+    (tmp_path / "few.toml").write_bytes(
+        b'\xef\xbb\xbfname = "few"\nmodel.name = "lenet"\ndata.name = "digits"\ntraining.epochs = 1\n'
+        b"budget.trials = 9\nspace.batch_size = [32, 64]\n"
+    )
+    result = run(str(tmp_path / "few.toml"))
+    assert result.stdout.endswith("ok, lenet on digits, 1 hyperparameters searched, 2 trials of 1 epochs\n")

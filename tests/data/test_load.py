@@ -17,7 +17,7 @@ from hpsearch.data import load as load_module
 from hpsearch.data.images import RawImages, Source
 from hpsearch.data.load import ARRAYS, DataSet, at_hand, load
 from hpsearch.data.split import split_rows
-from hpsearch.errors import DataError
+from hpsearch.errors import DataError, exit_code
 
 
 def digits(cache_dir: Path) -> DataSet:
@@ -164,18 +164,23 @@ def test_what_a_killed_builder_left_is_removed(tmp_path: Path) -> None:
     assert folders(tmp_path) == [folder]
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), OSError("9 requested, 4 written")])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second is what numpy says of it."""
     save, calls = np.save, []
 
     def full(path: Path, array: Any, **options: Any) -> None:
         calls.append(path)
         if len(calls) == 3:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise error
         save(path, array, **options)
 
     monkeypatch.setattr(np, "save", full)
-    with pytest.raises(DataError, match=r"no space left for the cache in .*; free some or move the cache"):
+    with pytest.raises(DataError, match=r"no space left for the cache in .*; free some or move the cache") as told:
         digits(tmp_path)
+    assert exit_code(told.value) == 1
     assert folders(tmp_path) == []
     digits(tmp_path)
 
@@ -229,6 +234,22 @@ def test_a_data_set_of_another_package(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(dataset.train_images) == 36
     assert dataset.train_labels.dtype == np.int64
     assert dataset.std == (1.0, 1.0, 1.0)  # a constant channel
+
+
+def test_what_a_package_is_told_to_read_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file under the same name, or another folder of data sets."""
+    file, cache, images = tmp_path / "images.npz", tmp_path / "cache", np.ones((40, 3, 8, 8), np.uint8)
+
+    def fingerprint(value: int, data_dir: Path | None = None) -> str:
+        install(monkeypatch, images * value, np.tile([0, 1], 20))
+        return load(f"foreign:{file}", data_dir=data_dir, cache_dir=cache).fingerprint
+
+    file.write_text("one")
+    first = fingerprint(1)
+    assert fingerprint(2) == first  # nothing says that it has changed
+    assert fingerprint(2, tmp_path / "other") != first
+    file.write_text("another")
+    assert fingerprint(2) != first
 
 
 def test_a_data_set_of_another_package_is_not_said_to_be_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
