@@ -167,7 +167,7 @@ def status(study: str, watching: bool, storage: str | None, as_json: bool) -> No
         print_json(summary | {"workers": workers, "events": happened})
         return
     spec = loaded.spec
-    abandoned = f" ({now.abandoned} abandoned: the next worker takes them)" if now.abandoned else ""
+    abandoned = f" ({now.abandoned} abandoned: {now.taken_up})" if now.abandoned else ""
     print_table(
         ["study", "value"],
         [

@@ -105,8 +105,8 @@ def _running(context: dict[str, Any]) -> Table:
             str(trial.number),
             f"{trial.epoch}/{context['study'].spec.max_epochs}",
             metric(last.get(name), name),
-            f"{last['images_per_second']:,.0f}" if last.get("images_per_second") else "",
-            (trial.owner or "").rsplit(":", 1)[0],
+            f"{last['images_per_second']:,.0f}" if last.get("images_per_second") and not trial.abandoned else "",
+            ("abandoned by " if trial.abandoned else "") + (trial.owner or "").rsplit(":", 1)[0],
         ]
         for trial, last in context["running"][:MAX_ROWS]
     ]

@@ -69,7 +69,7 @@ class Progress:
     failed: int
     running: int
     waiting: int
-    abandoned: int  # running ones whose lease has run out: the next worker takes them
+    abandoned: int  # running ones whose lease has run out
     max_trials: int
     state: str  # what people have set: budget.RUNNING, PAUSED or STOPPED
     startable: int  # trials that may start now
@@ -95,6 +95,13 @@ class Progress:
         if self.state != budget.RUNNING:
             return self.state
         return "running" if self.running > self.abandoned else "waiting for workers"
+
+    @property
+    def taken_up(self) -> str:
+        """Who goes on with abandoned trials, for a person."""
+        if self.state == budget.RUNNING:
+            return "the next worker takes them"
+        return "a worker takes them after hpsearch resume"
 
     @property
     def unfinished(self) -> bool:

@@ -83,7 +83,7 @@ def one_trial(
         "start": start,
         "end": end,
         "happened": happened,
-        "lanes": sum(one.state == "RUNNING" and one.owner == trial.owner for one in trials),
+        "lanes": sum(one.state == "RUNNING" and not one.abandoned and one.owner == trial.owner for one in trials),
         "checkpoints": source.checkpoints(study, number) if not trial.ended else [],
         "num_trials": len(trials),
         "confusion": found,

@@ -320,17 +320,6 @@ def test_hyperparameters_that_a_condition_excludes_are_not_shown(tmp_path: Path)
         assert on_it == sum(recipe["optimizer"] == "sgd" for recipe in complete) < len(complete)
 
 
-def test_only_abandoned_trials_are_left(client: Opener, tmp_path: Path) -> None:
-    settings = settings_for(tmp_path)
-    with create(settings.storage_url) as database:
-        made_up(database, "s", 6, 2, prune=False).fill(6, leave_running=2)
-        with database.engine.begin() as connection:
-            connection.execute(update(LEASES).values(expires=0.0))
-    page = client(settings, local()).get("/hpsearch/study/1", headers={"Host": HOST}).text
-    for said in ("waiting for workers", "2 abandoned: the next worker takes them", "nothing is running"):
-        assert said in page
-
-
 def test_an_answer_is_sent_once_to_who_has_it(client: Opener, tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     with create(settings.storage_url) as database:
