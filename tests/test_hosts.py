@@ -138,7 +138,7 @@ def test_hosts_come_and_go(tmp_path: Path) -> None:
 
             def held_by(name: str) -> list[str]:
                 found = fleet.workers(database, study.study_id)
-                return [worker["owner"] for worker in found if worker["host"] == name and worker["trials"]]
+                return [worker.owner for worker in found if worker.host == name and worker.trials]
 
             def keep_busy() -> None:
                 """However fast this machine is, there is something left to train."""

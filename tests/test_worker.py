@@ -202,7 +202,7 @@ def test_pause_resume_and_stop_reach_a_worker_within_two_epochs(
 
     def acknowledged(_seconds: float) -> None:
         """In place of a worker's sleep: what the table of workers says, and then the study goes on."""
-        seen.extend(worker["state"] for worker in fleet.workers(database, study.study_id))
+        seen.extend(worker.state for worker in fleet.workers(database, study.study_id))
         fleet.control(database, study.study_id, budget.RUNNING)
 
     monkeypatch.setattr("hpsearch.worker.time.sleep", acknowledged)

@@ -17,6 +17,7 @@ from hpsearch.cli.options import (
     storage_option,
 )
 from hpsearch.cli.tables import (
+    WORKER_COLUMNS,
     cell,
     configuration,
     event_rows,
@@ -29,6 +30,7 @@ from hpsearch.cli.tables import (
 if TYPE_CHECKING:
     from hpsearch.spec import StudySpec
     from hpsearch.storage.open import Database
+    from hpsearch.storage.studies import Progress
 
 
 # What `list` does not know of a study that it cannot read.
@@ -161,10 +163,13 @@ def status(study: str, watching: bool, storage: str | None, as_json: bool) -> No
 
         watch(database, loaded, settings_from(storage))
         return
-    summary, now = _summary(database, study), progress(database, loaded)
+    now = progress(database, loaded)
+    summary = _counts(study, now)
     workers, happened = fleet.workers(database, loaded.study_id), events(database, loaded.study_id, last=5)
     if as_json:
-        print_json(summary | {"workers": workers, "events": happened})
+        said = [{"state": one.does, "answer": one.answer, "images_per_second": one.speed} for one in workers]
+        rows = [asdict(one) | more for one, more in zip(workers, said, strict=True)]
+        print_json(summary | {"workers": rows, "events": happened})
         return
     spec = loaded.spec
     abandoned = f" ({now.abandoned} abandoned: {now.taken_up})" if now.abandoned else ""
@@ -185,9 +190,7 @@ def status(study: str, watching: bool, storage: str | None, as_json: bool) -> No
         ],
     )
     if workers:
-        print_table(
-            ["worker", "device", "doing", "trials", "images/s", "waits for storage", "last sign"], worker_rows(workers)
-        )
+        print_table(WORKER_COLUMNS, worker_rows(workers))
     if happened:
         print_table(["when", "trial", "event", ""], event_rows(happened))
 
@@ -257,6 +260,11 @@ def _summary(database: "Database", name: str) -> dict[str, Any]:
     except StorageError as error:
         state = "damaged" if name in study_names(database) else "deleted"
         return {"study": name, "state": state} | dict.fromkeys(UNKNOWN) | {"problem": str(error)}
+    return _counts(name, now)
+
+
+def _counts(name: str, now: "Progress") -> dict[str, Any]:
+    """A study and how far it is, as `list` and `status` give it to machines."""
     return {
         "study": name,
         "state": now.word,

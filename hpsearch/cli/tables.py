@@ -1,6 +1,7 @@
 """Tables for the terminal: configurations and trials, as plain values and as text."""
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 # Lengths are in cells of a terminal: 語 takes two.
@@ -12,6 +13,7 @@ GAP = 3  # between two columns of rich's SIMPLE_HEAD
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
+    from hpsearch.storage.fleet import WorkerRow
     from hpsearch.storage.studies import LoadedStudy
 
 
@@ -51,17 +53,21 @@ def trial_row(loaded: "LoadedStudy", trial: "FrozenTrial") -> dict[str, Any]:
     }
 
 
-def worker_rows(workers: list[dict[str, Any]]) -> list[list[str]]:
+WORKER_COLUMNS = ["worker", "device", "does", "answer", "lanes", "images/s", "waits for storage", "last sign"]
+
+
+def worker_rows(workers: "Sequence[WorkerRow]") -> list[list[str]]:
     """The table of workers: who, what, how fast, and how long since the last sign of life."""
     return [
         [
-            f"{worker['host']}:{worker['process']}",
-            worker["device"],
-            worker["state"],
-            str(worker["trials"]),
-            f"{worker['images_per_second']:,.0f}",
-            f"{worker['storage_share']:.1%}",
-            f"{duration(worker['silent_seconds'])} ago",
+            f"{worker.host}:{worker.process}",
+            worker.device,
+            worker.does,
+            worker.answer,
+            str(worker.trials),
+            f"{worker.speed:,.0f}",
+            f"{worker.storage_share:.1%}",
+            f"{duration(worker.silent_seconds)} ago",
         ]
         for worker in workers
     ]

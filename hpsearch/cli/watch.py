@@ -11,10 +11,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from hpsearch.cli.tables import WORKER_COLUMNS, worker_rows
 from hpsearch.storage import budget
 from hpsearch.web import study_pages
 from hpsearch.web.source import Source
-from hpsearch.web.words import duration, metric, moment, share, spoken
+from hpsearch.web.words import duration, metric, moment, spoken
 
 if TYPE_CHECKING:
     from hpsearch.settings import Settings
@@ -50,7 +51,7 @@ def view(context: dict[str, Any]) -> Group:
     if context["running"]:
         parts.append(_running(context))
     if context["workers"]:
-        parts.append(_workers(context["workers"]))
+        parts.append(_table(WORKER_COLUMNS, worker_rows(context["workers"][:MAX_ROWS])))
     if context["importances"] and context["importances"].shares:
         parts.append(Text(context["importances"].sentence(), style="dim"))
     for event in context["events"][:MAX_EVENTS]:
@@ -111,24 +112,6 @@ def _running(context: dict[str, Any]) -> Table:
         for trial, last in context["running"][:MAX_ROWS]
     ]
     return _table(["trial", "epoch", spoken(name), "images/s", "worker"], rows)
-
-
-def _workers(workers: Sequence[Any]) -> Table:
-    rows = [
-        [
-            f"{worker.host}:{worker.process}",
-            worker.device,
-            worker.state if worker.alive else "silent",
-            worker.answer,
-            str(worker.trials),
-            f"{worker.images_per_second:,.0f}",
-            share(worker.storage_share),
-            f"{duration(worker.silent_seconds)} ago",
-        ]
-        for worker in workers[:MAX_ROWS]
-    ]
-    names = ["worker", "device", "does", "answer", "lanes", "images/s", "waits for storage", "last sign"]
-    return _table(names, rows)
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -11,9 +11,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from hpsearch.errors import StorageError
 from hpsearch.storage import budget, events, leases, locks
 from hpsearch.storage.open import Database
-from hpsearch.storage.tables import CONTROL, EVENTS, LEASES, TRIALS, WORKERS
+from hpsearch.storage.tables import CONTROL, EVENTS, LEASES, STUDIES, TRIALS, WORKERS
 
 FORGET_SECONDS = 86_400.0  # a worker that vanished is shown for a day
+ALIVE_SECONDS = 60.0  # a worker gives a sign every second or after each epoch; one without a lease is silent then
 FORGETTING = 1e-3  # share of the signs of life that come with a look for such workers
 
 TRAINING, WAITING, PAUSED = "training", "waiting", "paused"  # what a worker does (WORKERS.state)
@@ -42,6 +43,52 @@ class Sign:
     storage_share: float = 0.0
 
 
+@dataclass(frozen=True)
+class WorkerRow:
+    """A worker, and what people want of its study."""
+
+    owner: str
+    host: str
+    process: int
+    device: str
+    study_id: int | None
+    study: str | None
+    state: str
+    wanted: str | None
+    trials: int
+    images_per_second: float
+    storage_share: float
+    started_seconds: float  # since it started
+    silent_seconds: float
+    holds: bool  # a lease that has not run out: an epoch may take as long
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has given a sign lately, or need not yet."""
+        return self.holds or self.silent_seconds < ALIVE_SECONDS
+
+    @property
+    def does(self) -> str:
+        """What it does: what it has said of itself, if it is alive."""
+        return self.state if self.alive else "silent"
+
+    @property
+    def speed(self) -> float:
+        """Images per second, if it is alive."""
+        return self.images_per_second if self.alive else 0.0
+
+    @property
+    def answer(self) -> str:
+        """What the worker has made of what people want."""
+        if not self.alive:
+            return "silent"
+        if self.wanted == "paused":
+            return "has paused" if self.state == "paused" else "pauses after this epoch"
+        if self.wanted == "stopped":
+            return "leaves after this epoch"
+        return "resumes" if self.state == "paused" else "as asked"
+
+
 def beat(database: Database, worker: Worker, sign: Sign) -> str:
     """Record a sign of life; what people want of the study: budget.RUNNING, PAUSED or STOPPED."""
     with database.engine.begin() as connection:
@@ -66,18 +113,35 @@ def leave(database: Database, worker: Worker) -> None:
         _forget(connection)
 
 
-def workers(database: Database, study_id: int) -> list[dict[str, Any]]:
-    """The study's workers, the busiest first: as they describe themselves, with `trials` held, `silent_seconds`."""
-    held = select(LEASES.c.owner, func.count().label("trials")).join(TRIALS, TRIALS.c.trial_id == LEASES.c.trial_id)
-    held = held.where(TRIALS.c.state == TrialState.RUNNING, TRIALS.c.study_id == study_id).group_by(LEASES.c.owner)
-    counted = held.subquery()
+def workers(database: Database, study_id: int | None = None) -> list[WorkerRow]:
+    """The workers of one study, or of all, those of one study together."""
+    running = TRIALS.c.state == TrialState.RUNNING
+    counted = (func.count().label("num"), func.max(LEASES.c.expires).label("until"))
+    held = select(LEASES.c.owner, *counted).join(TRIALS, TRIALS.c.trial_id == LEASES.c.trial_id)
+    held_by = held.where(running).group_by(LEASES.c.owner).subquery()
+    names = ("owner", "host", "process", "device", "study_id")
+    columns = [WORKERS.c[name] for name in names]
     with database.engine.connect() as connection:
-        silent = (leases.clock(connection) - WORKERS.c.seen).label("silent_seconds")
-        columns = [column for column in WORKERS.c if column.name not in ("study_id", "started", "seen")]
-        rows = select(*columns, func.coalesce(counted.c.trials, 0).label("trials"), silent)
-        rows = rows.outerjoin(counted, counted.c.owner == WORKERS.c.owner).where(WORKERS.c.study_id == study_id)
-        rows = rows.order_by(WORKERS.c.images_per_second.desc(), WORKERS.c.owner)
-        return [dict(row._mapping) for row in connection.execute(rows)]
+        now = leases.clock(connection)
+        statement = select(
+            *columns,
+            STUDIES.c.study_name.label("study"),
+            WORKERS.c.state,
+            CONTROL.c.state.label("wanted"),
+            func.coalesce(held_by.c.num, 0).label("trials"),
+            WORKERS.c.images_per_second,
+            WORKERS.c.storage_share,
+            (now - WORKERS.c.started).label("started_seconds"),
+            (now - WORKERS.c.seen).label("silent_seconds"),
+            func.coalesce(held_by.c.until >= now, False).label("holds"),
+        )
+        statement = statement.outerjoin(STUDIES, STUDIES.c.study_id == WORKERS.c.study_id)
+        statement = statement.outerjoin(CONTROL, CONTROL.c.study_id == WORKERS.c.study_id)
+        statement = statement.outerjoin(held_by, held_by.c.owner == WORKERS.c.owner)
+        if study_id is not None:
+            statement = statement.where(WORKERS.c.study_id == study_id)
+        ordered = statement.order_by(STUDIES.c.study_name, WORKERS.c.host, WORKERS.c.device, WORKERS.c.process)
+        return [WorkerRow(**row._mapping) for row in connection.execute(ordered)]
 
 
 def control(database: Database, study_id: int, state: str) -> str:

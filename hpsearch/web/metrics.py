@@ -13,12 +13,11 @@ from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 
 from hpsearch.errors import StorageError
-from hpsearch.storage import budget
+from hpsearch.storage import budget, fleet
 from hpsearch.storage.events import KINDS
 from hpsearch.storage.studies import Progress, progress
 from hpsearch.storage.tables import EVENTS
-from hpsearch.web import queries
-from hpsearch.web.queries import Listed, WorkerRow
+from hpsearch.web.queries import Listed
 from hpsearch.web.source import Source
 
 __all__ = ["CONTENT_TYPE_LATEST", "exposed"]
@@ -41,8 +40,8 @@ class _Collector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus asks for."""
+        workers = fleet.workers(self._source.database)
         with self._source.database.engine.connect() as connection:
-            workers = queries.workers(connection)
             counting = select(EVENTS.c.study_id, EVENTS.c.kind, func.count()).group_by(EVENTS.c.study_id, EVENTS.c.kind)
             happened = {(study_id, kind): number for study_id, kind, number in connection.execute(counting)}
         studies = list(self._studies())
@@ -82,13 +81,13 @@ def _of_trials(studies: Iterable[tuple[Listed, Progress]]) -> Iterator[Metric]:
     yield from (trials, allowed, abandoned, best, state)
 
 
-def _of_workers(workers: list[WorkerRow], running: list[str]) -> Iterator[Metric]:
+def _of_workers(workers: list[fleet.WorkerRow], running: list[str]) -> Iterator[Metric]:
     number = GaugeMetricFamily("hpsearch_workers", "Workers, by what they do.", labels=("state",))
     speed = GaugeMetricFamily("hpsearch_images_per_second", "Training images of all workers.", labels=("study",))
     waiting = GaugeMetricFamily(
         "hpsearch_storage_wait_ratio", "The largest share of its time that a worker waits for the database."
     )
-    states = Counter(worker.state if worker.alive else "silent" for worker in workers)
+    states = Counter(worker.does for worker in workers)
     for name in ("training", "waiting", "paused", "silent"):
         number.add_metric((name,), states[name])
     busy = [worker for worker in workers if worker.alive and worker.study]

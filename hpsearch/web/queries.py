@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from optuna.storages._rdb import models
@@ -25,11 +24,9 @@ from hpsearch.storage.tables import (
     SYSTEM_ATTRIBUTES,
     TRIALS,
     VALUES,
-    WORKERS,
 )
 
 ENDED = ("COMPLETE", "PRUNED", "FAIL")
-ALIVE_SECONDS = 60.0  # a worker gives a sign every second or after each epoch; one without a lease is silent then
 
 
 class TrialRow(NamedTuple):
@@ -63,42 +60,6 @@ class Listed(NamedTuple):
     def maker(self) -> str:
         """Who made it, if it cannot be loaded."""
         return "made by another version of hpsearch, or damaged" if self.created else "not made by hpsearch"
-
-
-@dataclass(frozen=True)
-class WorkerRow:
-    """A worker, and what people want of its study."""
-
-    owner: str
-    host: str
-    process: int
-    device: str
-    study_id: int | None
-    study: str | None
-    state: str
-    wanted: str | None
-    trials: int
-    images_per_second: float
-    storage_share: float
-    started_seconds: float  # since it started
-    silent_seconds: float
-    holds: bool  # a lease that has not run out: an epoch may take as long
-
-    @property
-    def alive(self) -> bool:
-        """Whether it has given a sign lately, or need not yet."""
-        return self.holds or self.silent_seconds < ALIVE_SECONDS
-
-    @property
-    def answer(self) -> str:
-        """What the worker has made of what people want."""
-        if not self.alive:
-            return "silent"
-        if self.wanted == "paused":
-            return "has paused" if self.state == "paused" else "pauses after this epoch"
-        if self.wanted == "stopped":
-            return "leaves after this epoch"
-        return "resumes" if self.state == "paused" else "as asked"
 
 
 def studies(connection: Connection) -> list[Listed]:
@@ -197,36 +158,6 @@ def trial_events(connection: Connection, trial_id: int) -> list[dict[str, Any]]:
     columns = (EVENTS.c.at, EVENTS.c.kind, EVENTS.c.text)
     rows = connection.execute(select(*columns).where(EVENTS.c.trial_id == trial_id).order_by(EVENTS.c.event_id))
     return [dict(row._mapping) for row in rows]
-
-
-def workers(connection: Connection, study_id: int | None = None) -> list[WorkerRow]:
-    """The workers of one study, or of all, those of one study together."""
-    running = TRIALS.c.state == TrialState.RUNNING
-    counted = (func.count().label("num"), func.max(LEASES.c.expires).label("until"))
-    held = select(LEASES.c.owner, *counted).join(TRIALS, TRIALS.c.trial_id == LEASES.c.trial_id)
-    held_by = held.where(running).group_by(LEASES.c.owner).subquery()
-    names = ("owner", "host", "process", "device", "study_id")
-    columns = [WORKERS.c[name] for name in names]
-    now = leases.clock(connection)
-    statement = select(
-        *columns,
-        STUDIES.c.study_name.label("study"),
-        WORKERS.c.state,
-        CONTROL.c.state.label("wanted"),
-        func.coalesce(held_by.c.num, 0).label("trials"),
-        WORKERS.c.images_per_second,
-        WORKERS.c.storage_share,
-        (now - WORKERS.c.started).label("started_seconds"),
-        (now - WORKERS.c.seen).label("silent_seconds"),
-        func.coalesce(held_by.c.until >= now, False).label("holds"),
-    )
-    statement = statement.outerjoin(STUDIES, STUDIES.c.study_id == WORKERS.c.study_id)
-    statement = statement.outerjoin(CONTROL, CONTROL.c.study_id == WORKERS.c.study_id)
-    statement = statement.outerjoin(held_by, held_by.c.owner == WORKERS.c.owner)
-    if study_id is not None:
-        statement = statement.where(WORKERS.c.study_id == study_id)
-    ordered = statement.order_by(STUDIES.c.study_name, WORKERS.c.host, WORKERS.c.device, WORKERS.c.process)
-    return [WorkerRow(**row._mapping) for row in connection.execute(ordered)]
 
 
 def hours_since_start(connection: Connection, study_id: int) -> float | None:

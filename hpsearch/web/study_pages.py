@@ -4,7 +4,7 @@ import shlex
 from typing import Any
 
 from hpsearch.errors import StorageError
-from hpsearch.storage import budget
+from hpsearch.storage import budget, fleet
 from hpsearch.storage.events import events
 from hpsearch.storage.studies import LoadedStudy, progress
 from hpsearch.web import evidence, figures, queries, standing
@@ -25,14 +25,13 @@ Context = dict[str, Any]
 
 def all_studies(source: Source) -> Context:
     """Studies: one row for each."""
-    with source.database.engine.connect() as connection:
-        workers = queries.workers(connection)
+    workers = fleet.workers(source.database)
     everything = source.listed()
     rows = [_row(source, listed, everything, workers) for listed in everything]
     return {"rows": rows, "num_workers": sum(worker.alive for worker in workers)}
 
 
-def _row(source: Source, listed: Listed, everything: list[Listed], workers: list[queries.WorkerRow]) -> Context:
+def _row(source: Source, listed: Listed, everything: list[Listed], workers: list[fleet.WorkerRow]) -> Context:
     """One study; one that is damaged, or deleted meanwhile, has a sentence and hides no other."""
     try:
         study = source.load(listed)
@@ -46,7 +45,7 @@ def _row(source: Source, listed: Listed, everything: list[Listed], workers: list
         return {"listed": listed, "problem": f"its records are damaged ({type(error).__name__}: {error})"}
 
 
-def _study_row(source: Source, listed: Listed, study: LoadedStudy, workers: list[queries.WorkerRow]) -> Context:
+def _study_row(source: Source, listed: Listed, study: LoadedStudy, workers: list[fleet.WorkerRow]) -> Context:
     now = progress(source.database, study)
     with source.database.engine.connect() as connection:
         trials = queries.trials(connection, listed.study_id)
@@ -70,10 +69,10 @@ def one_study(source: Source, listed: Listed, study: LoadedStudy, with_figures: 
         trials = queries.trials(connection, listed.study_id)
         running = [trial for trial in trials if trial.state == "RUNNING"]
         last = queries.last_epochs(connection, [trial.trial_id for trial in running])
-        workers = queries.workers(connection, listed.study_id)
         hours = queries.hours_since_start(connection, listed.study_id)
     ranking = figures.ranked(trials, study.spec.objective.maximize)
     mattering = source.importances(listed, study, now.complete) if study.spec.space else None
+    num_with_epochs = sum(trial.epoch > 0 for trial in trials)
     context = {
         "listed": listed,
         "study": study,
@@ -83,12 +82,12 @@ def one_study(source: Source, listed: Listed, study: LoadedStudy, with_figures: 
         "seconds_left": standing.seconds_left(study.spec.budget, trials, now, hours),
         "limits": standing.limits(study, now, trials, hours),
         "running": [(trial, last.get(trial.trial_id, {})) for trial in running],
-        "workers": workers,
+        "workers": fleet.workers(source.database, listed.study_id),
         "events": events(source.database, listed.study_id, last=15),
         "top": ranking[:TOP],
         "importances": mattering,
-        "num_drawn": min(len([t for t in trials if t.epoch]), figures.MAX_CURVES),
-        "num_with_epochs": len([t for t in trials if t.epoch]),
+        "num_drawn": min(num_with_epochs, figures.MAX_CURVES),
+        "num_with_epochs": num_with_epochs,
         "rungs": sorted(rungs_of(study)),
     }
     return context, _study_figures(source, study, trials, mattering) if with_figures else {}
@@ -166,14 +165,13 @@ def best_of(source: Source, listed: Listed, study: LoadedStudy) -> Context:
 
 def all_workers(source: Source) -> Context:
     """Workers: all of them, by study."""
-    with source.database.engine.connect() as connection:
-        workers = queries.workers(connection)
+    workers = fleet.workers(source.database)
     studies = [listed for listed in source.listed() if listed.created]
     states = {one.study_id: worker.wanted for one in studies for worker in workers if worker.study_id == one.study_id}
     alive = [worker for worker in workers if worker.alive]
     return {
         "workers": workers,
-        "speed": sum(worker.images_per_second for worker in alive if worker.state == "training"),
+        "speed": sum(worker.speed for worker in workers if worker.state == "training"),
         "num_alive": len(alive),
         "controllable": [one for one in studies if one.study_id in states],
         "wishes": {one.name: states[one.study_id] for one in studies if one.study_id in states},

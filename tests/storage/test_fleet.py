@@ -45,8 +45,8 @@ def test_a_sign_of_life_renews_itself(database: Database) -> None:
     for state in (fleet.TRAINING, fleet.WAITING):
         fleet.beat(database, HERE, fleet.Sign(study_id, state, 12.5, 0.25))
     (row,) = fleet.workers(database, study_id)
-    assert (row["state"], row["images_per_second"], row["storage_share"]) == (fleet.WAITING, 12.5, 0.25)
-    assert 0.0 <= row["silent_seconds"] < 60.0
+    assert (row.state, row.images_per_second, row.storage_share) == (fleet.WAITING, 12.5, 0.25)
+    assert 0.0 <= row.silent_seconds < 60.0
     assert fleet.beat(database, HERE, fleet.Sign(None, fleet.WAITING)) == "stopped"
 
 

@@ -1,17 +1,21 @@
 """Trials whose worker has gone away: every page calls them abandoned, and says who goes on with them."""
 
+import io
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 from sqlalchemy import update
 
 from benchmarks.filling import made_up
 from hpsearch.cli.watch import view
 from hpsearch.storage import fleet
 from hpsearch.storage.open import connect, create
-from hpsearch.storage.tables import LEASES
+from hpsearch.storage.tables import LEASES, WORKERS
 from hpsearch.web import study_pages
 from hpsearch.web.source import Source
 from tests.cli.inside import hpsearch
@@ -34,6 +38,40 @@ def words(client: Opener, tmp_path: Path) -> Callable[[str], str]:
         return re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", page.partition("<main")[2]))
 
     return said
+
+
+def test_a_silent_worker_is_said_to_be_silent(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    with create(settings.storage_url) as database:
+        filled = made_up(database, "s", 6, 4, prune=False)
+        filled.fill(6, leave_running=2)
+        filled.beat()
+
+        def shown() -> tuple[str, dict[str, Any], str]:
+            """What `status` says of the worker, with and without --json, and the study's page."""
+            table = hpsearch(tmp_path, "status", "s", "--storage", settings.storage_url).stdout
+            known = json.loads(hpsearch(tmp_path, "status", "s", "--json", "--storage", settings.storage_url).stdout)
+            source = Source(database, settings)
+            (listed,) = source.listed()
+            context, _ = study_pages.one_study(source, listed, filled.study, with_figures=False)
+            console = Console(width=200, file=io.StringIO(), record=True)
+            console.print(view(context))
+            (worker,) = known["workers"]
+            return table, worker, console.export_text()
+
+        with database.engine.begin() as connection:
+            connection.execute(update(WORKERS).values(seen=0.0))
+        table, worker, watched = shown()  # its leases last: an epoch may take as long
+        assert (worker["state"], worker["answer"], worker["holds"]) == ("training", "as asked", True)
+        assert all(word in text for text in (table, watched) for word in ("training", "as asked", "12,346"))
+        with database.engine.begin() as connection:
+            connection.execute(update(LEASES).values(expires=0.0))
+        table, worker, watched = shown()
+        assert (worker["state"], worker["answer"], worker["images_per_second"]) == ("silent", "silent", 0.0)
+        for text in (table, watched):
+            assert text.count("silent") == 2
+            assert "training" not in text
+            assert "12,346" not in text
 
 
 def test_every_page_says_so(words: Callable[[str], str], tmp_path: Path) -> None:
