@@ -54,9 +54,9 @@ class Access:
             place, public = urlsplit(origin.lower()), urlsplit((self.public_url or "").lower())
         except ValueError:
             return False
-        return place.netloc == host.lower() or (
-            bool(public.netloc) and (place.scheme, place.netloc) == (public.scheme, public.netloc)
-        )
+        if public.netloc and (place.scheme, place.netloc) == (public.scheme, public.netloc):
+            return True
+        return place.netloc == host.lower() and not (self.secure and place.netloc == public.netloc)
 
     def knows_host(self, name: str) -> bool:
         """Whether a request may call this machine so; another name is a foreign site's that points here."""

@@ -17,7 +17,7 @@ from hpsearch.storage.open import FAULTS
 from hpsearch.storage.studies import LoadedStudy
 from hpsearch.web import evidence, metrics, study_pages, trial_pages, words
 from hpsearch.web.access import SESSION_SECONDS, Access, Sessions
-from hpsearch.web.guard import METRICS, OWN, SIGN_IN
+from hpsearch.web.guard import METRICS, OWN, SIGN_IN, is_own
 from hpsearch.web.live import Content, Live
 from hpsearch.web.queries import Listed
 from hpsearch.web.source import Source
@@ -200,10 +200,15 @@ def _add_doors(app: Flask, access: Access, sessions: Sessions) -> None:
             "own": OWN,
         }
 
+    def wanted() -> str:
+        """Where to go on after the sign-in: the page that was asked for before it, if it is one of ours."""
+        page = request.values.get("next", "")
+        return page if page.isprintable() and is_own(page.partition("?")[0]) else url_for("studies")
+
     @app.get(SIGN_IN)
     def sign_in() -> AnyResponse:
         if not sessions.required or sessions.name(session_cookie()):
-            return redirect(url_for("studies"))
+            return redirect(wanted())
         return _html("sign_in", problem="")
 
     @app.post(SIGN_IN)
@@ -218,7 +223,7 @@ def _add_doors(app: Flask, access: Access, sessions: Sessions) -> None:
             response = _html("sign_in", problem="That is not the token that this dashboard was started with.")
             response.status_code = 403
             return response
-        answer = redirect(url_for("studies"), 303)
+        answer = redirect(wanted(), 303)
         answer.set_cookie(
             access.cookie, cookie, SESSION_SECONDS, path="/", secure=access.secure, httponly=True, samesite="Lax"
         )

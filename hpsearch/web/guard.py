@@ -6,7 +6,7 @@ somebody has open could delete a study.
 
 from collections.abc import Callable, Iterable
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from werkzeug.sansio.http import parse_cookie
 from werkzeug.wrappers import Response
@@ -99,7 +99,7 @@ class Guard:
         if environ["PATH_INFO"] == METRICS:
             return self._bearer(environ)
         if environ["REQUEST_METHOD"] in READING and "text/html" in environ.get("HTTP_ACCEPT", ""):
-            return _refusal("303 See Other", "Sign in first.", Location=SIGN_IN)
+            return _refusal("303 See Other", "Sign in first.", Location=SIGN_IN + _wanted(environ))
         return _refusal("401 Unauthorized", f"Sign in at {SIGN_IN} first.")
 
     def _bearer(self, environ: Environ) -> Response | None:
@@ -121,6 +121,14 @@ class Guard:
 def _refusal(status: str, sentence: str, **headers: str) -> Response:
     """An answer instead of the application's: a status line, and a sentence that says what to do."""
     return Response(f"{sentence}\n", status, {key.replace("_", "-"): value for key, value in headers.items()})
+
+
+def _wanted(environ: Environ) -> str:
+    """The query by which the sign-in knows where to go on; empty for the first page and for optuna-dashboard."""
+    path, query = quote(environ["PATH_INFO"].encode("latin-1")), environ.get("QUERY_STRING", "")
+    if not is_own(path) or path == f"{OWN}/":
+        return ""
+    return "?" + urlencode({"next": f"{path}?{query}" if query else path})
 
 
 def with_headers(environ: Environ, start_response: Callable[..., Any]) -> Callable[..., Any]:

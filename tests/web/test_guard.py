@@ -84,8 +84,28 @@ def test_without_sign_in_nothing_opens(client: Opener, settings: Settings) -> No
             else:
                 assert answer.status_code in (401, 405), (method, path, answer.status)
             assert b"made-up" not in answer.data
-    page = ask(asker, "GET", "/hpsearch/study/1", {"Accept": "text/html"})
+    page = ask(asker, "GET", "/hpsearch/", {"Accept": "text/html"})
     assert (page.status_code, page.headers["Location"]) == (303, "/hpsearch/sign-in")
+
+
+def test_the_sign_in_leads_to_the_page_that_was_asked_for(client: Opener, settings: Settings) -> None:
+    asker = client(settings, local(token=TOKEN))
+    page = ask(asker, "GET", "/hpsearch/compare?study=1&t=0", {"Accept": "text/html"})
+    place = page.headers["Location"]
+    assert (page.status_code, place) == (303, "/hpsearch/sign-in?next=%2Fhpsearch%2Fcompare%3Fstudy%3D1%26t%3D0")
+    assert 'name="next" value="/hpsearch/compare?study=1&amp;t=0"' in ask(asker, "GET", place).text
+    assert 'name="next" value="/hpsearch/compare?' in ask(asker, "POST", place, SAME, data={"token": "wrong"}).text
+
+    def leads(wanted: str) -> str:
+        answer = ask(asker, "POST", "/hpsearch/sign-in", SAME, data={"token": TOKEN, "next": wanted})
+        assert answer.status_code == 303
+        return answer.headers["Location"]
+
+    assert leads("/hpsearch/compare?study=1&t=0") == "/hpsearch/compare?study=1&t=0"
+    elsewhere = ("https://evil.example/hpsearch/", "//evil.example/hpsearch/", "/hpsearch.evil", "/\\evil.example", "")
+    for wanted in (*elsewhere, "/api/studies", "/hpsearch/\r\nSet-Cookie: a=b", "javascript:alert(1)"):
+        assert leads(wanted) == "/hpsearch/", wanted
+    assert ask(asker, "GET", place).headers["Location"] == "/hpsearch/compare?study=1&t=0"  # signed in already
 
 
 def test_sign_in_and_out(client: Opener, settings: Settings) -> None:
@@ -144,6 +164,9 @@ def test_cookies_are_secure_behind_tls(client: Opener, settings: Settings) -> No
     assert "Secure" in answer.headers["Set-Cookie"]
     assert answer.headers["Set-Cookie"].startswith("__Host-")
     assert local(public_url="https://Search.Example.org").is_own_origin("https://search.example.org", HOST)
+    assert not local(public_url="https://x.org").is_own_origin("http://x.org", "x.org")  # somebody between, without TLS
+    assert local(public_url="https://x.org").is_own_origin(f"http://{HOST}", HOST)
+    assert not local().is_own_origin("http://x.org", HOST)
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:8080", "10.0.0.1", "a b", "x/y", "", "::1"])
