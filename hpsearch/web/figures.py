@@ -58,9 +58,10 @@ def history(trials: Sequence[TrialRow], name: str, maximize: bool) -> Figure:
     for trial in complete:
         if not records or (trial.value > records[-1].value if maximize else trial.value < records[-1].value):  # type: ignore[operator]
             records.append(trial)
+    groups = (("stopped early", "faint", stopped), ("complete", "plain", complete))
     traces = [
-        _dots("stopped early", "faint", evenly(stopped, MAX_DOTS)),
-        _dots("complete", "plain", evenly(complete, MAX_DOTS)),
+        _dots(word if len(dots) <= MAX_DOTS else f"{word}, an even sample", role, evenly(dots, MAX_DOTS))
+        for word, role, dots in groups
     ]
     if records:
         last = trials[-1].number

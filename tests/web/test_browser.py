@@ -3,6 +3,7 @@
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,10 @@ from tests.web.serving import TOKEN, confuse, serving, settings_for
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
 DRAWN = "return typeof known === 'undefined' || known.tag !== null"  # the first live answer has been drawn
+# Words of a state that are wider than their cell, which hides what it cannot hold.
+CUT_OFF = """const right = (one) => one.getBoundingClientRect().right;
+    const states = [...document.querySelectorAll('.facts .state')];
+    return states.filter((one) => right(one) > right(one.closest('dd')) + 1).map((one) => one.innerText)"""
 MADE_UP, TRAINING = 1, 2  # ids of the studies
 PAGES = {
     "studies": "/hpsearch/",
@@ -107,6 +112,7 @@ def test_every_page_at_both_widths_and_in_both_schemes(chrome: Chrome, writing: 
             width = chrome.execute_script("return document.documentElement.scrollWidth")
             assert width <= size[0], f"{name} is {width} pixels wide on a screen of {size[0]}"
             assert faults(chrome) == [], (size, scheme)
+            assert chrome.execute_script(CUT_OFF) == [], (size, scheme)
             paper = chrome.execute_script("return getComputedStyle(document.body).backgroundColor")
             assert paper == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 23, 27)")
     said = [line for line in complaints(chrome) if not (name == "missing" and "404" in line)]
@@ -127,6 +133,28 @@ def test_a_running_study_updates_without_a_reload_and_keeps_the_zoom(chrome: Chr
     assert chrome.execute_script("return window.kept")
     assert chrome.execute_script(f"return {plot}.layout.xaxis.range") == [2, 5]
     assert chrome.execute_script("return document.activeElement.closest('[data-part]').dataset.part") == "running"
+
+
+def test_the_state_of_a_study_is_whole(chrome: Chrome, tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    with create(settings.storage_url) as database, serving(settings) as address:
+        made_up(database, "s", 4, 2, prune=False)
+        for width in (400, 800, 1280):
+            look(chrome, (width, 800), "light")
+            chrome.get(f"{address}/hpsearch/study/1")
+            assert "waiting for workers" in text(chrome, "summary")
+            assert chrome.execute_script(CUT_OFF) == [], width
+
+
+def test_figures_have_their_titles_as_names(chrome: Chrome, writing: str) -> None:
+    for page in ("made-up study", "trial with confusions", "compare"):
+        chrome.get(writing + PAGES[page])
+        nodes = chrome.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+        found = [node for node in nodes if node["role"]["value"] == "figure" and not node["ignored"]]
+        assert found, page
+        assert all(node["name"]["value"] for node in found), page
+        levels = chrome.execute_script("return [...document.querySelectorAll('h1, h2, h3')].map((h) => +h.tagName[1])")
+        assert all(after <= before + 1 for before, after in pairwise(levels)), (page, levels)
 
 
 def test_a_person_who_marks_text_keeps_it(chrome: Chrome, writing: str) -> None:
@@ -210,6 +238,27 @@ def test_what_comes_later_needs_no_reload(chrome: Chrome, tmp_path: Path) -> Non
         assert heading.is_displayed()
 
 
+def test_ticks_follow_the_best_trials_until_somebody_changes_one(chrome: Chrome, tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    boxes = "[...document.querySelectorAll('[data-part=top] input[type=checkbox]')]"
+
+    def after(*best: int) -> list[int]:
+        """What is ticked once these trials are the best."""
+        ticks = [f'<input type="checkbox" value="{n}"{" checked" if n in best[:2] else ""}>' for n in best]
+        chrome.execute_script("replace('top', arguments[0])", "".join(ticks))
+        return list(chrome.execute_script(f"return {boxes}.filter((one) => one.checked).map((one) => +one.value)"))
+
+    with create(settings.storage_url) as database, serving(settings) as address:
+        made_up(database, "s", 4, 2, prune=False).fill(3)
+        chrome.get(f"{address}/hpsearch/study/1")
+        wait_until(lambda: chrome.execute_script(DRAWN))
+        assert after(7, 8, 9) == [7, 8]
+        assert after(5, 6, 7, 8) == [5, 6]
+        chrome.execute_script(f"{boxes}[2].click()")
+        assert after(4, 3, 5, 6, 7) == [5, 6, 7]
+    complaints(chrome)
+
+
 def test_long_names_fit_on_narrow_screens(chrome: Chrome, tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     with create(settings.storage_url) as database, serving(settings) as address:
@@ -219,6 +268,12 @@ def test_long_names_fit_on_narrow_screens(chrome: Chrome, tmp_path: Path) -> Non
             chrome.get(f"{address}/hpsearch/{path}")
             wait_until(lambda: chrome.execute_script(DRAWN))
             assert chrome.execute_script("return document.documentElement.scrollWidth") <= NARROW[0], path
+        look(chrome, (1280, 800), "light")
+        for path in ("", "compare?study=1&t=0,1"):  # all columns are seen
+            chrome.get(f"{address}/hpsearch/{path}")
+            room = "const one = document.querySelector('.scroll'); return [one.scrollWidth, one.clientWidth]"
+            wide, room_for = chrome.execute_script(room)
+            assert wide <= room_for, path
     complaints(chrome)
 
 
@@ -238,12 +293,12 @@ def test_sign_in_with_the_keyboard_and_out_again(chrome: Chrome, reading: str) -
     for size, scheme in ((NARROW, "dark"), (WIDE, "light")):
         look(chrome, size, scheme)
         chrome.get(f"{reading}/hpsearch/study/{MADE_UP}")
-        assert chrome.current_url == f"{reading}/hpsearch/sign-in"
+        assert chrome.current_url == f"{reading}/hpsearch/sign-in?next=%2Fhpsearch%2Fstudy%2F{MADE_UP}"
         assert faults(chrome) == []
         chrome.switch_to.active_element.send_keys("not-the-token", Keys.ENTER)
         wait_until(lambda: any("not the token" in one.text for one in chrome.find_elements(By.ID, "problem")))
         chrome.find_element(By.ID, "token").send_keys(TOKEN, Keys.ENTER)
-        wait_until(lambda: chrome.current_url == f"{reading}/hpsearch/")
+        wait_until(lambda: chrome.current_url == f"{reading}/hpsearch/study/{MADE_UP}")
         assert "made-up" in chrome.find_element(By.TAG_NAME, "main").text
         assert "Pause" not in chrome.page_source
         chrome.find_element(By.XPATH, "//button[text()='Sign out']").click()

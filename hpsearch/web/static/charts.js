@@ -3,7 +3,6 @@
 
 window.charts = (() => {
   const drawn = new Map(); // place -> figure
-  const narrow = matchMedia("(max-width: 600px)");
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const touch = matchMedia("(pointer: coarse)");
 
@@ -67,7 +66,7 @@ window.charts = (() => {
       margin: { l: 12, r: 12, t: given.showlegend === false ? 12 : 30, b: 12 },
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 12, color: soft } },
       hoverlabel: { bgcolor: colour("raised"), bordercolor: rule, font: { color: ink, size: 12 } },
-      hovermode: given.hovermode || "closest",
+      hovermode: "closest",
       dragmode: touch.matches ? false : "zoom",
       xaxis: merged(given.xaxis), yaxis: merged(given.yaxis),
       modebar: { bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: ink },
@@ -95,6 +94,5 @@ window.charts = (() => {
 
   const again = () => drawn.forEach((figure, place) => draw(place, figure));
   dark.addEventListener("change", again);
-  narrow.addEventListener("change", again);
   return { draw };
 })();

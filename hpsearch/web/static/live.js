@@ -66,13 +66,15 @@ function replace(name, html) {
 const FOCUSABLE = "a[href], button, input, select, summary, [tabindex]";
 
 function remember(part) {
+  const boxes = [...part.querySelectorAll("input[type=checkbox]")];
+  if (boxes.some((one) => one.checked !== one.defaultChecked)) part.dataset.chosen = "yes"; // by the person, not by us
   const things = [...part.querySelectorAll(FOCUSABLE)];
   const focus = things.indexOf(document.activeElement);
   return {
     focus,
     key: focus < 0 ? "" : keyOf(things[focus]),
     scroll: [...part.querySelectorAll(".scroll")].map((one) => one.scrollLeft),
-    ticked: new Map([...part.querySelectorAll("input[type=checkbox]")].map((one) => [one.value, one.checked])),
+    ticked: new Map(boxes.map((one) => [one.value, one.checked])),
     open: [...part.querySelectorAll("details")].map((one) => one.open),
   };
 }
@@ -80,9 +82,9 @@ function remember(part) {
 function restore(part, before) {
   part.querySelectorAll(".scroll").forEach((one, index) => { one.scrollLeft = before.scroll[index] || 0; });
   part.querySelectorAll("details").forEach((one, index) => { one.open = Boolean(before.open[index]); });
-  part.querySelectorAll("input[type=checkbox]").forEach((one) => {
-    if (before.ticked.has(one.value)) one.checked = before.ticked.get(one.value);
-  });
+  if (part.dataset.chosen) {
+    part.querySelectorAll("input[type=checkbox]").forEach((one) => { one.checked = before.ticked.get(one.value) || false; });
+  }
   if (before.focus < 0) return;
   const things = [...part.querySelectorAll(FOCUSABLE)];
   const same = things.find((one) => keyOf(one) === before.key) || things[before.focus];
