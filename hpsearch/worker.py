@@ -98,6 +98,7 @@ def run(
     try:
         while ends.done != max_trials_here:
             found = yield from training.fill()
+            yield from map(WorkerWarned, bench.session.complaints())
             if not training.running and not found:
                 return
             if not pinned:

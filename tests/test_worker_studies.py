@@ -90,11 +90,15 @@ def test_a_trial_enqueued_with_what_the_study_does_not_allow_fails_alone(sqlite:
     study = load_study(sqlite, "tiny").optuna_study
     study.enqueue_trial({"optimizer": "rmsprop"})
     study.enqueue_trial({"learning_rate": -1.0})
-    list(run(sqlite, "tiny", replace(settings, lanes=2), Interruption()))
+    events = list(run(sqlite, "tiny", replace(settings, lanes=2), Interruption()))
     failed = [trial for trial in load_study(sqlite, "tiny").optuna_study.trials if trial.state == TrialState.FAIL]
     assert len(failed) == 2
     assert all("which the study does not allow" in trial.user_attrs[ledger.REASON_KEY] for trial in failed)
     assert sorted(states(sqlite)) == [TrialState.COMPLETE] * 2 + [TrialState.FAIL] * 2
+    said = [event.message for event in events if isinstance(event, WorkerWarned)]
+    assert sorted(said) == sorted(
+        f"trial {trial.number} failed: {trial.user_attrs[ledger.REASON_KEY]}" for trial in failed
+    )
 
 
 def test_a_worker_passes_over_a_study_that_it_cannot_train(

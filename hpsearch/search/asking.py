@@ -9,11 +9,12 @@ import optuna
 from optuna.distributions import BaseDistribution
 
 from hpsearch.errors import UsageError
+from hpsearch.first import read_configuration
 from hpsearch.recipe import Recipe, fold
-from hpsearch.relations import described
+from hpsearch.relations import Draft
 from hpsearch.search.samplers import distribution, make_sampler, random
 from hpsearch.search.view import View
-from hpsearch.space import active, is_same, show
+from hpsearch.space import Float, Int, active, is_same
 from hpsearch.spec import StudySpec
 from hpsearch.storage.leases import Lease
 from hpsearch.storage.ledger import Drawn
@@ -37,12 +38,14 @@ def ask(
     """Draw up the trial in the view, and say what it trains.
 
     `attempt` counts how often its configuration was another trial's; `placed` says with which recipe it begins.
+    Raises UsageError if it was enqueued with what the study does not have.
     """
     seed = fold(spec.seed, lease.number, attempt)
     asks = attempt < (1 if spec.sampler.name in BY_NUMBER else ATTEMPTS)
     view.study.sampler = make_sampler(spec, lease.number, attempt) if asks else random(spec, seed % 2**32)
-    given = view.trial(lease.trial_id).system_attrs.get("fixed_params", {})
+    given = ordered(view.trial(lease.trial_id).system_attrs.get("fixed_params", {}), spec)
     trial, drafts = view.draft(lease.trial_id)
+    trial._fixed_params = given
     used_up = False
     if not asks and points is not None:
         unused = _unused(view, lease, points, given)
@@ -53,20 +56,37 @@ def ask(
     digest = trial_digest(spec, lease.number, params, chosen.seed)
     attributes = {RECIPE_KEY: chosen.as_dict()}
     # Nothing is left to change.
-    ordered = used_up or attempt >= MAX_ATTEMPTS or (bool(given) and params.keys() <= given.keys())
-    return Drawn(lease, drafts.params, attributes, drafts.system_attrs, digest, ordered), chosen
+    final = used_up or attempt >= MAX_ATTEMPTS or (bool(given) and params.keys() <= given.keys())
+    return Drawn(lease, drafts.params, attributes, drafts.system_attrs, digest, final), chosen
+
+
+def ordered(given: Mapping[str, Any], spec: StudySpec) -> dict[str, Any]:
+    """What a trial was enqueued with, as trials record it; the rules are those of [[first]].
+
+    Whole numbers may be floats, as tables of other programs hold them.
+    Raises UsageError for values outside the space, and for names that the study does not have.
+    """
+    if not given:
+        return {}
+    whole = {
+        name: int(value)
+        for name, value in given.items()
+        if isinstance(spec.space.get(name), Int) and isinstance(value, float) and value.is_integer()
+    }
+    when = {name: parameter.when for name, parameter in spec.space.items()}
+    times = {name: one.times for name, one in spec.space.items() if isinstance(one, Float) and one.times}
+    draft = Draft(spec.training, spec.space, frozenset(spec.training), frozenset(spec.space), when, times)
+    configuration, mistakes = read_configuration({**given, **whole}, draft)
+    if mistakes:
+        raise UsageError("; ".join(mistakes))
+    return configuration
 
 
 def suggest(trial: optuna.Trial, spec: StudySpec) -> dict[str, Any]:
-    """Ask for every parameter that the trial has, in an order that meets the conditions; by recorded name.
-
-    Raises UsageError for a fixed value outside the space; Optuna would warn, and train it.
-    """
+    """Ask for every parameter that the trial has, in an order that meets the conditions; by recorded name."""
     chosen: dict[str, Any] = {}
     for name, parameter in spec.parameters.items():
         if active(parameter, chosen):
-            if name in trial._fixed_params and not parameter.contains(value := trial._fixed_params[name]):
-                raise UsageError(f"{name} = {show(value)}: is outside [space], {described(parameter)}")
             kind: BaseDistribution = distribution(parameter)
             chosen[name] = trial._suggest(name, kind)
     return chosen

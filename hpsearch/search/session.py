@@ -5,6 +5,7 @@ Each call is about many trials and costs a few statements, whatever their number
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -71,6 +72,7 @@ class Session:
         self._view.study.pruner = self._pruner
         self._points = finite_points(study.spec)
         self._attempted: set[int] = set()  # ids of trials that were to be drawn up here
+        self._complaints: deque[str] = deque()
         self._thread = threading.get_ident()
         self._began, self._waited, self._beaten = time.monotonic(), 0.0, 0.0
         self.wanted = budget.RUNNING
@@ -170,6 +172,11 @@ class Session:
             return ledger.release(self.database, given_back, reason) if given_back else set()
         return set()
 
+    def complaints(self) -> Iterator[str]:
+        """Of each trial that could not be drawn up, and so has failed, why; once."""
+        while self._complaints:
+            yield self._complaints.popleft()
+
     def cut_back(self, lease: Lease, last_epoch: int) -> bool:
         """Remove what was recorded of a trial after an epoch; whether it still was this worker's."""
         with self.waiting():
@@ -251,7 +258,9 @@ class Session:
                 raise
             reason = f"it was enqueued as {enqueued}, which the study does not allow: {error}"
         self._view.withdraw(lease.trial_id)
-        self.finish([End(lease, TrialState.FAIL, None, {REASON_KEY: reason}, event=Happening(FAILED, reason))])
+        if not self.finish([End(lease, TrialState.FAIL, None, {REASON_KEY: reason}, event=Happening(FAILED, reason))]):
+            return None  # another worker has it
+        self._complaints.append(f"trial {lease.number} failed: {reason}")
         return None
 
     def _record(self, drawn: Sequence[Drawn]) -> tuple[set[int], set[int]]:

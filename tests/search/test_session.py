@@ -187,6 +187,58 @@ def test_a_number_outside_the_space_is_not_trained(sqlite: Database, outside: di
     assert f"{name} = {given}: is outside [space]" in failed.user_attrs[ledger.REASON_KEY]
 
 
+CONDITIONAL = """
+learning_rate = { low = 1e-3, high = 1e-1, log = true }
+peak_learning_rate = { low = 2.0, high = 8.0, times = "learning_rate", when = { scheduler = "onecycle" } }
+batch_size = { low = 16, high = 64, step = 16 }
+optimizer = ["sgd", "adam"]
+scheduler = ["constant", "onecycle"]
+momentum = { low = 0.5, high = 0.9, when = { optimizer = "sgd" } }
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        ({"learning_rat": 0.01}, "learning_rat: is not searched in this study; did you mean learning_rate?"),
+        ({"momentum": 0.9, "optimizer": "adam"}, 'momentum = 0.9: is used only when optimizer is "sgd"'),
+        ({"peak_learning_rate": 0.08, "scheduler": "onecycle"}, "needs learning_rate beside it"),
+    ],
+)
+def test_what_is_enqueued_and_would_be_ignored_fails_and_is_said(
+    sqlite: Database, given: dict[str, Any], rule: str
+) -> None:
+    create_study(sqlite, parse(study_text(CONDITIONAL, 2), "test.toml"), "s")
+    load_study(sqlite, "s").optuna_study.enqueue_trial(given)
+    mine = session(sqlite)
+    assert len(take(mine, 2)) == 1
+    (failed,) = (trial for trial in trials(sqlite) if trial.state == TrialState.FAIL)
+    reason = failed.user_attrs[ledger.REASON_KEY]
+    assert rule in reason
+    assert [list(mine.complaints()) for _ in range(2)] == [[f"trial 0 failed: {reason}"], []]
+
+
+@pytest.mark.parametrize(
+    ("given", "recorded"),
+    [
+        ({"batch_size": 32.0}, {"batch_size": 32}),
+        ({"learning_rate": 0.1 + 5e-11}, {"learning_rate": 0.1}),
+        (
+            {"learning_rate": 0.01, "peak_learning_rate": 0.04, "scheduler": "onecycle"},
+            {"learning_rate": 0.01, "peak_learning_rate_factor": 4.0, "scheduler": "onecycle"},
+        ),
+    ],
+)
+def test_what_is_enqueued_is_recorded_as_the_space_has_it(
+    sqlite: Database, given: dict[str, Any], recorded: dict[str, Any]
+) -> None:
+    create_study(sqlite, parse(study_text(CONDITIONAL, 1), "test.toml"), "s")
+    load_study(sqlite, "s").optuna_study.enqueue_trial(given)
+    assert len(take(session(sqlite), 1)) == 1
+    (one,) = trials(sqlite)
+    assert {name: one.params[name] for name in recorded} == recorded
+
+
 def test_seeds_of_a_study_that_searches_nothing_are_no_doubles(database: Database) -> None:
     text = f'{HEAD}[pruner]\nname = "none"\n[budget]\ntrials = 3\n'.replace("[model]", "seeds = [5, 6, 7]\n[model]")
     create_study(database, parse(text, "test.toml"), "s")
