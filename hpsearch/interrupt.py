@@ -1,11 +1,17 @@
 """Ctrl-C and SIGTERM, taken where a worker may stop: between steps of training, and at once while data is loaded."""
 
+import math
+import os
+import select
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 INSISTENT = 3  # Ctrl-C so often ends the process where it is, as one that is killed: a step may hang
+LAST_SECONDS = 3.0  # that it then has to end by an exception, which a step that hangs in C++ never sees
 
 
 class Interrupted(BaseException):
@@ -34,7 +40,8 @@ class Interruption:
         signals = (signal.SIGINT, signal.SIGTERM)
         before = [signal.signal(number, self._handle) for number in signals]
         try:
-            yield
+            with _ending_what_hangs():
+                yield
         finally:
             for number, handler in zip(signals, before, strict=True):
                 signal.signal(number, handler)
@@ -68,6 +75,41 @@ class Interruption:
         if self._breakable:
             self._breakable = False
             raise Interrupted
+
+
+@contextmanager
+def _ending_what_hangs() -> Iterator[None]:
+    """End the process if it is in the block some time after it was insisted on: Python's handlers wait for C++ code."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    thread = threading.Thread(target=_watch, args=(reading,), name="hpsearch-insistence", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.write(writing, _OVER)
+        thread.join()
+        os.close(writing)
+        os.close(reading)
+
+
+_OVER = b"\0"  # no signal has this number
+
+
+def _watch(reading: int) -> None:
+    """Count the signals, a byte each, until the block is over."""
+    num_keys, until = 0, math.inf
+    while (left := until - time.monotonic()) > 0:
+        if select.select([reading], [], [], min(left, 3600.0))[0]:
+            numbers = os.read(reading, 4096)
+            if _OVER in numbers:
+                return
+            num_keys += numbers.count(signal.SIGINT)
+            if num_keys >= INSISTENT:
+                until = min(until, time.monotonic() + LAST_SECONDS)
+    os._exit(128 + signal.SIGINT)
 
 
 _heeded: list[Interruption] = []  # of the blocks that are under way; signals are the process' own too

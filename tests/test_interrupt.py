@@ -3,6 +3,9 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 
 import pytest
@@ -74,6 +77,47 @@ def test_a_third_ctrl_c_leaves_a_step_that_hangs() -> None:
     with interruption.listening(), pytest.raises(KeyboardInterrupt):
         block()
     assert presses == [0, 1, 2]
+
+
+HANGING = """
+import ctypes
+from hpsearch.interrupt import Interruption
+
+library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
+with Interruption().listening():
+    library.pthread_mutex_lock(mutex)
+    print("hangs", flush=True)
+    library.pthread_mutex_lock(mutex)  # for ever: it holds the lock itself
+"""
+
+
+def test_a_third_ctrl_c_ends_what_hangs_outside_of_python() -> None:
+    with subprocess.Popen([sys.executable, "-c", HANGING], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "hangs\n"
+            until = time.monotonic() + 60.0
+            while process.poll() is None and time.monotonic() < until:
+                process.send_signal(signal.SIGINT)  # three or more: while one is pending, another is lost
+                time.sleep(0.05)
+            assert process.returncode == 130
+        finally:
+            process.kill()
+
+
+def test_listening_leaves_nothing_behind() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before, threads, files = signal.set_wakeup_fd(writing), threading.enumerate(), os.listdir("/proc/self/fd")
+    try:
+        with Interruption().listening(), Interruption().listening():
+            signalled()
+        assert threading.enumerate() == threads
+        assert os.listdir("/proc/self/fd") == files
+    finally:
+        assert signal.set_wakeup_fd(before) == writing
+        os.close(reading)
+        os.close(writing)
 
 
 def test_no_code_takes_a_request_for_an_error_of_its_own() -> None:
