@@ -49,11 +49,12 @@ def extend(study: str, trials: int, storage: str | None) -> None:
         )
     most = most_trials(loaded.spec)
     before = progress(database, loaded).max_trials
-    if most is not None and before + trials > most:
+    left = None if most is None else most - before + fleet.num_without_point(database, loaded.study_id)
+    if left is not None and trials > left:
         raise UsageError(
             f"--trials {trials}: study {study} has {before} trials and {most} configurations in all; "
-            f"give at most {most - before}, or create a study with a larger space"
-            if most > before
+            f"give at most {left}, or create a study with a larger space"
+            if left > 0
             else f"--trials {trials}: study {study} tries all of its {most} configurations already; "
             "create a study with a larger space"
         )

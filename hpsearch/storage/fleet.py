@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from hpsearch.errors import StorageError
 from hpsearch.storage import budget, events, leases, locks
 from hpsearch.storage.open import Database
-from hpsearch.storage.tables import CONTROL, EVENTS, LEASES, STUDIES, TRIALS, WORKERS
+from hpsearch.storage.tables import CONFIGURATIONS, CONTROL, EVENTS, LEASES, STUDIES, TRIALS, WORKERS
 
 FORGET_SECONDS = 86_400.0  # a worker that vanished is shown for a day
 ALIVE_SECONDS = 60.0  # a worker gives a sign every second or after each epoch; one without a lease is silent then
@@ -167,6 +167,16 @@ def extend(database: Database, study_id: int, num_trials: int) -> int:
     with database.engine.begin() as connection:
         locks.lock_study(connection, study_id)
         return budget.extend(connection, study_id, num_trials)
+
+
+def num_without_point(database: Database, study_id: int) -> int:
+    """Trials that have ended and took up no configuration: what they were to train was another's, or not allowed."""
+    missing = CONFIGURATIONS.c.trial_id.is_(None)
+    ended = (TRIALS.c.study_id == study_id) & TRIALS.c.state.not_in((TrialState.RUNNING, TrialState.WAITING))
+    joined = select(func.count()).select_from(TRIALS)
+    joined = joined.outerjoin(CONFIGURATIONS, CONFIGURATIONS.c.trial_id == TRIALS.c.trial_id)
+    with database.statements() as connection:
+        return connection.scalars(joined.where(ended, missing)).one()
 
 
 def _forget(connection: Connection) -> None:

@@ -150,6 +150,22 @@ def test_a_space_that_is_used_up(folder: Path) -> None:
     assert "tries all of its 4 configurations already" in refused.stderr
 
 
+def test_a_space_of_which_failed_and_repeated_trials_took_places_can_be_finished(folder: Path) -> None:
+    small = ("--set", "space={ optimizer = ['sgd', 'adam'], batch_size = [16, 32] }", "--set", "first=[]")
+    hpsearch(folder, "create-study", "tiny.toml", *small)
+    with connect(f"sqlite:///{folder / 'storage' / 'hpsearch.db'}") as database:
+        study = load_study(database, "tiny").optuna_study
+        for given in ({"batch_size": 17}, *2 * [{"optimizer": "sgd", "batch_size": 16}]):
+            study.enqueue_trial(given)
+    hpsearch(folder, "worker", "tiny")
+    assert "give at most 2," in hpsearch(folder, "extend", "tiny", "--trials", "3", code=2).stderr
+    hpsearch(folder, "extend", "tiny", "--trials", "2")
+    hpsearch(folder, "worker", "tiny")
+    found = [trial["searched"] for trial in json.loads(hpsearch(folder, "trials", "tiny", "--json").stdout)]
+    assert len({json.dumps(one, sort_keys=True) for one in found if one}) == 4
+    assert "tries all of its 4" in hpsearch(folder, "extend", "tiny", "--trials", "1", code=2).stderr
+
+
 def test_a_killed_worker_is_seen_and_its_trial_taken_over(folder: Path) -> None:
     hpsearch(folder, "create-study", "tiny.toml", *LONG, "--trials", "1")
     process = start(folder, "worker", "tiny", HPSEARCH_DEVICE="cpu", HPSEARCH_LEASE_SECONDS="1")
