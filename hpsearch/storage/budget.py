@@ -1,18 +1,24 @@
 """Budgets: how many trials may still be started, decided in the transaction that starts them.
 
 A budget decides when trials begin and cuts none short: what runs when it is used up trains to its end. The numbers of
-trials and of epochs are exact, because a trial reserves itself and all its epochs before it begins; hours and a target
-value are noticed when the next trial would begin. A trial that was given back has begun: it goes on all the same.
+trials and of epochs are exact, because a trial reserves itself and all its epochs before it begins (the most that a
+trial may have, until its own number is known); hours and a target value are noticed when the next trial would begin. A
+trial that was given back has begun: it goes on all the same.
 """
 
+import json
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from optuna.trial import TrialState
 from sqlalchemy import Connection, case, func, insert, select, update
 
 from hpsearch.sections import Budget
+from hpsearch.space import Choice, Parameter
 from hpsearch.storage.leases import clock, now
-from hpsearch.storage.tables import CONTROL, LEASES, TRIALS, VALUES
+from hpsearch.storage.tables import CONTROL, LEASES, PARAMS, SYSTEM_ATTRIBUTES, TRIALS, VALUES
 
 # The states of a study that people set (CONTROL.state).
 RUNNING, PAUSED, STOPPED = "running", "paused", "stopped"
@@ -22,13 +28,29 @@ RUNNING, PAUSED, STOPPED = "running", "paused", "stopped"
 class Plan:
     """What a study may use: its file's budget, the epochs of its longest trial, and whether high values are good.
 
-    With `created`, whoever takes trials makes sure that the study is still the one created then.
+    With `created`, whoever takes trials makes sure that the study is still the one created then. `epochs` is the
+    hyperparameter, if it is searched; `own` are those of each candidate.
     """
 
     budget: Budget
     max_epochs: int
     maximize: bool
     created: str = ""
+    epochs: Parameter | None = None
+    own: tuple[int, ...] = ()
+
+    def needed(self, number: int, drawn: float | None = None, enqueued: str | None = None) -> int:
+        """The epochs of a trial: its candidate's, as drawn (in Optuna's terms), as enqueued (JSON), or the most."""
+        if self.own:
+            return self.own[number % len(self.own)]
+        if self.epochs is not None and drawn is not None:
+            return int(self.epochs.choices[int(drawn)] if isinstance(self.epochs, Choice) else drawn)
+        with suppress(ValueError):  # else it is damaged
+            given = json.loads(enqueued or "{}")
+            value: Any = given.get("epochs") if isinstance(given, Mapping) else None
+            if self.epochs is not None and self.epochs.contains(value):
+                return int(value)
+        return self.max_epochs
 
 
 @dataclass(frozen=True)
@@ -59,8 +81,7 @@ def allowance(connection: Connection, study_id: int, plan: Plan) -> Allowance:
     left, reason = control.max_trials - started, f"all of its {control.max_trials} trials have been started"
     budget = plan.budget
     if budget.epochs is not None:
-        reserved, num_given_back = _epochs(connection, study_id, plan.max_epochs)
-        fitting = (budget.epochs - reserved) // plan.max_epochs + num_given_back
+        fitting = _num_fitting(connection, study_id, plan, budget.epochs, control.max_trials)
         if fitting < left:
             left, reason = fitting, f"its budget of {budget.epochs} epochs has no room for another trial"
     if left > 0 and (used_up := _used_up(connection, study_id, plan, control.started)):
@@ -81,14 +102,37 @@ def extend(connection: Connection, study_id: int, num_trials: int) -> int:
     return int(connection.scalars(select(CONTROL.c.max_trials).where(of_study)).one())
 
 
-def _epochs(connection: Connection, study_id: int, max_epochs: int) -> tuple[int, int]:
-    """Epochs recorded, with all that trials may still need that run or were given back; the number of the latter."""
-    given_back = TRIALS.c.state == TrialState.WAITING  # those that never ran have no lease
-    reserved = case((given_back | (TRIALS.c.state == TrialState.RUNNING), max_epochs), else_=LEASES.c.epoch)
-    columns = (func.coalesce(func.sum(reserved), 0), func.coalesce(func.sum(case((given_back, 1), else_=0)), 0))
-    joined = select(*columns).select_from(LEASES).join(TRIALS, TRIALS.c.trial_id == LEASES.c.trial_id)
-    epochs, num_given_back = connection.execute(joined.where(TRIALS.c.study_id == study_id)).one()
-    return int(epochs), int(num_given_back)
+def _num_fitting(connection: Connection, study_id: int, plan: Plan, epochs: int, max_trials: int) -> int:
+    """How many trials have room in so many epochs, in the order in which they start; those given back have it already.
+
+    Trials that end between the two statements count twice, not never.
+    """
+    of_study = TRIALS.c.study_id == study_id
+    is_open = TRIALS.c.state.in_((TrialState.RUNNING, TrialState.WAITING))
+    drawn = (PARAMS.c.trial_id == TRIALS.c.trial_id) & (PARAMS.c.param_name == "epochs")
+    key, value = SYSTEM_ATTRIBUTES.c.key, SYSTEM_ATTRIBUTES.c.value_json
+    enqueued = (SYSTEM_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id) & (key == "fixed_params")
+    columns = (TRIALS.c.state, LEASES.c.trial_id, TRIALS.c.number, PARAMS.c.param_value, value)
+    rows = select(*columns).select_from(TRIALS).outerjoin(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id)
+    rows = rows.outerjoin(PARAMS, drawn).outerjoin(SYSTEM_ATTRIBUTES, enqueued)
+    queue: list[int] = []
+    left, num = epochs, 0
+    for state, leased, *which in connection.execute(rows.where(of_study, is_open).order_by(TRIALS.c.number)):
+        needed, waiting = plan.needed(*which), state == TrialState.WAITING
+        if leased is not None:
+            left, num = left - needed, num + waiting
+        elif waiting:  # those that never ran have no lease
+            queue.append(needed)
+    sums = select(func.coalesce(func.sum(case((is_open, 0), else_=LEASES.c.epoch)), 0), func.count())
+    sums = sums.select_from(TRIALS).outerjoin(LEASES, LEASES.c.trial_id == TRIALS.c.trial_id)
+    recorded, count = connection.execute(sums.where(of_study)).one()
+    left -= int(recorded)
+    queue += [plan.needed(number) for number in range(count, max_trials)] if plan.own else []
+    for needed in queue:
+        if needed > left:
+            return num
+        left, num = left - needed, num + 1
+    return num + max(0, left) // plan.max_epochs
 
 
 def _num_begun(connection: Connection, study_id: int) -> int:

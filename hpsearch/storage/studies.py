@@ -47,7 +47,10 @@ class LoadedStudy:
     @property
     def plan(self) -> budget.Plan:
         """What the study may use."""
-        return budget.Plan(self.spec.budget, self.spec.max_epochs, self.spec.objective.maximize, self.created)
+        spec = self.spec
+        own = tuple(spec.recipe({}, 0, 0, number).epochs for number in range(len(spec.candidates)))
+        searched = spec.space.get("epochs")
+        return budget.Plan(spec.budget, spec.max_epochs, spec.objective.maximize, self.created, searched, own)
 
 
 @dataclass(frozen=True)

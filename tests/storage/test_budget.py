@@ -5,11 +5,18 @@ from dataclasses import replace
 import pytest
 from optuna.trial import TrialState
 
-from hpsearch.storage import budget, ledger
+from hpsearch.search.session import Session
+from hpsearch.spec import parse
+from hpsearch.storage import budget, fleet, ledger
 from hpsearch.storage.ledger import End, Report
 from hpsearch.storage.open import Database
-from hpsearch.storage.studies import LoadedStudy, progress
+from hpsearch.storage.studies import LoadedStudy, create_study, load_study, progress
+from tests.sessions import take as take_drawn
 from tests.storage.trials import MEASURED, plan, report, take, take_many
+from tests.studies import TINY
+
+HEAD = TINY.split("[space]")[0].replace("epochs = 3\n", "")
+SHORT_FIRST = "".join(f"[[first]]\nepochs = 3\nlearning_rate = 0.0{digit}\n" for digit in range(1, 9))
 
 
 @pytest.fixture
@@ -74,3 +81,53 @@ def test_what_never_began_does_not_start_when_the_hours_are_over(database: Datab
     assert allowed.num_trials == 0
     taken = ledger.take(database, study.study_id, 8, "me", 60.0, plan(study, target=0.9))
     assert (taken.leases, taken.reason) == ((), "a trial has reached the target 0.9")
+
+
+def one_worker(database: Database, text: str) -> Session:
+    create_study(database, parse(text, "test.toml"), "lengths")
+    return Session(database, load_study(database, "lengths"), fleet.Worker("me", "here", 1, "cpu"), 60.0)
+
+
+def searching(epochs: str, limit: int, rest: str = "") -> str:
+    """A study whose trials are of different lengths, and which may have so many epochs."""
+    space = f"[space]\nepochs = {epochs}\nlearning_rate = {{ low = 1e-3, high = 1e-1, log = true }}\n"
+    return f"{HEAD}{space}[pruner]\nname = 'none'\n[budget]\ntrials = 100\nepochs = {limit}\n{rest}"
+
+
+@pytest.mark.parametrize("epochs", ["[3, 24]", "{ low = 3, high = 24 }"])
+def test_a_trial_reserves_its_own_epochs_once_they_are_known(database: Database, epochs: str) -> None:
+    mine = one_worker(database, searching(epochs, 40, SHORT_FIRST))
+    taken = mine.lease(9)  # 8 times 3 leaves no room for one more, which may have 24
+    assert (len(taken.leases), taken.reason) == (8, "its budget of 40 epochs has no room for another trial")
+    assert not mine.lease(1).leases
+    assert [one.recipe.epochs for one in mine.assign(taken.leases)] == [3] * 8
+    assert not mine.lease(1).leases
+    mine.release([(one, 0) for one in taken.leases], "asked to stop")
+    mine.study.optuna_study.enqueue_trial({"epochs": 24})
+    assert [lease.number for lease in mine.lease(100).leases] == list(range(8))
+
+
+@pytest.mark.parametrize("outside", [4, "3", None, True])
+def test_epochs_that_are_not_allowed_reserve_the_most(database: Database, outside: object) -> None:
+    mine = one_worker(database, searching("[3, 24]", 26))
+    mine.study.optuna_study.enqueue_trial({"epochs": outside})
+    assert len(mine.lease(2).leases) == 1
+
+
+def test_candidates_reserve_their_own_epochs(database: Database) -> None:
+    compared = "".join(f"[[candidate]]\nlabel = '{label}'\nepochs = {n}\n" for label, n in (("short", 1), ("long", 5)))
+    head = HEAD.replace("[model]", "seeds = [1, 2, 3]\n[model]")
+    mine = one_worker(database, f"{head}[pruner]\nname = 'none'\n[budget]\ntrials = 6\nepochs = 13\n{compared}")
+    assert [one.recipe.epochs for one in take_drawn(mine, 6)] == [1, 5, 1, 5, 1]
+
+
+def test_what_trials_of_any_length_train_is_exactly_within_the_budget(database: Database) -> None:
+    mine = one_worker(database, searching("{ low = 1, high = 9 }", 60))
+    trained = 0
+    while drawn := take_drawn(mine, 3):
+        for one in drawn:
+            for epoch in range(1, one.recipe.epochs + 1):
+                mine.record([Report(one.lease, epoch, 0.5, MEASURED)], 60.0)
+            mine.finish([End(one.lease, TrialState.COMPLETE, 0.5)])
+            trained += one.recipe.epochs
+    assert 60 - 9 < trained <= 60  # not even the longest would fit any more
