@@ -42,13 +42,7 @@ def max_trials(spec: StudySpec) -> int:
 
 def most_trials(spec: StudySpec) -> int | None:
     """All there is to try; None if there is no end to it."""
-    points = finite_points(spec)
-    return None if points is None else len(points)
-
-
-def finite_points(spec: StudySpec) -> list[dict[str, Any]] | None:
-    """Every configuration of the study's space, if they are few enough to be listed."""
-    return spec.configurations
+    return None if spec.configurations is None else len(spec.configurations)
 
 
 def corner(spec: StudySpec) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from hpsearch.recipe import Recipe
 from hpsearch.search.asking import ask
 from hpsearch.search.pruners import failing, make_pruner, rungs
 from hpsearch.search.racing import RacePruner
-from hpsearch.search.samplers import finite_points
 from hpsearch.search.view import View
 from hpsearch.storage import budget, fleet, ledger, snapshot
 from hpsearch.storage.budget import Plan
@@ -70,7 +69,7 @@ class Session:
         self._rungs = rungs(self._pruner)
         self._view = View(database, study, self._rungs)
         self._view.study.pruner = self._pruner
-        self._points = finite_points(study.spec)
+        self._points = study.spec.configurations
         self._attempted: set[int] = set()  # ids of trials that were to be drawn up here
         self._complaints: deque[str] = deque()
         self._thread = threading.get_ident()
