@@ -78,7 +78,7 @@ class StudySpec:
     def max_trials(self) -> int:
         """How many trials it can have: its budget, or all there is to try if that is less."""
         points = self.configurations
-        return self.budget.trials if points is None else min(self.budget.trials, len(points))
+        return min(self.budget.trials, len(points)) if points else self.budget.trials
 
     def summary(self) -> str:
         """The study in half a line."""

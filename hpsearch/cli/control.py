@@ -36,7 +36,6 @@ def stop(study: str, storage: str | None) -> None:
 def extend(study: str, trials: int, storage: str | None) -> None:
     """Allow STUDY more trials, also after it has used them up; its other limits stay."""
     from hpsearch.errors import UsageError
-    from hpsearch.search.samplers import most_trials
     from hpsearch.sections import MOST_TRIALS
     from hpsearch.storage import fleet
     from hpsearch.storage.studies import progress
@@ -47,7 +46,8 @@ def extend(study: str, trials: int, storage: str | None) -> None:
             f"study {study}: its trials are its candidates over {len(loaded.spec.seeds)} seeds, and more would count "
             "nowhere; for more seeds delete it and make it again by `hpsearch confirm` or `hpsearch transfer --seeds N`"
         )
-    most = most_trials(loaded.spec)
+    points = loaded.spec.configurations
+    most = None if points is None else len(points)
     before = progress(database, loaded).max_trials
     left = None if most is None else most - before + fleet.num_without_point(database, loaded.study_id)
     if left is not None and trials > left:

@@ -59,7 +59,6 @@ def create_study(
     from hpsearch import catalogue
     from hpsearch.errors import StorageError, UsageError
     from hpsearch.form import name_complaint
-    from hpsearch.search.samplers import max_trials
     from hpsearch.settings import redact
     from hpsearch.space import show
     from hpsearch.storage import studies
@@ -78,7 +77,7 @@ def create_study(
         spec = pinned(spec, settings)
     database = click.get_current_context().with_resource(create(settings.storage_url))
     try:
-        studies.create_study(database, spec, name, max_trials(spec))
+        studies.create_study(database, spec, name, spec.max_trials)
     except StorageError:
         if not if_missing or name not in studies.study_names(database):
             raise
@@ -89,7 +88,7 @@ def create_study(
                 f"hpsearch: warning: it differs from {study} in {', '.join(others)} and stays; {advice}", err=True
             )
         return
-    limit = max_trials(spec)
+    limit = spec.max_trials
     count = f"{limit} trials" if limit == spec.budget.trials else f"{limit} trials, all that there is to try,"
     click.echo(f"study {name}: {count} of up to {spec.max_epochs} epochs, in {redact(settings.storage_url)}")
     click.echo(f"next: hpsearch worker {name}")
@@ -98,12 +97,11 @@ def create_study(
 def _differences(database: "Database", name: str, spec: "StudySpec") -> list[str]:
     """The sections in which a recorded study is another than `spec`, as far as that changes what is trained."""
     from hpsearch.errors import StorageError, StudyFileError
-    from hpsearch.search.samplers import max_trials
     from hpsearch.storage.studies import load_study, progress
 
     try:
         loaded = load_study(database, name)
-        extended = progress(database, loaded).max_trials == max_trials(spec)
+        extended = progress(database, loaded).max_trials == spec.max_trials
     except (StorageError, StudyFileError):
         return []  # `list` says what is wrong with it
     given, recorded = spec.to_tables(), loaded.spec.to_tables()

@@ -35,16 +35,6 @@ def make_sampler(spec: StudySpec, number: int, attempt: int = 0) -> BaseSampler:
     return make(spec, seed % 2**32, **options)
 
 
-def max_trials(spec: StudySpec) -> int:
-    """How many trials the study can have: its budget, or all there is to try if that is less."""
-    return min(spec.budget.trials, most_trials(spec) or spec.budget.trials)
-
-
-def most_trials(spec: StudySpec) -> int | None:
-    """All there is to try; None if there is no end to it."""
-    return None if spec.configurations is None else len(spec.configurations)
-
-
 def corner(spec: StudySpec) -> dict[str, Any]:
     """The configuration with the first choice and the lowest value of everything."""
     point: dict[str, Any] = {}

@@ -14,7 +14,7 @@ from hpsearch.errors import StudyFileError
 from hpsearch.recipe import fold
 from hpsearch.search import SAMPLERS
 from hpsearch.search.asking import suggest
-from hpsearch.search.samplers import at, corner, distribution, make_sampler, max_trials
+from hpsearch.search.samplers import at, corner, distribution, make_sampler
 from hpsearch.sections import SAMPLER_OPTIONS, Sampler
 from hpsearch.space import Choice, Float, Int, configurations
 from hpsearch.spec import StudySpec, parse
@@ -90,10 +90,10 @@ def test_grid_tries_every_combination_once() -> None:
     spec_points = spec.configurations
     assert spec_points is not None
     assert len(spec_points) == (3 + 1) * 4 * (1 + 4)  # momenta of sgd and adam; batch sizes; constant and four factors
-    assert max_trials(spec) == len(spec_points)
+    assert spec.max_trials == len(spec_points)
     tried = Counter(tuple(sorted(params.items())) for params in search(spec, len(spec_points)))
     assert set(tried.values()) == {1}
-    assert max_trials(study_of("grid", space, trials=7)) == 7
+    assert study_of("grid", space, trials=7).max_trials == 7
 
 
 CHAIN = ("learning_rate", "weight_decay", "dropout", "clip_norm", "momentum")
@@ -109,8 +109,8 @@ def chain(length: int) -> str:
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
 def test_conditions_leave_fewer_configurations_than_choices_multiply_to(name: str) -> None:
     spec = study_of(name, chain(11), trials=1000)
-    assert max_trials(spec) == 11 + 4 * 10  # of 161,051 combinations
-    assert max_trials(study_of("random", chain(3), trials=1000)) == 3 + 4 * 2
+    assert spec.max_trials == 11 + 4 * 10  # of 161,051 combinations
+    assert study_of("random", chain(3), trials=1000).max_trials == 3 + 4 * 2
 
 
 def test_a_grid_is_refused_for_the_configurations_that_it_has() -> None:
@@ -130,7 +130,7 @@ def test_a_grid_is_listed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"grid", "gp"}))
 def test_a_long_range_of_whole_numbers_is_never_listed(name: str) -> None:
     spec = study_of(name, f"seed = {{ low = 0, high = {2**40} }}\noptimizer = ['sgd', 'adam']")
-    assert max_trials(spec) == 20
+    assert spec.max_trials == 20
     seeds = [params["seed"] for params in search(spec, 12)]
     assert len(set(seeds)) == 12
     assert all(spec.parameters["seed"].contains(seed) for seed in seeds)
@@ -176,7 +176,7 @@ def test_a_grid_records_what_optuna_takes_for_a_value_of_the_range() -> None:
         suggest(study.ask(), spec)
     optuna.create_study().add_trials(study.get_trials())  # which refuses what is outside
     assert [trial.params["learning_rate"] for trial in study.trials] == [0.1, 0.2, 0.3]
-    assert max_trials(spec) == 3
+    assert spec.max_trials == 3
 
 
 def test_sobol_points_fill_the_range_evenly() -> None:

@@ -10,7 +10,6 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.search.asking import digest_of
-from hpsearch.search.samplers import max_trials
 from hpsearch.search.session import Assignment, Session
 from hpsearch.spec import parse
 from hpsearch.storage import budget, fleet, ledger
@@ -91,7 +90,7 @@ def database(storage_url: str) -> Iterator[Database]:
 @pytest.mark.parametrize("num", [1, 3])
 def test_racing_workers_try_every_point_of_a_finite_space_once(database: Database, storage_url: str, num: int) -> None:
     spec = parse(study_text(SIXTY, 1000), "test.toml")
-    create_study(database, spec, "s", max_trials(spec))  # as `hpsearch create-study` does
+    create_study(database, spec, "s", spec.max_trials)  # as `hpsearch create-study` does
     points = spec.configurations
     assert points is not None
     race(storage_url, num)

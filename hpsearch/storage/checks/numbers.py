@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from optuna.trial import TrialState
 from sqlalchemy import insert, literal, select, update
 
-from hpsearch.search.samplers import max_trials
 from hpsearch.storage import budget, bulk
 from hpsearch.storage.checks.facts import Facts, Trial
 from hpsearch.storage.checks.findings import Finding, about
@@ -64,7 +63,7 @@ def check_budget(facts: Facts) -> Iterator[Finding]:
     spec = facts.study.spec
     started = sum(trial.state != TrialState.WAITING for trial in facts.trials)
     if facts.control is None:
-        limit = max(max_trials(spec), started)
+        limit = max(spec.max_trials, started)
         row = {"study_id": facts.study.study_id, "state": budget.RUNNING, "max_trials": limit}
         does = f"makes it anew with {limit} trials, as the study file says, or as many as were started"
         yield Finding("budget", "its row of control is missing", cure=(insert(CONTROL).values(row),), does=does)
