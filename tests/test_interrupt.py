@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -135,3 +136,20 @@ def test_no_code_takes_a_request_for_an_error_of_its_own() -> None:
         block()
         raise LookupError("the request was lost")
     assert broken == []
+
+
+def test_many_open_files_hinder_nobody() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, limits[1]), limits[1]))
+    files: list[int] = []
+    try:
+        while not files or files[-1] < 1100:
+            files.append(os.dup(0))
+        with Interruption().listening():
+            (thread,) = [thread for thread in threading.enumerate() if thread.name == "hpsearch-insistence"]
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert thread.is_alive()
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
