@@ -330,9 +330,8 @@ def _standing(candidate: int, origin: Origin, mine: list[float], race: Race, sig
 def _verdict(candidate: int, race: Race) -> str:
     if candidate in race.out:
         out = race.out[candidate]
-        if out.rival is None:
-            return f"out after {out.num_seeds} seeds (a trial diverged or failed)"
-        return f"out after {out.num_seeds} seeds (p = {out.p:.1g})"
+        why = f"p = {out.p:.1g}" if out.rival is not None else "a trial diverged or failed"
+        return f"out after {out.num_seeds} seed{'s' if out.num_seeds > 1 else ''} ({why})"
     return (
         "best" if candidate == race.leader else "cannot be told from the best" if race.leader is not None else "waits"
     )

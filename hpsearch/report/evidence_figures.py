@@ -122,8 +122,8 @@ def confirmed(study: Gathered) -> Figure:
     caption += f"Cannot be told from the best: {', '.join(alike) or 'none'}."
     if len(study.confirmation.standings) > 1 and alike:
         caption += f" The mean of the best of {len(study.confirmation.standings)} is somewhat optimistic."
-    if without := [f"{one.label} {one.verdict}" for one in study.confirmation.standings if not one.over_seeds.num]:
-        caption += f" Without a value: {', '.join(without)}."
+    if without := [f"{one.label}, {one.verdict}" for one in study.confirmation.standings if not one.over_seeds.num]:
+        caption += f" Without a value: {'; '.join(without)}."
     columns = ["candidate", "seeds", "mean", "std", "low", "high", "in_search", "luck", "in_set", "verdict"]
     rows: list[list[Cell]] = [
         [

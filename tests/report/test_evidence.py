@@ -57,7 +57,7 @@ def test_seeds_that_were_lost_stand_in_the_tables(sqlite: Database) -> None:
     assert "0 of 2; 1 diverged or failed" in table.html
     caption = confirmed(study).caption
     assert "the best of 3" in caption
-    assert f"Without a value: {study.labels[2]} out after 1 seeds (a trial diverged or failed)" in caption
+    assert f"Without a value: {study.labels[2]}, out after 1 seed (a trial diverged or failed)" in caption
 
 
 def test_seeds_that_were_lost_stand_in_a_transfer(sqlite: Database) -> None:
