@@ -14,6 +14,7 @@
 A message says what was given, where, the rule (or the choices), and what to do next.
 """
 
+import errno
 from collections.abc import Sequence
 
 EXIT_FAILED = 1
@@ -66,6 +67,11 @@ class StorageError(UsageError):
 
 class StorageEmpty(StorageError):
     """A storage that can be reached, but in which no study was ever created."""
+
+
+def no_room(error: OSError) -> bool:
+    """Whether a disk, or what its user may have of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def exit_code(error: HpsearchError) -> int:

@@ -7,7 +7,6 @@ README.md            the model card
 SHA256SUMS           of the other four; `sha256sum -c SHA256SUMS`
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -28,7 +27,7 @@ from hpsearch import catalogue, confirm, weights
 from hpsearch.claims import claims
 from hpsearch.data import DATASETS
 from hpsearch.data.images import split_name
-from hpsearch.errors import HpsearchError, UsageError
+from hpsearch.errors import HpsearchError, UsageError, no_room
 from hpsearch.export_schema import CARD, CONFIG, FILES, METRICS, MODEL, SCHEMA_VERSION, SUMS, Metrics
 from hpsearch.model_card import card, config
 from hpsearch.models import MODELS
@@ -109,7 +108,7 @@ def _reaching(where: str | Path) -> Iterator[None]:
     except OSError as error:
         if str(where).startswith(SCHEME):
             raise HpsearchError(f"{where}: {error.strerror or error}; try again once that is mended") from error
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if no_room(error):
             raise HpsearchError(f"{where}: {error.strerror}; make room and run the command again") from error
         raise UsageError(f"{where}: cannot be written ({error.strerror}); name another folder") from error
 

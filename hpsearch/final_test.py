@@ -104,11 +104,13 @@ def _complete(
                     say(warning.message)
     except (StorageAway, StorageError) as error:
         told = ("label", "seeds", "planned", "lost", "validation", *OVER_SEEDS)
-        why = "the study has been deleted" if isinstance(error, StorageError) else "the storage could not be reached"
+        gone = isinstance(error, StorageError)
+        why = "the study has been deleted" if gone else "the storage could not be reached"
+        advice = "" if gone else "; another look needs --again REASON"
         scored = [{key: result[key] for key in told} for result in record["results"]]
         raise HpsearchError(
             f"study {study.name}: the test split was opened, and the result could not be recorded ({why}), so keep "
-            f"this line: {json.dumps(scored)}; another look needs --again REASON"
+            f"this line: {json.dumps(scored)}{advice}"
         ) from error
 
 

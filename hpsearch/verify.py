@@ -11,7 +11,7 @@ from hpsearch.export_schema import CARD, CONFIG, FILES, METRICS, MODEL, Metrics
 from hpsearch.model_card import UNTESTED, card
 from hpsearch.recipe import Recipe
 from hpsearch.settings import Settings
-from hpsearch.spec import StudySpec
+from hpsearch.spec import StudySpec, unused
 from hpsearch.train.program import Program, place
 from hpsearch.trained import alike, dataset_of, same_loss
 
@@ -86,4 +86,4 @@ def _recipe(metrics: Metrics, spec: StudySpec, where: str | Path) -> Recipe:
 
 def _deciding(recipe: Recipe) -> Recipe:
     """Without what decides nothing, which a study file leaves out."""
-    return replace(recipe, gamma=recipe.gamma if recipe.scheduler == "exponential" else Recipe.gamma)
+    return replace(recipe, **unused(recipe))

@@ -5,7 +5,6 @@ the storage is away (run the same command again).
 """
 
 import difflib
-import errno
 import io
 import os
 import pkgutil
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 
 import click
 
-from hpsearch.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, HpsearchError, UsageError, exit_code
+from hpsearch.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, HpsearchError, UsageError, exit_code, no_room
 
 PASSWORD = re.compile(r"(//[^\s/@:]*:)[^\s/]+(?=@)")  # of a storage's URL, which may be given where none belongs
 
@@ -113,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _give_up_output()
         sys.exit(EXIT_FAILED)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not no_room(error):
             raise
         _say(f"{error.strerror}{f': {error.filename}' if error.filename else ''}; make room and run the command again")
         _give_up_output()

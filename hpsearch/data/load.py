@@ -1,6 +1,5 @@
 """Load a data set by name: decoded once, split, and memory-mapped from a cache that all workers of a machine share."""
 
-import errno
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ from filelock import FileLock
 from hpsearch.data import DATASETS, PLACES, STAMPS
 from hpsearch.data.images import Images, Labels, RawImages, Source, split_name
 from hpsearch.data.split import VALIDATION_SEED, VALIDATION_SHARE, split_rows
-from hpsearch.errors import DataError, NoRoom
+from hpsearch.errors import DataError, NoRoom, no_room
 from hpsearch.sections import FEWEST_PIXELS, MOST_PIXELS
 
 FORMAT = 1  # of the cache; a higher number leaves the caches of older versions aside
@@ -261,7 +260,7 @@ def _statistics(images: Images) -> tuple[list[float], list[float]]:
 
 
 def _write_problem(name: str, cache_dir: Path, error: OSError) -> DataError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, None):  # None: numpy, which writes less than it should
+    if no_room(error) or error.errno is None:  # numpy, which writes less than it should
         return NoRoom(
             f"data.name = {name!r}: no space left for the cache in {cache_dir} ({error}); free some or move the cache."
         )

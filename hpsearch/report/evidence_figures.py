@@ -148,7 +148,6 @@ def confirmed(study: Gathered) -> Figure:
 def transferred(studies: Sequence[Gathered], key: str) -> Figure:
     """Every way to train on the target, against scratch over the same seeds; the studies differ in the image size."""
     arms = [arm for study in studies for arm in study.arms if arm.values]
-    several = len({arm.image_size for arm in arms}) > 1
     traces: list[dict[str, Any]] = []
     rows: list[list[Cell]] = []
     names = list(dict.fromkeys(arm.label for arm in reversed(arms)))
@@ -165,31 +164,29 @@ def transferred(studies: Sequence[Gathered], key: str) -> Figure:
         over = (lead.mean, lead.low, lead.high) if lead else (None, None, None)
         about = (arm.study, arm.image_size, arm.label)
         rows.append([*about, own_mean.num, arm.lost, own_mean.mean, own_mean.low, own_mean.high, *over])
-    leads = [
-        f"{arm.label}{f' at {arm.image_size} px' if several else ''} {arm.over_scratch.mean:+.3f} "
-        f"({_ends(arm.over_scratch)}{_pairs(arm)})"
-        for arm in arms
-        if arm.over_scratch
-    ]
-    metric, spec = words(studies[0].metric), studies[0].spec
-    caption = (
-        f"{metric.capitalize()} of {spec.model.name} on {spec.data.name} with the same configuration, seeds and "
-        "epochs; 95 % intervals. "
-        f"Lead over scratch, paired by seed: {'; '.join(leads) or 'not known yet'}."
-    )
-    lost = [
-        f"{arm.label}{f' at {arm.image_size} px' if several else ''}, "
-        f"{of_planned(len(arm.values), arm.planned, arm.lost)}"
-        for study in studies
-        for arm in study.arms
-        if arm.lost
-    ]
-    caption += f" Not of all seeds: {'. '.join(lost)}." if lost else ""
     columns = ["study", "image_size", "arm", "seeds", "lost", "mean", "low", "high"]
     columns += ["over_scratch", "over_low", "over_high"]
-    layout = {"xaxis": axis(metric), "yaxis": label_axis(names)}
-    height = 170 + 46 * len(names)
+    layout = {"xaxis": axis(words(studies[0].metric)), "yaxis": label_axis(names)}
+    height, caption = 170 + 46 * len(names), _transfer_caption(studies)
     return Figure(key, "Transfer against scratch", caption, columns, rows, traces, layout, height=height)
+
+
+def _transfer_caption(studies: Sequence[Gathered]) -> str:
+    arms, spec = [arm for study in studies for arm in study.arms], studies[0].spec
+    several = len({arm.image_size for arm in arms}) > 1
+    named = [(arm, f"{arm.label}{f' at {arm.image_size} px' if several else ''}") for arm in arms]
+    leads = [
+        f"{name} {arm.over_scratch.mean:+.3f} ({_ends(arm.over_scratch)}{_pairs(arm)})"
+        for arm, name in named
+        if arm.over_scratch
+    ]
+    lost = [f"{name}, {of_planned(len(arm.values), arm.planned, arm.lost)}" for arm, name in named if arm.lost]
+    caption = (
+        f"{words(studies[0].metric).capitalize()} of {spec.model.name} on {spec.data.name} with the same "
+        "configuration, seeds and epochs; 95 % intervals. "
+        f"Lead over scratch, paired by seed: {'; '.join(leads) or 'not known yet'}."
+    )
+    return caption + (f" Not of all seeds: {'. '.join(lost)}." if lost else "")
 
 
 def layer_table(study: Gathered) -> Figure:

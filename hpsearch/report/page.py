@@ -7,7 +7,6 @@ forbids it every request.
 import base64
 import contextlib
 import csv
-import errno
 import html
 import io
 import json
@@ -20,7 +19,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from hpsearch.errors import HpsearchError, UsageError
+from hpsearch.errors import HpsearchError, UsageError, no_room
 from hpsearch.report import evidence_figures, search_figures
 from hpsearch.report.drawing import Cell, Figure, cut, plain, short, words
 from hpsearch.report.gather import Gathered, gather
@@ -54,7 +53,7 @@ def write(database: Database, names: Sequence[str], path: Path, settings: Settin
         work.write_text(text, encoding="utf-8")
         work.replace(path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if no_room(error):
             raise HpsearchError(f"-o {path}: {error.strerror}; make room and run the command again") from error
         raise UsageError(f"-o {path}: cannot be written ({error.strerror}); name another file") from error
     finally:

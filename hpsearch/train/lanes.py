@@ -119,9 +119,9 @@ class Lanes:
             f"steps of model {model} cannot be a CUDA graph and take longer: {reason}"
             for model, reason in self.unrecorded.items()
         }
-        device = self.data.device
-        slow = {f"kernels cannot be compiled for {device}, and lanes take longer: {unavailable(device)}"}
-        slower = slow if self._fused and device.type == "cuda" and unavailable(device) else set()
+        slower = set()
+        if self._fused and (device := self.data.device).type == "cuda" and (reason := unavailable(device)):
+            slower = {f"kernels cannot be compiled for {device}, and lanes take longer: {reason}"}
         new = sorted((fused | recorded | slower) - self._said)
         self._said.update(new)
         return new
